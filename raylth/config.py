@@ -1,0 +1,264 @@
+"""A sweep file's settings as closed, typed models: an unknown key is an error, and every field says unit and source.
+
+Settings that decide results (the science) and settings that decide where and how fast they come about (`storage`,
+`resources`, `log`) stand in different models; only the first enter a stage's key.
+"""
+
+import math
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+
+from raylth.core.data import DATASETS
+from raylth.core.models import MODELS, build_model
+from raylth.core.train import Recipe
+from raylth.registry import Registry, UnknownName
+
+__all__ = [
+    "ARM_NAMES",
+    "DataConfig",
+    "DenseConfig",
+    "ImpConfig",
+    "LogConfig",
+    "MatchConfig",
+    "ModelConfig",
+    "ResourcesConfig",
+    "SeedsConfig",
+    "Share",
+    "SparseConfig",
+    "SweepConfig",
+]
+
+ArmName = Literal["lth", "naive", "permuted", "random", "random_permutation"]
+ARM_NAMES: tuple[ArmName, ...] = ("lth", "naive", "permuted", "random", "random_permutation")
+
+
+def _known(registry: Registry[Any]) -> AfterValidator:
+    def check(name: str) -> str:
+        try:
+            registry[name]
+        except UnknownName as error:
+            raise ValueError(str(error)) from error
+        return name
+
+    return AfterValidator(check)
+
+
+def _unique(values: list[Any]) -> list[Any]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value!r} is listed twice")
+    return values
+
+
+def _fraction(value: Any) -> Any:
+    """Read "1/3" as a number, since 0.333 in a file is a guess at it."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value))
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"{value!r} is not a fraction such as 1/3") from error
+    return value
+
+
+def _gpu_share(value: float) -> float:
+    """Accept 0 and 1/n: other fractions can hang Ray's scheduler (ray #52133)."""
+    if value == 0:
+        return value
+    shares = 1 / value
+    if abs(shares - round(shares)) > 1e-3 * shares or round(shares) < 1:
+        lower = max(1, math.floor(shares))
+        legal = " or ".join(f"1/{n}" if n > 1 else "1" for n in sorted({lower, lower + 1}))
+        raise ValueError(f"{value:g} is not 0 or 1/n; the nearest legal shares are {legal}")
+    return 1 / round(shares)
+
+
+Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable weights that a mask removes.")]
+Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False)]
+GpuShare = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1), AfterValidator(_gpu_share)]
+Width = Annotated[float, Field(gt=0, le=64)]
+
+
+class Settings(BaseModel):
+    """Closed and immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SeedsConfig(Settings):
+    """Every random stream of a sweep is derived from these (SHA-256 of base and role)."""
+
+    base: int = Field(0, ge=0, lt=2**63, description="Base seed of the sweep.")
+    replicates: PositiveInt = Field(3, description="Independent pairs of networks A and B; the paper has 3.")
+
+
+class DataConfig(Settings):
+    """The data set; its files' place does not enter a key, their layout does (the images can differ)."""
+
+    name: Annotated[str, _known(DATASETS)] = Field(description="Data set, by name.")
+    root: str | None = Field(None, description="Folder of its files; data sets that come embedded need none.")
+    layout: Literal["torchvision", "parquet"] = Field(
+        "torchvision", description="How the files lie: torchvision's, or Parquet as the Hugging Face hub stores images."
+    )
+    download: bool = Field(False, description="Let torchvision download missing files to data.root.")
+    augment: Literal["auto", "none", "flip_crop"] = Field(
+        "auto", description="Training augmentation; auto is flip and crop with padding 4 for CIFAR, none elsewhere."
+    )
+    num_train: PositiveInt | None = Field(None, description="Keep only the first training samples.")
+    num_test: PositiveInt | None = Field(None, description="Keep only the first test samples.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "DataConfig":
+        info = DATASETS[self.name]
+        if info.from_files and self.root is None:
+            raise ValueError(f"{self.name} lies in files, so data.root must name their folder")
+        for field, available in (("num_train", info.num_train), ("num_test", info.num_test)):
+            asked = getattr(self, field)
+            if asked is not None and asked > available:
+                raise ValueError(f"{field}: {self.name} has {available} such samples, not {asked}")
+        if self.augment == "flip_crop" and len(info.in_shape) != 3:
+            raise ValueError(f"augment: flip_crop needs images, and {self.name} has samples of shape {info.in_shape}")
+        return self
+
+
+class ModelConfig(Settings):
+    """The architecture; each width is a sweep axis of its own."""
+
+    name: Annotated[str, _known(MODELS)] = Field(description="Network, by name.")
+    widths: Annotated[list[Width], Field(min_length=1), AfterValidator(_unique)] = Field(
+        [1.0], description="Multipliers of every hidden width; the paper has 1 to 16."
+    )
+
+
+class OptimizerConfig(Settings):
+    """SGD; fields that dense, IMP and sparse training share."""
+
+    batch_size: PositiveInt = Field(128, description="Samples per step (paper: 128 on CIFAR).")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
+    weight_decay: float = Field(5e-4, ge=0, lt=1, description="L2 weight decay on every parameter.")
+    warmup_epochs: int = Field(0, ge=0, description="Epochs of linear warm-up before the cosine.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the training loss.")
+
+    def recipe(self, epochs: int, lr: float, **schedule: int) -> Recipe:
+        """Return what `core.train` needs for one training of `epochs` epochs."""
+        return Recipe(
+            epochs=epochs,
+            lr=lr,
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            warmup_epochs=self.warmup_epochs,
+            label_smoothing=self.label_smoothing,
+            **schedule,
+        )
+
+
+class DenseConfig(OptimizerConfig):
+    """Dense training of A and B."""
+
+    epochs: PositiveInt = Field(200, description="T: epochs of dense training (paper: 200 on CIFAR).")
+    lr: Rate = Field(0.08, description="Peak learning rate (paper: 0.08 on CIFAR).")
+
+
+class ImpConfig(OptimizerConfig):
+    """Iterative magnitude pruning with fine-tuning (the published code runs momentum 0 and weight decay 0)."""
+
+    epochs_per_round: PositiveInt = Field(50, description="Epochs of fine-tuning after each pruning (paper: 50).")
+    lr: Rate = Field(0.01, description="Peak learning rate of a round (paper: 0.01).")
+    prune_fraction: float = Field(0.2, gt=0, lt=1, description="Share of the alive weights a round prunes (paper: 0.2).")
+    prune_shortcuts: bool = Field(False, description="Also prune residual shortcut convolutions (paper: no).")
+
+
+class MatchConfig(Settings):
+    """Activation matching of A to B."""
+
+    epochs: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_unique)] | None = Field(
+        None, min_length=1, description="Epochs of B at which the permutation is found; null is [T]. Below T: Table 15."
+    )
+    samples: PositiveInt | None = Field(None, description="Training samples to match on, from the first; null is all.")
+
+
+class SparseConfig(OptimizerConfig):
+    """Sparse training: one network per arm, sparsity and rewind point."""
+
+    arms: Annotated[list[ArmName], AfterValidator(_unique)] = Field(
+        ["lth", "naive", "permuted"], description="Which weights and which mask (design table)."
+    )
+    sparsities: Annotated[list[Sparsity], Field(min_length=1), AfterValidator(_unique)] = Field(
+        [0.8, 0.9, 0.95, 0.97], description="Target mask sparsities (paper: 0.80, 0.90, 0.95, 0.97)."
+    )
+    rewinds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_unique)] = Field(
+        [0], description="k: completed epochs of dense training at which the weights are taken; 0 is the initialisation."
+    )
+    lr: Rate = Field(0.02, description="Peak learning rate of a fresh schedule (paper: 0.02).")
+    schedule: Literal["fresh", "rewound"] = Field(
+        "fresh", description="fresh: lr on a new cosine over T - k epochs; rewound: the dense schedule goes on from k."
+    )
+
+
+class Share(Settings):
+    """What one stage takes of a machine."""
+
+    cpus: PositiveInt = Field(1, description="CPU cores, also the number of torch threads.")
+    gpus: GpuShare = Field(0.0, description="Share of one GPU: 0, or 1/n.")
+
+
+class ResourcesConfig(Settings):
+    """Where stages run; nothing here changes a result."""
+
+    dense: Share = Share()
+    imp: Share = Share()
+    match: Share = Share()
+    sparse: Share = Share()
+    checkpoint_actors: PositiveInt = Field(1, description="Actors that hold checkpoints in the object store.")
+    retries: int = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
+
+
+class LogConfig(Settings):
+    """What is recorded on the way; nothing here changes a result."""
+
+    evaluate_every: int = Field(10, ge=0, description="Epochs between test evaluations of a curve; 0: only at the end.")
+
+
+class SweepConfig(Settings):
+    """One sweep file."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="The sweep's name in results and folders.")
+    storage: str = Field("raylth-store", min_length=1, description="Folder of the store; shared by any number of sweeps.")
+    seeds: SeedsConfig = SeedsConfig()
+    data: DataConfig
+    model: ModelConfig
+    dense: DenseConfig = DenseConfig()
+    imp: ImpConfig = ImpConfig()
+    match: MatchConfig = MatchConfig()
+    sparse: SparseConfig = SparseConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def match_epochs(self) -> list[int]:
+        """The epochs of B at which a permutation is found; T when the file does not say."""
+        return self.match.epochs if self.match.epochs is not None else [self.dense.epochs]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SweepConfig":
+        total = self.dense.epochs
+        for rewind in self.sparse.rewinds:
+            if rewind >= total:
+                raise ValueError(f"sparse.rewinds: {rewind} is not below dense.epochs = {total}: no epoch would be left")
+        for epoch in self.match_epochs:
+            if epoch > total:
+                raise ValueError(f"match.epochs: {epoch} is beyond dense.epochs = {total}")
+        info = DATASETS[self.data.name]
+        for width in self.model.widths:
+            try:
+                with torch.device("meta"):  # shapes only
+                    build_model(self.model.name, width=width, num_classes=info.num_classes, in_shape=info.in_shape)
+            except ValueError as error:
+                raise ValueError(f"model: {error}") from error
+        num_train = self.data.num_train or info.num_train
+        if self.match.samples is not None and self.match.samples > num_train:
+            raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
+        return self

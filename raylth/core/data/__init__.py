@@ -1,0 +1,42 @@
+"""Data sets by name, as whole arrays: loaded once, kept on the device, augmented a batch at a time."""
+
+from raylth.core.data.augment import Augmentation, flip_and_crop
+from raylth.core.data.cifar import cifar10, cifar100
+from raylth.core.data.dataset import DATASETS, ArrayDataset, DataError, DatasetInfo, Split, to_device
+from raylth.core.data.digits import digits
+from raylth.core.data.mnist1d import mnist1d
+
+__all__ = [
+    "DATASETS",
+    "ArrayDataset",
+    "Augmentation",
+    "DataError",
+    "DatasetInfo",
+    "Split",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "flip_and_crop",
+    "load_dataset",
+    "mnist1d",
+    "to_device",
+]
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | None = None,
+    layout: str = "torchvision",
+    download: bool = False,
+    num_train: int | None = None,
+    num_test: int | None = None,
+) -> ArrayDataset:
+    """Load the named data set whole into memory as numpy arrays.
+
+    `root` and `layout` matter to data sets that lie in files only; `num_train` and `num_test` keep the first samples
+    of each split. Raises UnknownName, and DataError (one line: the path and what was expected there) for missing or
+    corrupt files.
+    """
+    dataset = DATASETS[name].load(root=root, layout=layout, download=download)
+    return dataset.first(num_train, num_test)

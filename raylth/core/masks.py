@@ -1,0 +1,100 @@
+"""Masks: which weights may be pruned, how a mask is applied, counted, shuffled and checked.
+
+A mask is a plain dictionary `name -> bool tensor` with one entry per prunable weight; True means alive.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from raylth.seeding import derive_seed
+
+__all__ = [
+    "Mask",
+    "MaskBroken",
+    "apply_mask",
+    "check_mask",
+    "full_mask",
+    "mask_sparsity",
+    "model_sparsity",
+    "num_alive",
+    "prunable_names",
+    "shuffle_mask",
+]
+
+Mask = dict[str, Tensor]
+
+PRUNABLE_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+SHORTCUT_NAMES = frozenset({"shortcut", "downsample"})  # ours, torchvision's
+
+
+class MaskBroken(RuntimeError):
+    """A weight that the mask prunes is not zero; the text names the tensor and counts the weights."""
+
+
+def prunable_names(model: nn.Module, *, prune_shortcuts: bool = False) -> tuple[str, ...]:
+    """List the weights that pruning may touch, in the model's order: convolutions and linear layers.
+
+    Residual shortcut convolutions are left out unless `prune_shortcuts` (the paper's choice); biases and
+    normalisation are never prunable.
+    """
+    names = []
+    for path, module in model.named_modules():
+        is_shortcut = not SHORTCUT_NAMES.isdisjoint(path.split("."))
+        if isinstance(module, PRUNABLE_LAYERS) and (prune_shortcuts or not is_shortcut):
+            names.append(f"{path}.weight" if path else "weight")
+    return tuple(names)
+
+
+def full_mask(model: nn.Module, *, prune_shortcuts: bool = False) -> Mask:
+    """Return the mask that keeps every prunable weight of `model` alive."""
+    state = model.state_dict()
+    names = prunable_names(model, prune_shortcuts=prune_shortcuts)
+    return {name: torch.ones_like(state[name], dtype=torch.bool) for name in names}
+
+
+def apply_mask(state: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a copy of a state dict in which every pruned weight is exactly 0 (also where it was NaN)."""
+    masked = dict(state)
+    for name, alive in mask.items():
+        masked[name] = torch.where(alive, state[name], torch.zeros_like(state[name]))
+    return masked
+
+
+def check_mask(state: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> None:
+    """Raise MaskBroken unless every pruned weight of `state` is exactly 0."""
+    for name, alive in mask.items():
+        revived = int(torch.count_nonzero(state[name][~alive]))
+        if revived:
+            raise MaskBroken(f"{name}: {revived} of {int((~alive).sum())} pruned weights are not zero")
+
+
+def num_alive(mask: Mapping[str, Tensor]) -> int:
+    """Count the weights that a mask keeps."""
+    return sum(int(alive.sum()) for alive in mask.values())
+
+
+def mask_sparsity(mask: Mapping[str, Tensor]) -> float:
+    """Return the pruned share of the prunable weights, in [0, 1]."""
+    total = sum(alive.numel() for alive in mask.values())
+    return 1.0 - num_alive(mask) / total if total else 0.0
+
+
+def model_sparsity(model: nn.Module, mask: Mapping[str, Tensor]) -> float:
+    """Return the pruned share of *all* parameters of `model`, in [0, 1].
+
+    With 3x3 shortcuts left dense, a mask of 97 % is about 88.9 % of a ResNet-20.
+    """
+    pruned = sum(alive.numel() for alive in mask.values()) - num_alive(mask)
+    return pruned / sum(parameter.numel() for parameter in model.parameters())
+
+
+def shuffle_mask(mask: Mapping[str, Tensor], seed: int) -> Mask:
+    """Shuffle a mask inside each tensor: the density per layer stays, the places are random (the `random` control)."""
+    shuffled = {}
+    for name, alive in mask.items():
+        generator = torch.Generator().manual_seed(derive_seed(seed, "shuffle", name))
+        order = torch.randperm(alive.numel(), generator=generator).to(alive.device)
+        shuffled[name] = alive.flatten()[order].reshape(alive.shape)
+    return shuffled

@@ -1,0 +1,35 @@
+"""Networks by name. `build_model` is the one way in; the functions that it calls are filed in `MODELS`."""
+
+import math
+
+import torch
+from torch import nn
+
+from raylth.core.models.mlp import mlp
+from raylth.core.models.registry import MODELS
+from raylth.core.models.resnet import resnet20
+from raylth.core.models.vgg import vgg11
+
+__all__ = ["MODELS", "build_model", "init_model", "mlp", "resnet20", "vgg11"]
+
+
+def build_model(name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
+    """Build the named network with its own default initialisation drawn from torch's current random state.
+
+    `in_shape` is one sample's shape without the batch: (C, H, W) for images, (L,) for signals; `width` multiplies
+    every hidden width. Raises UnknownName for a name that is not registered, ValueError for a shape or width that
+    the network cannot have.
+    """
+    if not (math.isfinite(width) and width > 0):
+        raise ValueError(f"width must be a positive number, not {width}")
+    return MODELS[name](width=width, num_classes=num_classes, in_shape=tuple(in_shape))
+
+
+def init_model(seed: int, name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
+    """Build the named network from a seed of its own, and leave torch's random state as it was.
+
+    The weights are drawn on the CPU, so that one seed means one initialisation on every device.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(name, width=width, num_classes=num_classes, in_shape=in_shape)

@@ -1,0 +1,92 @@
+"""Global magnitude pruning with exact counts, and the arithmetic of the iterative trunk."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from raylth.core.masks import Mask
+
+__all__ = ["num_landing_alive", "prune_global_magnitude", "trunk_counts"]
+
+
+def prune_global_magnitude(weights: Mapping[str, Tensor], mask: Mapping[str, Tensor], amount: int | float) -> Mask:
+    """Prune the weights of smallest magnitude among those still alive, over all tensors at once.
+
+    `mask` maps names to bool tensors (True: alive), `weights` at least the same names to tensors of the same shapes, as
+    a state dict does; `amount` is a whole number of weights, or a
+    fraction in [0, 1] of the alive ones, of which exactly `round(fraction * alive)` are pruned (Python's rounding:
+    halves go to the even number). Ties break by flat index: of equal magnitudes the first in the order of `mask`, then
+    of memory, is pruned first. Returns a new mask; what was dead stays dead.
+
+    Raises ValueError for a missing name, another shape, an amount out of range, or an alive weight that is NaN.
+    """
+    _check(weights, mask)
+    mask = {name: alive.bool() for name, alive in mask.items()}
+    alive = torch.cat([mask[name].flatten() for name in mask]) if mask else torch.zeros(0, dtype=torch.bool)
+    count = _count(amount, int(alive.sum()))
+    if count == 0:
+        return {name: kept.clone() for name, kept in mask.items()}
+    magnitude = torch.cat([weights[name].detach().abs().flatten() for name in mask])
+    index = alive.nonzero().squeeze(1)  # (num_alive,) flat indices, ascending
+    candidates = magnitude[index]
+    if torch.isnan(candidates).any():
+        raise ValueError(f"{_first_nan(weights, mask)} holds NaN among the weights that are alive; nothing was pruned")
+    threshold = candidates.kthvalue(count).values  # the count-th smallest
+    below = candidates < threshold
+    ties = (candidates == threshold).nonzero().squeeze(1)[: count - int(below.sum())]
+    pruned = below.clone()
+    pruned[ties] = True
+    alive = alive.clone()
+    alive[index[pruned]] = False
+    sizes = [mask[name].numel() for name in mask]
+    parts = zip(mask, alive.split(sizes), strict=True)
+    return {name: part.reshape(mask[name].shape) for name, part in parts}
+
+
+def trunk_counts(total: int, fraction: float, target_alive: int) -> list[int]:
+    """List how many weights are alive after each full round of the trunk, before the landing on `target_alive`.
+
+    Starts with `total` (round 0) and goes on while a full round, which prunes `round(fraction * alive)`, keeps at least
+    `target_alive`. The landing round prunes `counts[-1] - target_alive` more; when that is 0, the trunk lands by itself.
+    Raises ValueError when a round would prune nothing before the target is reached.
+    """
+    counts = [total]
+    while counts[-1] > target_alive:
+        pruned = round(fraction * counts[-1])
+        if pruned == 0:
+            raise ValueError(f"a round of {fraction:g} prunes none of {counts[-1]} weights, so no sparsity is reached")
+        if counts[-1] - pruned < target_alive:
+            break
+        counts.append(counts[-1] - pruned)
+    return counts
+
+
+def num_landing_alive(total: int, sparsity: float) -> int:
+    """Return how many of `total` prunable weights stay alive at `sparsity`: `total - round(sparsity * total)`."""
+    return total - round(sparsity * total)
+
+
+def _count(amount: int | float, num_alive: int) -> int:
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        raise ValueError(f"amount must be a whole number of weights or a fraction, not {amount!r}")
+    if isinstance(amount, float):
+        if not 0.0 <= amount <= 1.0:
+            raise ValueError(f"a fraction to prune must lie in [0, 1], not {amount}")
+        return round(amount * num_alive)
+    if not 0 <= amount <= num_alive:
+        raise ValueError(f"cannot prune {amount} weights: {num_alive} are alive")
+    return amount
+
+
+def _check(weights: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> None:
+    for name in mask:
+        if name not in weights:
+            raise ValueError(f"the mask names {name!r}, which is not among the weights")
+        if weights[name].shape != mask[name].shape:
+            shapes = f"{tuple(weights[name].shape)} and {tuple(mask[name].shape)}"
+            raise ValueError(f"{name}: weight and mask must have the same shape, not {shapes}")
+
+
+def _first_nan(weights: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> str:
+    return next(name for name in mask if torch.isnan(weights[name][mask[name]]).any())

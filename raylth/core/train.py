@@ -1,0 +1,131 @@
+"""The training loop: SGD with momentum and weight decay, cosine with optional warm-up, masks that hold."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raylth.core.data.augment import Augmentation
+from raylth.core.data.dataset import Split
+from raylth.core.masks import apply_mask, check_mask
+from raylth.seeding import derive_seed
+from raylth.steps import learning_rate, steps_per_epoch
+
+__all__ = ["Diverged", "Recipe", "evaluate", "train"]
+
+
+class Diverged(RuntimeError):
+    """The training loss became NaN or infinite; the text names the epoch."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one training runs; together with weights, data, seed and mask it decides the result."""
+
+    epochs: int  # trained now
+    lr: float  # peak of the cosine
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # on every parameter
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    schedule_epochs: int | None = None  # length of the whole cosine; None: `epochs`
+    schedule_start: int = 0  # epochs of the schedule that already lie behind
+
+
+def train(
+    model: nn.Module,
+    split: Split,
+    recipe: Recipe,
+    *,
+    seed: int,
+    augment: str = "none",
+    mask: Mapping[str, Tensor] | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train `model` in place for `recipe.epochs` epochs and return each epoch's mean training loss (nats).
+
+    Every epoch draws its order, flips and crops from `derive_seed(seed, role, epoch)`, where epochs count from
+    `recipe.schedule_start`. `augment` is "none" or "flip_crop". With a `mask`, pruned weights are exactly 0 before the
+    first forward pass, after every step and at the end, so neither momentum nor weight decay revives them.
+    `on_epoch(completed, loss)` is called after each epoch with the number of epochs completed.
+
+    Raises Diverged at the end of an epoch whose mean loss is not finite.
+    """
+    masked, alive = _prepare_mask(model, mask)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+    )
+    per_epoch = steps_per_epoch(len(split), recipe.batch_size)
+    total_steps = (recipe.schedule_epochs or recipe.epochs) * per_epoch
+    device = split.y.device
+    losses = []
+    model.train()
+    for completed in range(recipe.epochs):
+        epoch = recipe.schedule_start + completed
+        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        order = torch.randperm(len(split), generator=generator).to(device)
+        draws = Augmentation.draw(len(split), seed, epoch, device) if augment == "flip_crop" else None
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        for step, index in enumerate(order.split(recipe.batch_size)):
+            optimizer.param_groups[0]["lr"] = learning_rate(
+                epoch * per_epoch + step,
+                total_steps=total_steps,
+                peak=recipe.lr,
+                warmup_steps=recipe.warmup_epochs * per_epoch,
+            )
+            x = split.x[index]
+            x = split.normalise(x if draws is None else draws(x, index))
+            loss = F.cross_entropy(model(x), split.y[index], label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if masked:
+                with torch.no_grad():
+                    torch._foreach_mul_(masked, alive)
+            loss_sum += loss.detach() * len(index)
+        losses.append(float(loss_sum) / len(split))
+        if not math.isfinite(losses[-1]):
+            raise Diverged(f"training diverged in epoch {epoch + 1}: the mean loss is {losses[-1]}")
+        if on_epoch is not None:
+            on_epoch(completed + 1, losses[-1])
+    if mask is not None:
+        check_mask(model.state_dict(), mask)
+    return losses
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> tuple[float, float]:
+    """Return (mean cross-entropy in nats, accuracy in percent) of `model` in eval mode on a whole split.
+
+    The model's training flag is left as it was.
+    """
+    was_training = model.training
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=split.y.device)
+    correct = torch.zeros((), dtype=torch.int64, device=split.y.device)
+    for start in range(0, len(split), batch_size):
+        x, y = split.batch(slice(start, start + batch_size))
+        logits = model(x)
+        loss += F.cross_entropy(logits, y, reduction="sum")
+        correct += (logits.argmax(1) == y).sum()
+    model.train(was_training)
+    return float(loss) / len(split), 100.0 * int(correct) / len(split)
+
+
+def _prepare_mask(model: nn.Module, mask: Mapping[str, Tensor] | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Zero the pruned weights of `model`; return its masked parameters and their masks as factors 0 and 1."""
+    if mask is None:
+        return [], []
+    parameters = dict(model.named_parameters())
+    unknown = [name for name in mask if name not in parameters]
+    if unknown:
+        raise ValueError(f"the mask names {unknown[0]!r}, which is not a parameter of the network")
+    device = next(model.parameters()).device
+    mask = {name: alive.to(device) for name, alive in mask.items()}
+    model.load_state_dict(apply_mask(model.state_dict(), mask))
+    masked = [parameters[name] for name in mask]
+    return masked, [mask[name].to(parameters[name].dtype) for name in mask]

@@ -1,0 +1,28 @@
+"""The stages of the study: (settings, parents' artefacts) -> artefact. Runs without ray, in one process.
+
+    from raylth.stages import make_plan, run_plan
+    graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-store"))
+"""
+
+from raylth.stages.context import Context, make_context
+from raylth.stages.graph import Graph
+from raylth.stages.plan import Plan, make_plan
+from raylth.stages.rows import result_rows
+from raylth.stages.run import STAGES, StageFailed, run_plan, run_stage, scan
+from raylth.stages.stage import Artefact, Stage
+
+__all__ = [
+    "STAGES",
+    "Artefact",
+    "Context",
+    "Graph",
+    "Plan",
+    "Stage",
+    "StageFailed",
+    "make_context",
+    "make_plan",
+    "result_rows",
+    "run_plan",
+    "run_stage",
+    "scan",
+]

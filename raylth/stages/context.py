@@ -1,0 +1,54 @@
+"""What a stage runs with: a store, the data on a device, and where progress goes. No part of it can change a result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raylth.core.data import ArrayDataset, Split, to_device
+from raylth.store import Store
+
+__all__ = ["Context", "Load", "make_context"]
+
+Load = Callable[[str, str], dict[str, np.ndarray]]  # (key, file) -> named arrays
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything around a stage. `load` reads a parent's arrays; `progress(n)` is told of n more trained epochs."""
+
+    store: Store
+    load: Load
+    train: Split
+    test: Split
+    data_sha256: str
+    device: str
+    evaluate_every: int = 0
+    progress: Callable[[int], None] = lambda epochs: None
+
+
+def make_context(
+    store: Store,
+    dataset: ArrayDataset,
+    *,
+    data_sha256: str | None = None,
+    device: str = "cpu",
+    load: Load | None = None,
+    evaluate_every: int = 0,
+    progress: Callable[[int], None] = lambda epochs: None,
+) -> Context:
+    """Copy the data to the device once and make torch's kernels reproducible there."""
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    train, test = to_device(dataset, device)
+    return Context(
+        store,
+        load or store.tensors,
+        train,
+        test,
+        data_sha256 or dataset.fingerprint(),
+        device,
+        evaluate_every,
+        progress,
+    )

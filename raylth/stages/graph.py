@@ -1,0 +1,109 @@
+"""The state of a plan while it runs: which stages wait, may run, run, are done, failed or are blocked."""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+
+from raylth.stages.stage import Stage
+
+__all__ = ["STATES", "Graph"]
+
+STATES = ("waiting", "running", "done", "failed", "blocked")
+
+
+class Graph:
+    """Stages by key with their states; plain bookkeeping, no threads and no clock.
+
+    `done` holds the keys of artefacts that exist already: a stage is done when all that it produces is there. Stages
+    become ready in the order in which they are given. A failed stage blocks its descendants and nothing else.
+    """
+
+    def __init__(self, stages: Iterable[Stage], done: Iterable[str] = ()) -> None:
+        self.stages = {stage.key: stage for stage in stages}
+        self.errors: dict[str, str] = {}  # stage key -> last error line
+        self.blockers: dict[str, str] = {}  # blocked stage key -> the failed stage's key
+        self._rank = {key: rank for rank, key in enumerate(self.stages)}
+        self._producer = {key: stage.key for stage in self.stages.values() for key in stage.produces}
+        existing = set(done)
+        self.states = {
+            key: "done" if existing.issuperset(stage.produces) else "waiting" for key, stage in self.stages.items()
+        }
+        self.cached = frozenset(key for key, state in self.states.items() if state == "done")
+        self._children: dict[str, list[str]] = {key: [] for key in self.stages}
+        self._missing: dict[str, set[str]] = {}
+        for key, stage in self.stages.items():
+            parents = self.parent_stages(stage)
+            for parent in parents:
+                self._children[parent].append(key)
+            self._missing[key] = {parent for parent in parents if self.states[parent] != "done"}
+        self._ready = [self._rank[key] for key in self.stages if self._is_ready(key)]
+        heapq.heapify(self._ready)
+        self._keys = list(self.stages)
+
+    def parent_stages(self, stage: Stage) -> set[str]:
+        """Return the keys of the stages that produce a stage's parents."""
+        return {self._producer[parent] for parent in stage.parents.values()}
+
+    def next_ready(self) -> Stage | None:
+        """Take the first stage whose parents are all done and mark it running; None when there is none."""
+        while self._ready:
+            key = self._keys[heapq.heappop(self._ready)]
+            if self._is_ready(key):
+                self.states[key] = "running"
+                return self.stages[key]
+        return None
+
+    def finish(self, key: str) -> None:
+        """Mark a running stage done; its children may become ready."""
+        self.states[key] = "done"
+        for child in self._children[key]:
+            self._missing[child].discard(key)
+            if self._is_ready(child):
+                heapq.heappush(self._ready, self._rank[child])
+
+    def retry(self, key: str) -> None:
+        """Put a running stage back among the waiting ones."""
+        self.states[key] = "waiting"
+        if self._is_ready(key):
+            heapq.heappush(self._ready, self._rank[key])
+
+    def lose(self, artefact: str) -> Stage:
+        """Note that an artefact which was there is gone: the stage that produces it must run again.
+
+        Children that wait go on waiting for it; returns the stage.
+        """
+        key = self._producer[artefact]
+        if self.states[key] == "done":
+            self.states[key] = "waiting"
+            for child in self._children[key]:
+                self._missing[child].add(key)
+            if self._is_ready(key):
+                heapq.heappush(self._ready, self._rank[key])
+        return self.stages[key]
+
+    def fail(self, key: str, error: str) -> None:
+        """Mark a running stage failed with its last error line, and everything below it blocked."""
+        self.states[key] = "failed"
+        self.errors[key] = error
+        below = list(self._children[key])
+        while below:
+            child = below.pop()
+            if self.states[child] == "waiting":
+                self.states[child] = "blocked"
+                self.blockers[child] = key
+                below += self._children[child]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not any(state in ("waiting", "running") for state in self.states.values())
+
+    def count(self) -> dict[str, Counter[str]]:
+        """Return, per kind of stage, how many are in each state."""
+        counts: dict[str, Counter[str]] = {}
+        for key, stage in self.stages.items():
+            counts.setdefault(stage.kind, Counter())[self.states[key]] += 1
+        return counts
+
+    def _is_ready(self, key: str) -> bool:
+        return self.states[key] == "waiting" and not self._missing[key]

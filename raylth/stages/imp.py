@@ -1,0 +1,31 @@
+"""Stage `imp`: one round of iterative magnitude pruning with fine-tuning (paper, section 3).
+
+A round of the trunk prunes a fraction of the weights still alive; a landing round prunes what lands exactly on its
+sparsity. Each round is a stage of its own, so every sparsity shares the trunk and a stopped trunk goes on where it was.
+"""
+
+from raylth.core.masks import full_mask, num_alive
+from raylth.core.pruning import num_landing_alive, prune_global_magnitude
+from raylth.stages.context import Context
+from raylth.stages.stage import Artefact, Stage
+from raylth.stages.training import fit, load_mask, load_network, state_arrays
+
+__all__ = ["imp"]
+
+
+def imp(stage: Stage, context: Context) -> dict[str, Artefact]:
+    """Prune the parent network by one round, then fine-tune it under the new mask."""
+    settings, parent = stage.settings, stage.parents["network"]
+    network = load_network(settings, context, parent)
+    mask = full_mask(network, prune_shortcuts=settings["prune_shortcuts"])
+    if stage.labels["imp_round"] > 1:
+        mask = load_mask(context, parent)
+    amount = settings["amount"]
+    if "fraction" in amount:
+        pruned = prune_global_magnitude(network.state_dict(), mask, float(amount["fraction"]))
+    else:
+        target = num_landing_alive(sum(alive.numel() for alive in mask.values()), amount["sparsity"])
+        pruned = prune_global_magnitude(network.state_dict(), mask, num_alive(mask) - target)
+    metrics = fit(network, settings, context, mask=pruned)
+    tensors = {"weights": state_arrays(network.state_dict()), "mask": state_arrays(pruned)}
+    return {stage.key: Artefact(tensors, metrics)}

@@ -1,0 +1,216 @@
+"""Turns a sweep's settings into its stages: every network once, in an order in which parents come first."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from raylth.config import SweepConfig
+from raylth.core.data import DATASETS
+from raylth.core.masks import full_mask
+from raylth.core.models import build_model
+from raylth.core.pruning import num_landing_alive, trunk_counts
+from raylth.seeding import derive_seed
+from raylth.stages.sparse import ARMS
+from raylth.stages.stage import Stage, stage_key
+
+__all__ = ["Plan", "make_plan"]
+
+KIND_ORDER = ("dense", "imp", "match", "sparse")  # also the order of scheduling: what others wait for comes first
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's settings and its stages, parents before children."""
+
+    config: SweepConfig
+    stages: tuple[Stage, ...]
+
+    def count(self, kind: str) -> int:
+        """Count the stages of one kind."""
+        return sum(stage.kind == kind for stage in self.stages)
+
+
+def make_plan(config: SweepConfig) -> Plan:
+    """Plan a sweep. Raises ValueError when a sparsity cannot be reached by whole rounds of pruning."""
+    stages: dict[str, Stage] = {}
+    for width in config.model.widths:
+        for replicate in range(config.seeds.replicates):
+            for stage in _Pair(config, width, replicate).stages():
+                stages.setdefault(stage.key, stage)
+    ordered = sorted(stages.values(), key=lambda stage: KIND_ORDER.index(stage.kind))
+    return Plan(config, tuple(ordered))
+
+
+class _Pair:
+    """The stages of one replicate at one width: networks A and B, A's masks, the permutations, the arms."""
+
+    def __init__(self, config: SweepConfig, width: float, replicate: int) -> None:
+        self.config = config
+        info = DATASETS[config.data.name]
+        self.model: dict[str, Any] = {
+            "name": config.model.name,
+            "width": width,
+            "num_classes": info.num_classes,
+            "in_shape": list(info.in_shape),
+        }
+        self.augment = info.augment if config.data.augment == "auto" else config.data.augment
+        self.train_data = {
+            "name": config.data.name,
+            "layout": config.data.layout if info.from_files else "embedded",
+            "num_train": config.data.num_train or info.num_train,
+        }
+        self.test_data = {"num_test": config.data.num_test or info.num_test}
+        base = config.seeds.base
+        self.seeds = {name: derive_seed(base, "replicate", replicate, name) % 2**32 for name in ("A", "B")}
+        self.labels = {
+            "width": width,
+            "replicate": replicate,
+            "seed_a": self.seeds["A"],
+            "seed_b": self.seeds["B"],
+        }
+        self.order_seed = derive_seed(base, "replicate", replicate, "sparse data") % 2**32
+        self.control_seed = derive_seed(base, "replicate", replicate, "control") % 2**32
+
+    def stages(self) -> list[Stage]:
+        sparse, total = self.config.sparse, self.config.dense.epochs
+        arms = {name: ARMS[name] for name in sparse.arms}
+        sources = {arm.weights_from for arm in arms.values()}
+        permuted = any(arm.transform == "permute" for arm in arms.values())
+        epochs_a = sparse.rewinds if "A" in sources else []
+        epochs_b = (sparse.rewinds if "B" in sources else []) + (self.config.match_epochs if permuted else [])
+        dense = {"A": self._dense("A", epochs_a)}
+        if epochs_b:
+            dense["B"] = self._dense("B", epochs_b)
+        theta = {
+            (name, int(epoch)): key for name, stage in dense.items() for epoch, key in stage.checkpoints.items()
+        } | {(name, total): stage.key for name, stage in dense.items()}
+        trunk, masks = self._imp(theta["A", total])
+        matches = {}
+        if permuted:
+            for epoch in self.config.match_epochs:
+                matches[epoch] = self._match(theta["A", total], theta["B", epoch], epoch)
+        stages = [*dense.values(), *trunk, *matches.values()]
+        for sparsity, mask in masks.items():
+            for rewind in sparse.rewinds:
+                for name, arm in arms.items():
+                    weights = theta[arm.weights_from, rewind]
+                    if arm.transform == "permute":
+                        for epoch, match in matches.items():
+                            parents = {"weights": weights, "mask": mask, "permutation": match.key}
+                            stages.append(self._sparse(name, parents, sparsity, rewind, epoch))
+                    else:
+                        parents = {"weights": weights, "mask": mask}
+                        stages.append(self._sparse(name, parents, sparsity, rewind, None))
+        return stages
+
+    def _dense(self, network: str, epochs: list[int]) -> Stage:
+        dense = self.config.dense
+        seed = self.seeds[network]
+        settings = {
+            **self._training(dense.recipe(dense.epochs, dense.lr), derive_seed(seed, "data")),
+            "init_seed": derive_seed(seed, "init"),
+        }
+
+        def key(epoch: int) -> str:
+            return stage_key("dense", {**settings, "epoch": epoch}, {})
+
+        early = sorted({epoch for epoch in epochs if epoch < dense.epochs})
+        return Stage(
+            "dense",
+            key(dense.epochs),
+            settings,
+            parents={},
+            labels={**self.labels, "network": network, "sparsity": 0.0},
+            epochs=dense.epochs,
+            checkpoints={str(epoch): key(epoch) for epoch in early},
+        )
+
+    def _imp(self, dense: str) -> tuple[list[Stage], dict[float, str]]:
+        """Return the shared trunk with all landing rounds, and for each sparsity the key of A's mask."""
+        imp = self.config.imp
+        total = self._num_prunable()
+        alive = {sparsity: num_landing_alive(total, sparsity) for sparsity in self.config.sparse.sparsities}
+        counts = trunk_counts(total, imp.prune_fraction, min(alive.values()))
+        trunk: list[Stage] = []
+        for number, kept in enumerate(counts[1:], start=1):
+            parent = trunk[-1].key if trunk else dense
+            trunk.append(self._round(number, parent, {"fraction": imp.prune_fraction}, 1 - kept / total))
+        keys = [dense, *(stage.key for stage in trunk)]
+        landings: list[Stage] = []
+        masks = {}
+        for sparsity, target in alive.items():
+            number = max(n for n, kept in enumerate(counts) if kept >= target)
+            if counts[number] == target and number > 0:  # the trunk itself lands here
+                masks[sparsity] = keys[number]
+                continue
+            landings.append(self._round(number + 1, keys[number], {"sparsity": sparsity}, sparsity))
+            masks[sparsity] = landings[-1].key
+        return trunk + landings, masks
+
+    def _round(self, number: int, parent: str, amount: dict[str, float], sparsity: float) -> Stage:
+        imp = self.config.imp
+        settings = {
+            **self._training(imp.recipe(imp.epochs_per_round, imp.lr), derive_seed(self.seeds["A"], "imp", number)),
+            "amount": amount,
+            "prune_shortcuts": imp.prune_shortcuts,
+        }
+        labels = {
+            **self.labels,
+            "network": "A",
+            "imp_round": number,
+            "sparsity": sparsity,
+            "landing": "sparsity" in amount,
+        }
+        parents = {"network": parent}
+        return Stage("imp", stage_key("imp", settings, parents), settings, parents, labels, imp.epochs_per_round)
+
+    def _match(self, dense_a: str, dense_b: str, epoch: int) -> Stage:
+        settings = {
+            "model": self.model,
+            "data": self.train_data,
+            "method": "activation",
+            "samples": self.config.match.samples or self.train_data["num_train"],
+        }
+        parents = {"a": dense_a, "b": dense_b}
+        labels = {**self.labels, "match_epoch": epoch}
+        return Stage("match", stage_key("match", settings, parents), settings, parents, labels)
+
+    def _sparse(
+        self, name: str, parents: dict[str, str], sparsity: float, rewind: int, match_epoch: int | None
+    ) -> Stage:
+        sparse, dense, arm = self.config.sparse, self.config.dense, ARMS[name]
+        epochs = dense.epochs - rewind
+        if sparse.schedule == "fresh":
+            recipe = sparse.recipe(epochs, sparse.lr)
+        else:
+            recipe = dense.recipe(epochs, dense.lr, schedule_epochs=dense.epochs, schedule_start=rewind)
+        settings = {**self._training(recipe, self.order_seed), "mask_transform": {"name": arm.transform}}
+        if arm.seeded:
+            settings["mask_transform"]["seed"] = self.control_seed
+        labels = {
+            **self.labels,
+            "network": arm.weights_from,
+            "arm": name,
+            "sparsity": sparsity,
+            "rewind_epoch": rewind,
+            "match_epoch": match_epoch,
+            "schedule": sparse.schedule,
+        }
+        return Stage("sparse", stage_key("sparse", settings, parents), settings, parents, labels, epochs)
+
+    def _training(self, recipe: Any, seed: int) -> dict[str, Any]:
+        """The settings of anything that trains."""
+        return {
+            "model": self.model,
+            "data": {**self.train_data, **self.test_data},
+            "augment": self.augment,
+            "recipe": asdict(recipe),
+            "seed": seed,
+        }
+
+    def _num_prunable(self) -> int:
+        with torch.device("meta"):
+            model = build_model(**{**self.model, "in_shape": tuple(self.model["in_shape"])})
+            mask = full_mask(model, prune_shortcuts=self.config.imp.prune_shortcuts)
+        return sum(alive.numel() for alive in mask.values())

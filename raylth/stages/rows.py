@@ -1,0 +1,51 @@
+"""Result rows: what a plan calls a network, joined with what its artefact measured."""
+
+from typing import Any
+
+from raylth.stages.graph import Graph
+from raylth.stages.plan import Plan
+from raylth.store import Store
+
+__all__ = ["result_rows"]
+
+MEASURED = (
+    "mask_sparsity", "model_sparsity", "epochs", "test_accuracy", "test_loss", "train_loss", "seconds", "device",
+    "data_sha256",
+)  # fmt: skip
+LABELS = (
+    "width", "replicate", "seed_a", "seed_b", "network", "arm", "sparsity", "imp_round", "landing", "rewind_epoch",
+    "match_epoch", "schedule",
+)  # fmt: skip
+
+
+def result_rows(plan: Plan, graph: Graph, store: Store, run: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each dataset: "results" (networks), "curves" (epochs), "permutations" (groups of a match).
+
+    A network has a row as soon as it is done, and also when it failed (status "failed", with its last error line).
+    """
+    config = plan.config
+    tables: dict[str, list[dict[str, Any]]] = {"results": [], "curves": [], "permutations": []}
+    for key, stage in graph.stages.items():
+        state = graph.states[key]
+        if state not in ("done", "failed"):
+            continue
+        identity = {
+            "key": key,
+            "run": run,
+            "sweep": config.name,
+            "stage": stage.kind,
+            "dataset": config.data.name,
+            "model": config.model.name,
+            **{label: stage.labels.get(label) for label in LABELS},
+        }
+        metrics = store.metrics(key) if state == "done" else {}
+        if stage.kind == "match":
+            for group, correlation in metrics.get("objective", {}).items():
+                quality = {"correlation": correlation, "fixed_share": metrics["fixed_share"][group]}
+                tables["permutations"].append({**identity, "group": group, **quality, "samples": metrics["samples"]})
+            continue
+        measured = {name: metrics.get(name) for name in MEASURED}
+        status = {"status": state, "error": graph.errors.get(key)}
+        tables["results"].append({**identity, **measured, **status})
+        tables["curves"] += [{"key": key, "run": run, **point} for point in metrics.get("curve", [])]
+    return tables

@@ -1,0 +1,106 @@
+"""Runs one stage, or a whole plan one stage after another in this process."""
+
+from collections.abc import Callable
+
+import torch
+
+from raylth.core.data import load_dataset
+from raylth.stages.context import Context, make_context
+from raylth.stages.dense import dense
+from raylth.stages.graph import Graph
+from raylth.stages.imp import imp
+from raylth.stages.match import match
+from raylth.stages.plan import Plan
+from raylth.stages.sparse import sparse
+from raylth.stages.stage import Artefact, Stage
+from raylth.store import BrokenArtefact, Store
+
+__all__ = ["STAGES", "StageFailed", "run_plan", "run_stage", "scan"]
+
+STAGES: dict[str, Callable[[Stage, Context], dict[str, Artefact]]] = {
+    "dense": dense,
+    "imp": imp,
+    "match": match,
+    "sparse": sparse,
+}
+
+
+class StageFailed(RuntimeError):
+    """A stage that cannot be computed from its inputs; one line that says why."""
+
+
+def run_stage(stage: Stage, context: Context) -> dict[str, Artefact]:
+    """Compute a stage and publish what it makes, its own artefact last; returns at once when everything is there.
+
+    Returns the new artefacts by key (none when nothing was computed). Raises BrokenArtefact naming the parent when
+    one cannot be read, StageFailed when the parents were made from other data, and whatever the stage itself raises.
+    """
+    store = context.store
+    if all(store.has(key) for key in stage.produces):
+        return {}
+    for role, key in stage.parents.items():
+        found = store.metrics(key)["data_sha256"]
+        if found != context.data_sha256:
+            raise StageFailed(
+                f"{stage.name}: its parent {role!r} was made from data {found[:12]}, the data set now is "
+                f"{context.data_sha256[:12]}: restore the old data or use another storage"
+            )
+    artefacts = STAGES[stage.kind](stage, context)
+    for key in stage.produces:
+        artefact = artefacts[key]
+        metrics = {**artefact.metrics, "data_sha256": context.data_sha256}
+        store.publish(key, kind=stage.kind, tensors=artefact.tensors, metrics=metrics)
+    return artefacts
+
+
+def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: None) -> Graph:
+    """Find what the store already holds of a plan: every byte is verified, what is broken is set aside and named.
+
+    `note` is told one line per broken artefact. Nothing is computed.
+    """
+    done = set()
+    for stage in plan.stages:
+        for key in stage.produces:
+            if not store.folder(key).exists():
+                continue
+            if not store.has(key):
+                continue  # interrupted before its manifest: not there, and written anew
+            try:
+                store.verify(key)
+                done.add(key)
+            except BrokenArtefact as broken:
+                note(f"{stage.name}: {broken}; set aside as {store.set_aside(key)}, will be computed again")
+    return Graph(plan.stages, done)
+
+
+def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambda stage: None) -> Graph:
+    """Run a plan in this process on the CPU; a failed stage blocks its descendants, everything else is finished.
+
+    `on_stage` is called after each stage that was run. Returns the final graph.
+    """
+    graph = scan(plan, store)
+    if graph.finished:
+        return graph
+    data = plan.config.data
+    dataset = load_dataset(
+        data.name,
+        root=data.root,
+        layout=data.layout,
+        download=data.download,
+        num_train=data.num_train,
+        num_test=data.num_test,
+    )
+    context = make_context(store, dataset, evaluate_every=plan.config.log.evaluate_every)
+    torch.set_num_threads(1)
+    while (stage := graph.next_ready()) is not None:
+        try:
+            run_stage(stage, context)
+            graph.finish(stage.key)
+        except BrokenArtefact as broken:
+            store.set_aside(broken.key)
+            graph.retry(stage.key)
+            graph.lose(broken.key)
+        except Exception as error:  # whatever a stage raises blocks its descendants only
+            graph.fail(stage.key, f"{type(error).__name__}: {error}".splitlines()[0])
+        on_stage(stage)
+    return graph

@@ -1,0 +1,61 @@
+"""What a stage is: one node of the study's graph, named by the settings and the parents that decide its result."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raylth.store import fingerprint
+
+__all__ = ["Artefact", "Stage", "stage_key"]
+
+VERSION = 1  # of the stages' numerics; raising it gives every stage a new key
+
+
+def stage_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    """Return the SHA-256 of a stage's name, its science settings and its parents' keys: 64 hexadecimal digits."""
+    return fingerprint(
+        {"stage": kind, "version": VERSION, "settings": dict(settings), "parents": dict(parents)}
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One unit of work. Plain data, so that it travels to a worker as it is."""
+
+    kind: str  # "dense", "imp", "match" or "sparse"
+    key: str  # of the artefact that it publishes last
+    settings: dict[str, Any]  # the science settings that it reads
+    parents: dict[str, str]  # role -> key of an artefact
+    labels: dict[str, Any]  # columns of its result row; no part of the key
+    epochs: int = 0  # trained by this stage
+    checkpoints: dict[str, str] = field(default_factory=dict)  # epoch -> key of a further artefact it publishes
+
+    @property
+    def produces(self) -> tuple[str, ...]:
+        """Keys of all artefacts that the stage publishes, its own last."""
+        return (*self.checkpoints.values(), self.key)
+
+    @property
+    def name(self) -> str:
+        """Return a short name for people: the kind and what sets it apart."""
+        shown = ("width", "replicate", "network", "arm", "sparsity", "imp_round", "rewind_epoch", "match_epoch")
+        parts = [f"{label}={_short(self.labels[label])}" for label in shown if self.labels.get(label) is not None]
+        return f"{self.kind}({', '.join(parts)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the stage as plain JSON-like data; `Stage(**data)` reads it back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a stage makes: files of named arrays, and metrics as JSON."""
+
+    tensors: dict[str, dict[str, np.ndarray]]
+    metrics: dict[str, Any]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

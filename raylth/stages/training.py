@@ -1,0 +1,90 @@
+"""What dense, IMP and sparse stages share: networks in and out of the store, and one training with its numbers."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from raylth.core.masks import Mask, mask_sparsity, model_sparsity
+from raylth.core.models import init_model
+from raylth.core.train import Recipe, evaluate, train
+from raylth.stages.context import Context
+
+__all__ = ["fit", "load_mask", "load_network", "new_network", "state_arrays"]
+
+
+def new_network(settings: dict[str, Any], seed: int, device: str) -> nn.Module:
+    """Build the network that the settings name, freshly initialised from `seed`."""
+    model = settings["model"]
+    built = init_model(
+        seed,
+        model["name"],
+        width=model["width"],
+        num_classes=model["num_classes"],
+        in_shape=tuple(model["in_shape"]),
+    )
+    return built.to(device)
+
+
+def load_network(settings: dict[str, Any], context: Context, key: str) -> nn.Module:
+    """Build the network that the settings name with the weights of an artefact."""
+    network = new_network(settings, 0, context.device)
+    network.load_state_dict(_to_torch(context.load(key, "weights"), context.device))
+    return network
+
+
+def load_mask(context: Context, key: str) -> Mask:
+    """Return an artefact's mask on the context's device."""
+    return _to_torch(context.load(key, "mask"), context.device)
+
+
+def state_arrays(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Copy named tensors to numpy arrays."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+
+
+def fit(
+    network: nn.Module,
+    settings: dict[str, Any],
+    context: Context,
+    mask: Mask | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Train the network as its stage's settings say, and return the metrics that every trained network has."""
+    recipe = Recipe(**settings["recipe"])
+    curve: list[dict[str, Any]] = []
+
+    def record(completed: int, loss: float) -> None:
+        point: dict[str, Any] = {"epoch": completed, "train_loss": loss}
+        if completed == recipe.epochs or (context.evaluate_every and completed % context.evaluate_every == 0):
+            point["test_loss"], point["test_accuracy"] = evaluate(network, context.test)
+        curve.append(point)
+        context.progress(1)
+        if on_epoch is not None:
+            on_epoch(completed)
+
+    start = time.perf_counter()
+    train(
+        network, context.train, recipe, seed=settings["seed"], augment=settings["augment"], mask=mask, on_epoch=record
+    )
+    seconds = time.perf_counter() - start
+    is_cuda = context.device.startswith("cuda")
+    return {
+        "epochs": recipe.epochs,
+        "test_accuracy": curve[-1]["test_accuracy"],
+        "test_loss": curve[-1]["test_loss"],
+        "train_loss": curve[-1]["train_loss"],
+        "mask_sparsity": mask_sparsity(mask) if mask is not None else 0.0,
+        "model_sparsity": model_sparsity(network, mask) if mask is not None else 0.0,
+        "seconds": seconds,
+        "device": torch.cuda.get_device_name() if is_cuda else "cpu",
+        "curve": curve,
+    }
+
+
+def _to_torch(arrays: dict[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
+    """Copy named arrays to a device, once; a view of the object store is read-only and is never aliased."""
+    return {name: torch.tensor(array, device=device) for name, array in arrays.items()}

@@ -1,0 +1,22 @@
+"""Arithmetic of epochs and optimizer steps, and the learning rate as a function of them."""
+
+import math
+
+__all__ = ["learning_rate", "steps_per_epoch"]
+
+
+def steps_per_epoch(num_samples: int, batch_size: int) -> int:
+    """Count the optimizer steps of one epoch; the last, smaller batch counts too."""
+    return -(-num_samples // batch_size)
+
+
+def learning_rate(step: int, *, total_steps: int, peak: float, warmup_steps: int = 0) -> float:
+    """Return the learning rate of optimizer step `step` (0-based): linear warm-up to `peak`, then one cosine to 0.
+
+    The cosine runs from `warmup_steps` to `total_steps`, where it would reach exactly 0; the paper names the cosine
+    (section 4), and steps it once per step here.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * peak * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,154 @@
+"""A content-addressed store of finished stages: an artefact is there exactly when its manifest is.
+
+    <root>/artefacts/<key[:2]>/<key>/MANIFEST.json            written last
+                                    /<name>.<sha256[:16]>.safetensors
+          /broken/<key>-<n>/                                  set aside, never deleted
+          /results/  /curves/  /permutations/                 Parquet, one file per run (raylth.store.tables)
+          /runs/<run>/                                        manifest, figures and errors of one sweep file
+
+A file is written under a temporary name, flushed to disk and renamed; its final name carries its own hash, so two
+writers of one key cannot mix their files. Everything inside is relative: a store that is moved or copied goes on working.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raylth.store.canonical import fingerprint
+from raylth.store.tensors import decode_tensors, encode_tensors
+
+__all__ = ["SCHEMA", "BrokenArtefact", "NewerStore", "Store", "write_atomically"]
+
+SCHEMA = 1  # of a manifest; raise it when an older program could not read what is written
+MANIFEST = "MANIFEST.json"
+
+
+class BrokenArtefact(RuntimeError):
+    """An artefact whose bytes are not what its manifest says; `key` names it, the text names the file."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+    def __str__(self) -> str:
+        return f"artefact {self.key[:12]} is broken: {self.reason}"
+
+
+class NewerStore(RuntimeError):
+    """A manifest that a newer version of raylth wrote."""
+
+
+class Store:
+    """The artefacts below one folder. Values in, files out: it holds no state but the path."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def folder(self, key: str) -> Path:
+        """Return the folder of an artefact, whether or not it exists."""
+        return self.root / "artefacts" / key[:2] / key
+
+    def has(self, key: str) -> bool:
+        """Tell whether an artefact was published. Reading it verifies it; `verify` does so without using it."""
+        return (self.folder(key) / MANIFEST).exists()
+
+    def verify(self, key: str) -> None:
+        """Read all of an artefact's bytes; BrokenArtefact unless every file is what the manifest says."""
+        for name in self._manifest(key)["files"]:
+            self.read(key, name)
+
+    def publish(self, key: str, *, kind: str, tensors: Mapping[str, Mapping[str, np.ndarray]], metrics: Any) -> None:
+        """Publish an artefact: each group of named arrays as one file, then the manifest with every file's hash.
+
+        `tensors` maps a file's name ("weights", "mask", "permutation") to its arrays; `metrics` is JSON. Publishing a key
+        again replaces the manifest in one step. Raises OSError when the disk is full; nothing half-written is visible.
+        """
+        folder = self.folder(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {}
+        for name, arrays in tensors.items():
+            data = encode_tensors(arrays)
+            digest = hashlib.sha256(data).hexdigest()
+            path = folder / f"{name}.{digest[:16]}.safetensors"
+            write_atomically(path, data)
+            files[name] = {"path": path.name, "bytes": len(data), "sha256": digest}
+        body = {"schema": SCHEMA, "key": key, "kind": kind, "files": files, "metrics": metrics}
+        manifest = {"sha256": fingerprint(body), **body}
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
+
+    def metrics(self, key: str) -> Any:
+        """Return what was published as the artefact's metrics; BrokenArtefact when the manifest is damaged."""
+        return self._manifest(key)["metrics"]
+
+    def read(self, key: str, name: str) -> np.ndarray:
+        """Return one file's verified bytes, (num_bytes,) uint8; BrokenArtefact when they are not what was published."""
+        files = self._manifest(key)["files"]
+        if name not in files:
+            raise KeyError(f"artefact {key[:12]} has no file {name!r} (it has {', '.join(files)})")
+        path = self.folder(key) / files[name]["path"]
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise BrokenArtefact(key, f"{path.name} is missing") from error
+        if len(data) != files[name]["bytes"]:
+            raise BrokenArtefact(key, f"{path.name} has {len(data)} bytes, expected {files[name]['bytes']}")
+        if hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
+            raise BrokenArtefact(key, f"{path.name} does not match its SHA-256")
+        return np.frombuffer(data, dtype=np.uint8)
+
+    def tensors(self, key: str, name: str) -> dict[str, np.ndarray]:
+        """Return one file's arrays, verified."""
+        return decode_tensors(self.read(key, name))
+
+    def set_aside(self, key: str) -> Path:
+        """Move a broken artefact out of the way, so that its stage is computed again; returns where it lies now."""
+        target = self.root / "broken"
+        target.mkdir(parents=True, exist_ok=True)
+        number = sum(1 for entry in target.iterdir() if entry.name.startswith(key))
+        aside = target / f"{key}-{number}"
+        os.replace(self.folder(key), aside)
+        return aside
+
+    def _manifest(self, key: str) -> dict[str, Any]:
+        path = self.folder(key) / MANIFEST
+        try:
+            manifest = json.loads(path.read_bytes())
+            body = {name: value for name, value in manifest.items() if name != "sha256"}
+            intact = manifest["sha256"] == fingerprint(body) and body["key"] == key
+        except FileNotFoundError as error:
+            raise BrokenArtefact(key, f"{MANIFEST} is missing") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BrokenArtefact(key, f"{MANIFEST} is not readable ({error})") from error
+        if not intact:
+            raise BrokenArtefact(key, f"{MANIFEST} does not match its own SHA-256")
+        if body["schema"] > SCHEMA:
+            raise NewerStore(
+                f"{path}: written by a newer raylth (schema {body['schema']}; this one reads up to {SCHEMA}): upgrade it"
+            )
+        return manifest
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is either all there or not there: temporary name, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
