@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from raylth.core.models.registry import MODELS, channels
+from raylth.core.models.registry import MODELS, channels, he_initialise
 
 __all__ = ["MLP", "mlp"]
 
@@ -19,6 +19,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, hidden)
         self.fc3 = nn.Linear(hidden, hidden)
         self.head = nn.Linear(hidden, num_classes)
+        he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.flatten(x, 1)  # (B, in_features)

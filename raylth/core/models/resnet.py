@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from raylth.core.models.registry import MODELS, channels
+from raylth.core.models.registry import MODELS, channels, he_initialise
 
 __all__ = ["BasicBlock", "ResNet20", "resnet20"]
 
@@ -45,9 +45,7 @@ class ResNet20(nn.Module):
         self.layer3 = self._stage(widths[1], widths[2], stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(widths[2], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
+        he_initialise(self)
 
     @staticmethod
     def _stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

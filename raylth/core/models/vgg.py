@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from raylth.core.models.registry import MODELS, channels
+from raylth.core.models.registry import MODELS, channels, he_initialise
 
 __all__ = ["VGG11", "vgg11"]
 
@@ -27,6 +27,7 @@ class VGG11(nn.Module):
         self.flatten = nn.Flatten()
         scale = 2**NUM_POOLS
         self.head = nn.Linear(in_channels * (height // scale) * (wide // scale), num_classes)
+        he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)  # (B, 512w, H/32, W/32)
