@@ -60,7 +60,7 @@ class Store:
 
     def verify(self, key: str) -> None:
         """Read all of an artefact's bytes; BrokenArtefact unless every file is what the manifest says."""
-        for name in self._manifest(key)["files"]:
+        for name in self.files(key):
             self.read(key, name)
 
     def publish(self, key: str, *, kind: str, tensors: Mapping[str, Mapping[str, np.ndarray]], metrics: Any) -> None:
@@ -81,6 +81,10 @@ class Store:
         body = {"schema": SCHEMA, "key": key, "kind": kind, "files": files, "metrics": metrics}
         manifest = {"sha256": fingerprint(body), **body}
         write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
+
+    def files(self, key: str) -> tuple[str, ...]:
+        """Return the names of an artefact's files."""
+        return tuple(self._manifest(key)["files"])
 
     def metrics(self, key: str) -> Any:
         """Return what was published as the artefact's metrics; BrokenArtefact when the manifest is damaged."""

@@ -1,0 +1,25 @@
+"""The console script: `raylth sweep FILE` is `python -m raylth.sweep FILE`."""
+
+import importlib
+import sys
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {"sweep": ("raylth.sweep", "run a sweep file")}  # name -> (module with a `main`, what it does)
+
+
+def main() -> int:
+    """Hand the rest of the command line to the named command; returns its exit status."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        wanted = sys.argv[1] if len(sys.argv) > 1 else None
+        asked_for_help = wanted in ("-h", "--help")
+        stream = sys.stdout if asked_for_help else sys.stderr
+        if wanted and not asked_for_help:
+            print(f"raylth: unknown command {wanted!r}", file=stream)
+        print("usage: raylth COMMAND ...", file=stream)
+        for name, (_, purpose) in COMMANDS.items():
+            print(f"  {name:8} {purpose} (raylth {name} --help)", file=stream)
+        return 0 if asked_for_help else 2
+    module = importlib.import_module(COMMANDS[sys.argv[1]][0])
+    status: int = module.main(sys.argv[2:])
+    return status

@@ -1,0 +1,48 @@
+"""A board on which workers chalk up trained epochs, so that the driver can show progress inside long stages."""
+
+import time
+from typing import Any
+
+import ray
+
+__all__ = ["Board", "Chalk", "start_board"]
+
+INTERVAL = 0.5  # seconds between a worker's messages
+
+
+class Board:
+    """Counts the epochs that all workers have trained in this run."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def add(self, epochs: int) -> None:
+        """Count more trained epochs."""
+        self.epochs += epochs
+
+    def read(self) -> int:
+        """Return the number of epochs trained so far."""
+        return self.epochs
+
+
+def start_board() -> Any:
+    """Start the board, which takes no CPU."""
+    return ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+
+
+class Chalk:
+    """One worker's end of the board: collects epochs and sends them at most twice a second."""
+
+    def __init__(self, board: Any) -> None:
+        self.board, self.epochs, self.sent = board, 0, time.monotonic()
+
+    def __call__(self, epochs: int) -> None:
+        self.epochs += epochs
+        if time.monotonic() - self.sent > INTERVAL:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was collected, without waiting."""
+        if self.epochs:
+            self.board.add.remote(self.epochs)
+        self.epochs, self.sent = 0, time.monotonic()

@@ -1,0 +1,78 @@
+"""Actors that hold checkpoints in Ray's object store, and how a worker reads from them.
+
+An artefact's file travels as one flat buffer, which readers on the node of the object store map without a copy. The
+actor calls `ray.put` itself and keeps the reference, so it owns the object; if it dies its objects die with it, and
+it starts again and refills from the store on disk.
+"""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from raylth.store import Store, decode_tensors
+
+__all__ = ["CheckpointActor", "CheckpointReader", "start_checkpoint_actors"]
+
+HELD_KINDS = ("dense", "imp")  # what the actors are handed right after training
+
+
+class CheckpointActor:
+    """Holds the files of a share of the keys; what it does not hold it reads, verified, from the store."""
+
+    def __init__(self, root: str) -> None:
+        self.store = Store(root)
+        self.refs: dict[tuple[str, str], ray.ObjectRef] = {}
+
+    def hold(self, key: str, name: str, buffer: np.ndarray) -> None:
+        """Take over a file's bytes that were just published."""
+        self.refs[key, name] = ray.put(buffer)
+
+    def fetch(self, key: str, name: str) -> list[Any]:
+        """Return the reference to a file's bytes, in a list so that Ray hands over the reference itself.
+
+        Raises BrokenArtefact when the file must be read and is not what was published.
+        """
+        if (key, name) not in self.refs:
+            self.refs[key, name] = ray.put(self.store.read(key, name))
+        return [self.refs[key, name]]
+
+
+def start_checkpoint_actors(root: Path, number: int) -> list[Any]:
+    """Start the actors, spread over the cluster's nodes; they take no CPU and restart for ever."""
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(CheckpointActor)
+    return [remote.remote(str(root)) for _ in range(number)]
+
+
+class CheckpointReader:
+    """Reads artefacts through the checkpoint actors, and from the store itself when Ray cannot deliver them."""
+
+    def __init__(self, actors: Sequence[Any], store: Store) -> None:
+        self.actors, self.store = actors, store
+
+    def _actor(self, key: str) -> Any:
+        return self.actors[zlib.crc32(key.encode()) % len(self.actors)]
+
+    def load(self, key: str, name: str) -> dict[str, np.ndarray]:
+        """Return a file's named arrays as read-only views of the object store.
+
+        Raises BrokenArtefact when the file is damaged on disk.
+        """
+        try:
+            (ref,) = ray.get(self._actor(key).fetch.remote(key, name))
+            buffer = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # what the actor raised: BrokenArtefact
+        except (ray.exceptions.ActorUnavailableError, ray.exceptions.ActorDiedError, ray.exceptions.ObjectLostError):
+            buffer = self.store.read(key, name)  # the actor or its object is gone; it refills when it is back
+        return decode_tensors(buffer)
+
+    def hand_over(self, kind: str, key: str) -> None:
+        """Give the actors what a dense or IMP stage has just published, so that readers need not go to disk."""
+        if kind not in HELD_KINDS:
+            return
+        for name in self.store.files(key):
+            self._actor(key).hold.remote(key, name, self.store.read(key, name))

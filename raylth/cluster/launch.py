@@ -1,0 +1,188 @@
+"""Starts Ray or joins a cluster, and runs a plan's graph through Ray Tune until every stage is done, failed or blocked."""
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.callback import Callback
+
+from raylth.cluster.board import start_board
+from raylth.cluster.checkpoints import start_checkpoint_actors
+from raylth.cluster.searcher import GraphSearcher
+from raylth.cluster.trial import Shared, StageTrial
+from raylth.config import ResourcesConfig
+from raylth.core.data import ArrayDataset
+from raylth.stages import Graph, Plan
+from raylth.store import Store
+
+__all__ = ["ClusterError", "run_on_ray"]
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Parquet is the record
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops at once; the store has everything that is finished
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the store is the state, Tune's own is never read
+    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+
+Watch = Callable[[Graph, int, list[str]], None]  # (graph, epochs trained in this run, new notes)
+
+
+class ClusterError(RuntimeError):
+    """A cluster that cannot run the sweep as asked; one line that says what is missing."""
+
+
+def run_on_ray(
+    plan: Plan,
+    graph: Graph,
+    store: Store,
+    dataset: ArrayDataset,
+    *,
+    errors: Path,
+    watch: Watch,
+    address: str | None = None,
+    verbose: bool = False,
+) -> None:
+    """Run what `graph` lacks; on return every stage is done, failed or blocked.
+
+    Joins the cluster at `address`, or the one that Ray finds by itself, or starts Ray on this machine. `watch` is called
+    about twice a second, and once at the end. A process that is interrupted (SIGINT, SIGTERM) raises KeyboardInterrupt
+    here within a second, with everything that had finished in the store. Raises ClusterError for a share of resources
+    that no node has.
+    """
+    _start_ray(address, verbose)
+    try:
+        _check_shares(plan.config.resources)
+        shared = Shared(
+            root=str(store.root.resolve()),
+            stages={key: stage.to_dict() for key, stage in graph.stages.items() if graph.states[key] != "done"},
+            dataset=[ray.put(dataset)],
+            data_sha256=dataset.fingerprint(),
+            checkpoints=start_checkpoint_actors(store.root.resolve(), plan.config.resources.checkpoint_actors),
+            board=start_board(),
+            errors=str(errors.resolve()),
+            evaluate_every=plan.config.log.evaluate_every,
+        )
+        searcher = GraphSearcher(graph, store, plan.config.resources)
+        _run_tune(searcher, shared, watch, verbose)
+    finally:
+        ray.shutdown()
+
+
+def _run_tune(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bool) -> None:
+    folder = tempfile.mkdtemp(prefix="raylth-tune-")
+    try:
+        with _Interrupt() as interrupt:
+            tuner = tune.Tuner(
+                tune.with_parameters(StageTrial, shared=shared),
+                tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+                run_config=tune.RunConfig(
+                    storage_path=folder,
+                    name="tune",
+                    verbose=1 if verbose else 0,
+                    callbacks=[_Pulse(searcher, shared.board, watch, interrupt)],
+                    failure_config=tune.FailureConfig(max_failures=0),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            )
+            tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Pulse(Callback):
+    """Tune's loop calls this at every turn: it passes progress on and stops the loop when asked to."""
+
+    def __init__(self, searcher: GraphSearcher, board: Any, watch: Watch, interrupt: "_Interrupt") -> None:
+        self.searcher, self.board, self.watch, self.interrupt = searcher, board, watch, interrupt
+        self.epochs = 0
+        self.pending: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its inputs for a restore, which the store makes needless
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.interrupt.asked:
+            raise KeyboardInterrupt
+        self._read_board()
+        notes, self.searcher.notes = self.searcher.notes, []
+        self.watch(self.searcher.graph, self.epochs, notes)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        notes, self.searcher.notes = self.searcher.notes, []
+        self.watch(self.searcher.graph, self.epochs, notes)
+
+    def _read_board(self) -> None:
+        """Ask the board without waiting; the answer is taken at a later turn."""
+        if self.pending is None:
+            self.pending = self.board.read.remote()
+        elif ray.wait([self.pending], timeout=0)[0]:
+            try:
+                self.epochs = max(self.epochs, ray.get(self.pending))
+            except ray.exceptions.RayError:  # a board that died counts from 0 again: only the display suffers
+                pass
+            self.pending = None
+
+
+class _Interrupt:
+    """Turns the first SIGINT or SIGTERM into a flag that the loop reads; a second one has its usual effect."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def _start_ray(address: str | None, verbose: bool) -> None:
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    level = logging.INFO if verbose else logging.ERROR
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(level)
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "ignore_reinit_error": False}
+    try:
+        ray.init(address=address, include_dashboard=None, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"at {address}" if address else "on this machine"
+        raise ClusterError(f"cannot reach or start Ray {where}: {str(error).splitlines()[0]}") from error
+
+
+def _check_shares(resources: ResourcesConfig) -> None:
+    """Refuse a share that no node could ever give, instead of waiting for it for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for kind in ("dense", "imp", "match", "sparse"):
+        share = getattr(resources, kind)
+        for field, resource, asked in (("cpus", "CPU", share.cpus), ("gpus", "GPU", share.gpus)):
+            largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
+            if asked > largest:
+                raise ClusterError(
+                    f"resources.{kind}.{field}: {asked:g} asked for, but the largest node has {largest:g} {resource}s"
+                )

@@ -1,0 +1,85 @@
+"""The Tune trial: a warm worker that is handed one stage's key after another."""
+
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from raylth.cluster.board import Chalk
+from raylth.cluster.checkpoints import CheckpointReader
+from raylth.core.data import ArrayDataset
+from raylth.stages import Context, Stage, make_context, run_stage
+from raylth.store import BrokenArtefact, Store, write_atomically
+
+__all__ = ["Shared", "StageTrial"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a run share: handles, references and paths, never tensors."""
+
+    root: str
+    stages: dict[str, dict[str, Any]]  # key -> Stage as plain data
+    dataset: list[Any]  # [reference to the ArrayDataset in the object store]
+    data_sha256: str
+    checkpoints: list[Any]
+    board: Any
+    errors: str  # folder for the tracebacks of failed stages
+    evaluate_every: int
+
+
+class StageTrial(tune.Trainable):
+    """Runs the stage that `config["stage"]` names. The process stays for the next trial (`reuse_actors`)."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Ask for what the stage's share of a machine is."""
+        return tune.PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
+
+    def setup(self, config: dict[str, Any], shared: Shared) -> None:
+        """Copy the data to the device, once for the life of the process."""
+        self.shared = shared
+        self.store = Store(shared.root)
+        self.reader = CheckpointReader(shared.checkpoints, self.store)
+        self.chalk = Chalk(shared.board)
+        self.dataset: ArrayDataset = ray.get(shared.dataset[0])
+        self.contexts: dict[str, Context] = {}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next stage into the same process."""
+        self.config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run the stage to its end. A stage's error is a result, not the end of the worker."""
+        stage = Stage(**self.shared.stages[self.config["stage"]])
+        result: dict[str, Any] = {"done": True, "error": None, "broken": None}
+        try:
+            torch.set_num_threads(self.config["cpus"])
+            run_stage(stage, self._context("cuda" if self.config["gpus"] else "cpu"))
+            for key in stage.produces:
+                self.reader.hand_over(stage.kind, key)
+        except BrokenArtefact as broken:
+            result |= {"broken": broken.key, "error": str(broken)}
+        except Exception as error:  # anything a stage raises is reported; Tune would end the process
+            result["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            write_atomically(Path(self.shared.errors) / f"{stage.key}.txt", traceback.format_exc().encode())
+        self.chalk.flush()
+        return result
+
+    def _context(self, device: str) -> Context:
+        if device not in self.contexts:
+            self.contexts[device] = make_context(
+                self.store,
+                self.dataset,
+                data_sha256=self.shared.data_sha256,
+                device=device,
+                load=self.reader.load,
+                evaluate_every=self.shared.evaluate_every,
+                progress=self.chalk,
+            )
+        return self.contexts[device]

@@ -1,0 +1,15 @@
+"""Tables and figures from a store's Parquet files. Recomputes nothing."""
+
+from raylth.report.figures import ARM_COLOURS, accuracy_vs_rewind
+from raylth.report.results import load_curves, load_permutations, load_results
+from raylth.report.tables import accuracy_table, render_table
+
+__all__ = [
+    "ARM_COLOURS",
+    "accuracy_table",
+    "accuracy_vs_rewind",
+    "load_curves",
+    "load_permutations",
+    "load_results",
+    "render_table",
+]

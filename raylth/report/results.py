@@ -1,0 +1,40 @@
+"""Loads the results of a store or of one run as data frames."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from raylth.store.tables import read_table
+
+__all__ = ["load_curves", "load_permutations", "load_results"]
+
+
+def load_results(run_dir: str | Path) -> pd.DataFrame:
+    """Load one row per finished network.
+
+    `run_dir` is a store, or one run's folder inside it (`<store>/runs/<run>`), which gives that run's rows only. In a
+    whole store a network that several runs of one sweep share has one row. Accuracies are percent, losses nats, times
+    seconds; whole numbers that may be missing are pandas' nullable Int64. Raises FileNotFoundError naming the folder that
+    holds no results.
+    """
+    return _load(run_dir, "results", ["sweep", "key"])
+
+
+def load_curves(run_dir: str | Path) -> pd.DataFrame:
+    """Load one row per network and trained epoch; test columns are missing where no evaluation was made."""
+    return _load(run_dir, "curves", ["key", "epoch"])
+
+
+def load_permutations(run_dir: str | Path) -> pd.DataFrame:
+    """Load one row per match and symmetry group: the mean correlation of matched units and the share left in place."""
+    return _load(run_dir, "permutations", ["sweep", "key", "group"])
+
+
+def _load(run_dir: str | Path, dataset: str, identity: list[str]) -> pd.DataFrame:
+    folder = Path(run_dir)
+    is_run = folder.parent.name == "runs" and (folder / "manifest.json").exists()
+    table = read_table(folder.parent.parent if is_run else folder, dataset, folder.name if is_run else None)
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+    frame = table.to_pandas(types_mapper=nullable.get)
+    return frame.drop_duplicates(identity, keep="last").reset_index(drop=True)

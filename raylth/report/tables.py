@@ -1,0 +1,67 @@
+"""The accuracy table: mean and standard deviation over replicates, by sparsity, rewind point and arm."""
+
+import pandas as pd
+from rich.table import Table
+
+__all__ = ["ARM_ORDER", "accuracy_table", "arm_labels", "render_table"]
+
+ARM_ORDER = ("lth", "permuted", "naive", "random_permutation", "random")
+CELL = ("width", "sparsity", "rewind_epoch")
+
+
+def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (width, sparsity, rewind_epoch, arm): `mean`, `std` (n - 1) of test accuracy in percent, and `n`.
+
+    An arm matched at several epochs of B has one row each, told apart in `label`. Only networks that finished count.
+    """
+    arms = results[(results["stage"] == "sparse") & (results["status"] == "done")].copy()
+    arms["label"] = arm_labels(arms)
+    groups = arms.groupby([*CELL, "arm", "label"], observed=True)["test_accuracy"]
+    return groups.agg(mean="mean", std="std", n="count").reset_index()
+
+
+def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
+    """Return the name of each row's arm, with the matching epoch where a sweep has several."""
+    if arms["match_epoch"].nunique() < 2:
+        return arms["arm"].astype(str)
+    epochs = arms["match_epoch"].map(lambda epoch: "" if pd.isna(epoch) else f" @{epoch}")
+    return arms["arm"].astype(str) + epochs.astype(str)
+
+
+def render_table(results: pd.DataFrame, title: str) -> Table:
+    """Lay the accuracy table out for a terminal: a row per width, sparsity and rewind point, a column per arm."""
+    cells = accuracy_table(results)
+    pairs = set(zip(cells["arm"], cells["label"], strict=True))
+    labels = [label for arm, label in sorted(pairs, key=lambda pair: (ARM_ORDER.index(pair[0]), pair[1]))]
+    many_widths = cells["width"].nunique() > 1
+    table = Table(title=title, caption=_dense_caption(results), title_justify="left", caption_justify="left")
+    for heading in (["width"] if many_widths else []) + ["sparsity", "rewind k", *labels]:
+        table.add_column(heading, justify="right")
+    values = {(*row[:3], row[4]): row[5:] for row in cells.itertuples(index=False)}
+    previous = None
+    for cell in sorted({key[:3] for key in values}):
+        width, sparsity, rewind = cell
+        if previous is not None and previous != (width, sparsity):
+            table.add_section()
+        previous = (width, sparsity)
+        texts = [_cell_text(values.get((*cell, label))) for label in labels]
+        table.add_row(*([f"{width:g}"] if many_widths else []), f"{sparsity:.2f}", str(rewind), *texts)
+    return table
+
+
+def _cell_text(value: tuple[float, float, int] | None) -> str:
+    if value is None:
+        return "-"
+    mean, std, count = value
+    return f"{mean:.1f} ± {std:.1f}" if count > 1 else f"{mean:.1f}"
+
+
+def _dense_caption(results: pd.DataFrame) -> str:
+    dense = results[(results["stage"] == "dense") & (results["status"] == "done")]
+    lines = ["test accuracy in percent, mean ± standard deviation over replicates"]
+    for width, rows in dense.groupby("width"):
+        accuracy = rows["test_accuracy"]
+        name = f"dense, width {width:g}" if dense["width"].nunique() > 1 else "dense"
+        text = _cell_text((accuracy.mean(), accuracy.std(), len(accuracy)))
+        lines.append(f"{name}: {text} (n = {len(accuracy)})")
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""A run: one sweep's settings in one store, with its manifest, rows, figure and error reports."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from raylth.config import SweepConfig
+from raylth.store import Store, fingerprint, write_atomically
+from raylth.store.tables import write_table
+
+__all__ = ["Run"]
+
+NOT_SCIENCE = {"storage": True, "resources": True, "log": True, "data": {"root", "download"}}
+PACKAGES = ("raylth", "torch", "torchvision", "ray", "numpy", "scipy", "pyarrow", "pydantic", "safetensors", "mnist1d")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The place of one sweep's outputs: `<store>/runs/<sweep>-<8 digits of its science settings>`."""
+
+    config: SweepConfig
+    store: Store
+    name: str
+
+    @classmethod
+    def open(cls, config: SweepConfig, store: Store) -> "Run":
+        """Name the run after its science settings, so that the same sweep always finds its own folder."""
+        science = config.model_dump(mode="json", exclude=NOT_SCIENCE)  # type: ignore[arg-type]
+        return cls(config, store, f"{config.name}-{fingerprint(science)[:8]}")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder; `raylth.report.load_results` takes it."""
+        return self.store.root / "runs" / self.name
+
+    @property
+    def figure(self) -> Path:
+        """Accuracy against the rewind point, as PNG."""
+        return self.folder / "accuracy_vs_rewind.png"
+
+    @property
+    def errors(self) -> Path:
+        """The folder of failed stages' tracebacks."""
+        return self.folder / "errors"
+
+    @property
+    def results(self) -> Path:
+        """The Parquet file with this run's networks."""
+        return self.store.root / "results" / f"{self.name}.parquet"
+
+    def write(self, tables: Mapping[str, list[dict[str, Any]]], states: Mapping[str, Mapping[str, int]]) -> None:
+        """Write the run's rows and its manifest, each in one step; whatever was there is replaced."""
+        manifest = self._manifest(states)
+        for dataset, rows in tables.items():
+            write_table(self.store.root, dataset, self.name, rows, manifest)
+        write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+    def _manifest(self, states: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+        return {
+            "run": self.name,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": self.config.model_dump(mode="json"),
+            "stages": {kind: dict(counts) for kind, counts in states.items()},
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "git_commit": _git_commit(),
+            "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "system": platform.platform()},
+        }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the source tree that this package runs from, None when it is not a git checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,103 @@
+"""Result datasets: one Parquet file per run and dataset, each with its schema version and the run's manifest."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raylth.store.store import write_atomically
+
+__all__ = ["DATASETS", "TABLE_SCHEMA", "read_table", "write_table"]
+
+TABLE_SCHEMA = 1  # of the columns below
+
+_NETWORK = [
+    ("key", pa.string()),
+    ("run", pa.string()),
+    ("sweep", pa.string()),
+    ("stage", pa.string()),
+    ("dataset", pa.string()),
+    ("model", pa.string()),
+    ("width", pa.float64()),
+    ("replicate", pa.int64()),
+    ("seed_a", pa.int64()),
+    ("seed_b", pa.int64()),
+    ("network", pa.string()),  # whose weights: A or B
+    ("arm", pa.string()),
+    ("sparsity", pa.float64()),  # asked for; 0 for dense
+    ("imp_round", pa.int64()),
+    ("landing", pa.bool_()),
+    ("rewind_epoch", pa.int64()),
+    ("match_epoch", pa.int64()),
+    ("schedule", pa.string()),
+]
+DATASETS = {
+    "results": pa.schema(
+        [
+            *_NETWORK,
+            ("mask_sparsity", pa.float64()),  # reached, of the prunable weights
+            ("model_sparsity", pa.float64()),  # reached, of all parameters
+            ("epochs", pa.int64()),
+            ("test_accuracy", pa.float64()),  # percent
+            ("test_loss", pa.float64()),  # nats
+            ("train_loss", pa.float64()),  # nats, mean over the last epoch's steps
+            ("seconds", pa.float64()),  # of training; not reproducible
+            ("device", pa.string()),
+            ("data_sha256", pa.string()),
+            ("status", pa.string()),  # done or failed
+            ("error", pa.string()),
+        ]
+    ),
+    "curves": pa.schema(
+        [
+            ("key", pa.string()),
+            ("run", pa.string()),
+            ("epoch", pa.int64()),
+            ("train_loss", pa.float64()),
+            ("test_loss", pa.float64()),
+            ("test_accuracy", pa.float64()),
+        ]
+    ),
+    "permutations": pa.schema(
+        [
+            *_NETWORK,
+            ("group", pa.string()),
+            ("correlation", pa.float64()),  # mean over the matched units of a group
+            ("fixed_share", pa.float64()),  # of units that stay where they are
+            ("samples", pa.int64()),
+        ]
+    ),
+}
+
+
+def write_table(root: Path, dataset: str, run: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> Path:
+    """Write a run's rows of one dataset to `<root>/<dataset>/<run>.parquet`, replacing the file in one step."""
+    metadata = {"raylth_schema": str(TABLE_SCHEMA), "raylth_manifest": json.dumps(manifest)}
+    schema = DATASETS[dataset].with_metadata(metadata)
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
+    path = root / dataset / f"{run}.parquet"
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def read_table(root: Path, dataset: str, run: str | None = None) -> pa.Table:
+    """Read one run's rows of a dataset, or all runs' when `run` is None.
+
+    Raises FileNotFoundError with the path that was expected when there are none, ValueError for a newer schema.
+    """
+    folder = root / dataset
+    files = [folder / f"{run}.parquet"] if run is not None else sorted(folder.glob("*.parquet"))
+    if not files or not files[0].exists():
+        raise FileNotFoundError(f"{folder}: no results here; expected {run or '*'}.parquet")
+    tables = []
+    for file in files:
+        table = pq.read_table(file)
+        version = int((table.schema.metadata or {}).get(b"raylth_schema", b"0"))
+        if version > TABLE_SCHEMA:
+            raise ValueError(f"{file}: written by a newer raylth (schema {version}; this one reads {TABLE_SCHEMA})")
+        tables.append(table.replace_schema_metadata(None))
+    return pa.concat_tables(tables, promote_options="default")

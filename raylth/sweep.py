@@ -1,0 +1,191 @@
+"""The command line of a sweep: `python -m raylth.sweep FILE [key.path=value ...]`. Running it again is the resume."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raylth.config import SweepConfig
+from raylth.core.data import ArrayDataset, DataError, load_dataset
+from raylth.runs import Run
+from raylth.stages import Graph, Plan, make_plan, result_rows, scan
+from raylth.store import NewerStore, Store
+from raylth.sweepfile import BadSweep, read_sweep
+from raylth.view import SweepView
+
+__all__ = ["main", "run_sweep"]
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+EPILOG = """\
+examples:
+  python -m raylth.sweep sweeps/quickstart.yaml
+  python -m raylth.sweep sweeps/quickstart.yaml --dry-run
+  python -m raylth.sweep sweeps/quickstart.yaml seeds.replicates=5 'sparse.rewinds=[0, 10]'
+
+exit status: 0 every stage is done; 1 a stage failed; 2 bad input, nothing was started; 130 interrupted
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raylth.sweep",
+        description="Run a sweep file: train the networks, find the masks and permutations, write tables and figures.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", nargs="?", metavar="FILE", help="the sweep, as YAML")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and what the store already holds")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of a sweep file")
+    parser.add_argument("--address", help="a Ray cluster's address (default: the one Ray finds, or this machine)")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own messages")
+    options = parser.parse_intermixed_args(arguments)
+    if options.schema:
+        print(json.dumps(SweepConfig.model_json_schema(), indent=2))
+        return EXIT_OK
+    if options.file is None:
+        parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
+    from raylth.cluster import ClusterError  # Ray is only imported when it can be needed: --schema stays quick
+
+    try:
+        config = read_sweep(options.file, options.overrides)
+        if options.dry_run:
+            return print_plan(config)
+        command = [options.file, *options.overrides]
+        return run_sweep(config, command, address=options.address, verbose=options.verbose)
+    except (BadSweep, DataError, NewerStore, ClusterError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def print_plan(config: SweepConfig) -> int:
+    """Print what a sweep would do, by kind of stage, and what the store already holds."""
+    plan = _plan(config)
+    graph = scan(plan, Store(config.storage), note=print)
+    table = Table(title=f"plan of {config.name}", title_justify="left")
+    for heading in ("stage", "planned", "in the store", "to run", "trainings", "epochs to train"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    totals: Counter[str] = Counter()
+    for kind in dict.fromkeys(stage.kind for stage in plan.stages):
+        stages = [stage for stage in plan.stages if stage.kind == kind]
+        todo = [stage for stage in stages if graph.states[stage.key] != "done"]
+        row = {
+            "planned": len(stages),
+            "held": len(stages) - len(todo),
+            "todo": len(todo),
+            "trainings": sum(stage.epochs > 0 for stage in todo),
+            "epochs": sum(stage.epochs for stage in todo),
+        }
+        totals.update(row)
+        table.add_row(kind, *(f"{number:,}" for number in row.values()))
+    table.add_section()
+    table.add_row("all", *(f"{totals[name]:,}" for name in ("planned", "held", "todo", "trainings", "epochs")))
+    Console().print(table)
+    print(f"storage: {config.storage}; nothing was started")
+    return EXIT_OK
+
+
+def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | None = None, verbose: bool = False) -> int:
+    """Run a sweep to its end, write its results, print its table; returns the exit status.
+
+    Raises DataError, NewerStore, BadSweep or ClusterError before anything is trained.
+    """
+    console = Console()
+    plan, store = _plan(config), Store(config.storage)
+    run = Run.open(config, store)
+    graph = scan(plan, store, note=lambda line: console.print(Text(line, style="yellow")))
+    if not graph.finished:
+        dataset = _load_data(config)
+        todo = sum(state == "waiting" for state in graph.states.values())
+        held = f"; {len(graph.cached)} are in the store already" if graph.cached else ""
+        console.print(f"{config.name}: {todo} of {len(plan.stages)} stages to run{held}", highlight=False)
+        try:
+            _run(plan, graph, store, run, dataset, console, address, verbose)
+        except KeyboardInterrupt:
+            _finish(plan, graph, store, run)
+            done = sum(state == "done" for state in graph.states.values())
+            console.print(
+                f"\nstopped: {done} of {len(plan.stages)} stages are finished and saved. To go on, run the same again:\n"
+                f"  python -m raylth.sweep {shlex.join(command)}",
+                highlight=False,
+            )
+            return EXIT_INTERRUPTED
+    _finish(plan, graph, store, run)
+    return _report(graph, run, console)
+
+
+def _run(
+    plan: Plan,
+    graph: Graph,
+    store: Store,
+    run: Run,
+    dataset: ArrayDataset,
+    console: Console,
+    address: str | None,
+    verbose: bool,
+) -> None:
+    from raylth.cluster import run_on_ray
+
+    with SweepView(console) as view:
+        run_on_ray(
+            plan, graph, store, dataset, errors=run.errors, watch=view.update, address=address, verbose=verbose
+        )
+
+
+def _plan(config: SweepConfig) -> Plan:
+    try:
+        return make_plan(config)
+    except ValueError as error:
+        raise BadSweep(f"{config.name}: {error}") from error
+
+
+def _load_data(config: SweepConfig) -> ArrayDataset:
+    data = config.data
+    return load_dataset(
+        data.name,
+        root=data.root,
+        layout=data.layout,
+        download=data.download,
+        num_train=data.num_train,
+        num_test=data.num_test,
+    )
+
+
+def _finish(plan: Plan, graph: Graph, store: Store, run: Run) -> None:
+    """Write the Parquet rows and the run's manifest, also of a sweep that is only half done."""
+    run.write(result_rows(plan, graph, store, run.name), graph.count())
+
+
+def _report(graph: Graph, run: Run, console: Console) -> int:
+    """Print the table, where everything is, and every stage that is not done with the reason."""
+    from raylth.report import accuracy_vs_rewind, load_results, render_table
+
+    results = load_results(run.folder)
+    sparse_done = ((results["stage"] == "sparse") & (results["status"] == "done")).any()
+    if sparse_done:
+        console.print(render_table(results, f"{run.config.name}: {run.config.data.name}, {run.config.model.name}"))
+        figure = accuracy_vs_rewind(results, f"{run.config.name}: test accuracy vs rewind point")
+        figure.savefig(run.figure)
+        console.print(f"figure : {run.figure}", highlight=False, soft_wrap=True)
+    console.print(f"results: {run.results}", highlight=False, soft_wrap=True)
+    for key, error in graph.errors.items():
+        console.print(Text(f"failed : {graph.stages[key].name}: {error}", style="red"), soft_wrap=True)
+        blocked = [graph.stages[child].name for child, failed in graph.blockers.items() if failed == key]
+        if blocked:
+            shown = ", ".join(blocked[:5]) + (f" and {len(blocked) - 5} more" if len(blocked) > 5 else "")
+            console.print(f"         blocks {len(blocked)}: {shown}", highlight=False, soft_wrap=True)
+        console.print(f"         traceback: {run.errors / f'{key}.txt'}", highlight=False, soft_wrap=True)
+    return EXIT_FAILED if graph.errors else EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
