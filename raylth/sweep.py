@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
-    from raylth.cluster import ClusterError  # Ray is only imported when it can be needed: --schema stays quick
+    from raylth.cluster.launch import ClusterError  # only now: --schema stays quick
 
     try:
         config = read_sweep(options.file, options.overrides)
@@ -133,7 +133,7 @@ def _run(
     address: str | None,
     verbose: bool,
 ) -> None:
-    from raylth.cluster import run_on_ray
+    from raylth.cluster.launch import run_on_ray
 
     with SweepView(console) as view:
         run_on_ray(

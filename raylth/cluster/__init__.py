@@ -1,5 +1,4 @@
-"""The only code that knows Ray: checkpoint actors, the Tune trial and searcher, launch. Mathematics lives in core."""
+"""The only code that knows Ray: checkpoint actors, the Tune trial and searcher, launch. Mathematics lives in core.
 
-from raylth.cluster.launch import ClusterError, run_on_ray
-
-__all__ = ["ClusterError", "run_on_ray"]
+This file imports nothing, so that an actor that only moves bytes never loads torch.
+"""

@@ -1,19 +1,24 @@
-"""The Tune trial: a warm worker that is handed one stage's key after another."""
+"""The Tune trial: a warm worker that is handed one stage's key after another.
+
+torch and all that needs it are imported by the first stage, not by the process's start: while an actor is starting, Tune
+may give its trial to another actor that has just become free, and ends the one that is starting. With short stages and
+a start of several seconds no second worker would ever come up.
+"""
 
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from ray import tune
 
 from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader
-from raylth.core.data import ArrayDataset
-from raylth.stages import Context, Stage, make_context, run_stage
 from raylth.store import BrokenArtefact, Store, write_atomically
+
+if TYPE_CHECKING:
+    from raylth.stages import Context
 
 __all__ = ["Shared", "StageTrial"]
 
@@ -41,13 +46,12 @@ class StageTrial(tune.Trainable):
         return tune.PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:
-        """Copy the data to the device, once for the life of the process."""
+        """Take the handles; data and torch come with the first stage."""
         self.shared = shared
         self.store = Store(shared.root)
         self.reader = CheckpointReader(shared.checkpoints, self.store)
         self.chalk = Chalk(shared.board)
-        self.dataset: ArrayDataset = ray.get(shared.dataset[0])
-        self.contexts: dict[str, Context] = {}
+        self.contexts: dict[str, "Context"] = {}  # device -> what stages run with, for the life of the process
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next stage into the same process."""
@@ -56,6 +60,10 @@ class StageTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run the stage to its end. A stage's error is a result, not the end of the worker."""
+        import torch
+
+        from raylth.stages import Stage, run_stage
+
         stage = Stage(**self.shared.stages[self.config["stage"]])
         result: dict[str, Any] = {"done": True, "error": None, "broken": None}
         try:
@@ -71,11 +79,13 @@ class StageTrial(tune.Trainable):
         self.chalk.flush()
         return result
 
-    def _context(self, device: str) -> Context:
+    def _context(self, device: str) -> "Context":
+        from raylth.stages import make_context
+
         if device not in self.contexts:
             self.contexts[device] = make_context(
                 self.store,
-                self.dataset,
+                ray.get(self.shared.dataset[0]),
                 data_sha256=self.shared.data_sha256,
                 device=device,
                 load=self.reader.load,
