@@ -26,11 +26,14 @@ class MatchResult:
     objective: dict[str, float]
 
 
+BLOCK = 1024  # rows whose products are summed in float32 before they go into the float64 totals
+
+
 class CrossMoments:
     """Streaming moments of C units of A and of B over all samples and positions.
 
-    Products are taken in float32 a block at a time, on activations shifted by the first block's means so that nothing
-    cancels, and accumulated in float64. Memory: 8 * (C * C + 4 * C) bytes, whatever the number of samples.
+    Products are taken in float32, `BLOCK` rows at a time, on activations shifted by the first batch's means so that
+    nothing cancels, and accumulated in float64. Memory: 8 * (C * C + 4 * C) bytes, whatever the number of samples.
     """
 
     def __init__(self) -> None:
@@ -50,15 +53,13 @@ class CrossMoments:
             self.shift = both.mean(0)
         both = both - self.shift
         size = rows_a.shape[1]
-        first = both.sum(0, dtype=torch.float64)
-        second = both.square().sum(0, dtype=torch.float64)
-        cross = (both[:, size:].T @ both[:, :size]).to(torch.float64)
         if self.first is None or self.second is None or self.cross is None:
-            self.first, self.second, self.cross = first, second, cross
-        else:
-            self.first += first
-            self.second += second
-            self.cross += cross
+            zeros = both.new_zeros(2 * size, dtype=torch.float64)
+            self.first, self.second, self.cross = zeros, zeros.clone(), zeros.new_zeros(size, size)
+        for block in both.split(BLOCK):
+            self.first += block.sum(0, dtype=torch.float64)
+            self.second += block.square().sum(0, dtype=torch.float64)
+            self.cross += block[:, size:].T @ block[:, :size]
         self.count += len(both)
 
     def correlation(self) -> np.ndarray:

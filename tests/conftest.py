@@ -1,0 +1,48 @@
+"""Fixtures that several test modules use: a sweep that runs in seconds, and the matrix of networks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raylth.config import SweepConfig
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+NETWORKS = {  # every network of the package, small enough for a test
+    "mlp": {"name": "mlp", "width": 0.25, "num_classes": 10, "in_shape": (40,)},
+    "resnet20": {"name": "resnet20", "width": 0.5, "num_classes": 10, "in_shape": (3, 16, 16)},
+    "vgg11": {"name": "vgg11", "width": 0.25, "num_classes": 10, "in_shape": (3, 32, 32)},
+    "vgg11-64px": {"name": "vgg11", "width": 0.125, "num_classes": 10, "in_shape": (3, 64, 64)},  # flatten of 2 x 2
+}
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=list(NETWORKS))
+def network_settings(request: pytest.FixtureRequest) -> dict:
+    return NETWORKS[request.param]
+
+
+def tiny_sweep(**changes: object) -> SweepConfig:
+    """A sweep of every stage and every arm that trains for seconds; keyword `section={...}` changes a section."""
+    settings: dict = {
+        "name": "tiny",
+        "seeds": {"replicates": 1},
+        "data": {"name": "mnist1d", "num_train": 500, "num_test": 200},
+        "model": {"name": "mlp", "widths": [0.25]},
+        "dense": {"epochs": 4, "lr": 0.08},
+        "imp": {"epochs_per_round": 1},
+        "match": {"epochs": [2, 4]},
+        "sparse": {
+            "arms": ["lth", "naive", "permuted", "random", "random_permutation"],
+            "sparsities": [0.3, 0.5],
+            "rewinds": [0, 1],
+        },
+    }
+    for key, value in changes.items():
+        settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
+    return SweepConfig.model_validate(settings)

@@ -1,0 +1,114 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from raylth.core.masks import full_mask, num_alive
+from raylth.core.models import init_model
+from raylth.core.permutation import (
+    Permutation,
+    UnknownOperation,
+    derive_spec,
+    identity_permutation,
+    random_permutation,
+)
+from raylth.core.pruning import prune_global_magnitude
+
+
+def make(network_settings, seed=0):
+    """A network with non-trivial batch-norm statistics, its spec and an input batch."""
+    model = init_model(seed, **network_settings)
+    x = torch.randn(16, *network_settings["in_shape"], generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+        model.train()(x)
+    return model, derive_spec(model, x), x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_permuted_network_computes_the_same_function(network_settings, training):
+    model, spec, x = make(network_settings)
+    moved = copy.deepcopy(model)
+    moved.load_state_dict(random_permutation(spec, 1).apply(model.state_dict()))
+    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), moved.parameters(), strict=True))
+    with torch.no_grad():
+        expected, found = model.train(training)(x), moved.train(training)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_every_hidden_axis_belongs_to_a_group(network_settings):
+    model, spec, _ = make(network_settings)
+    for name, parameter in model.named_parameters():
+        fixed = [dim for dim in range(min(2, parameter.ndim)) if spec.axes[name][dim] is None]
+        first = name == next(iter(dict(model.named_parameters()))) or name == "features.0.weight"
+        expected = ([0] if name.startswith("head") else []) + ([1] if first and parameter.ndim > 1 else [])
+        assert fixed == expected, name
+
+
+def test_algebra_holds_bit_for_bit(network_settings):
+    model, spec, _ = make(network_settings)
+    state = model.state_dict()
+    p, q = random_permutation(spec, 1), random_permutation(spec, 2)
+
+    def same(one, other):
+        return all(torch.equal(one[name], other[name]) for name in state)
+
+    assert same(p.inverse().apply(p.apply(state)), state)
+    assert same(p.compose(q).apply(state), p.apply(q.apply(state)))
+    assert same(identity_permutation(spec).apply(state), state)
+    assert not same(p.apply(state), state)
+
+
+def test_a_mask_moves_with_its_weights(network_settings):
+    model, spec, _ = make(network_settings)
+    state, p = model.state_dict(), random_permutation(spec, 3)
+    mask = prune_global_magnitude(state, full_mask(model), 0.6)
+    moved, moved_mask = p.apply(state), p.apply_mask(mask)
+    for name in mask:
+        assert num_alive({name: mask[name]}) == num_alive({name: moved_mask[name]})
+        zeroed = torch.where(mask[name], state[name], 0.0)
+        assert torch.equal(p.apply({name: zeroed})[name], torch.where(moved_mask[name], moved[name], 0.0))
+
+
+def test_direction_is_the_unit_of_a_at_position_i_of_b():
+    model = init_model(0, "mlp", width=0.25, num_classes=10, in_shape=(40,))
+    spec = derive_spec(model, torch.zeros(2, 40))
+    perm = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    p = Permutation(spec, {**identity_permutation(spec).perms, "fc1": perm})
+    weight = model.state_dict()["fc1.weight"]
+    assert torch.equal(p.apply(model.state_dict())["fc1.weight"], weight[perm])
+
+
+def test_a_residual_stream_is_one_group_watched_at_its_last_block():
+    model = init_model(0, "resnet20", num_classes=10, in_shape=(3, 16, 16))
+    groups = derive_spec(model, torch.zeros(2, 3, 16, 16)).groups
+    assert len(groups) == 12  # 3 streams and the inner layer of 9 blocks
+    streams = [group for name, group in groups.items() if not name.endswith(".conv1") or name == "conv1"]
+    assert [(group.size, group.site) for group in streams] == [(16, "relu_6"), (32, "relu_12"), (64, "relu_18")]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 6, 1), nn.PixelShuffle(1)), "PixelShuffle"),
+        (nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1, groups=3)), "grouped"),
+    ],
+)
+def test_an_unknown_operation_is_never_guessed(module, message):
+    with pytest.raises(UnknownOperation, match=message):
+        derive_spec(module, torch.zeros(1, 3, 4, 4))
+
+
+def test_broken_permutations_are_refused(network_settings):
+    _, spec, _ = make(network_settings)
+    perms = dict(identity_permutation(spec).perms)
+    group = next(iter(perms))
+    with pytest.raises(ValueError, match="not a permutation"):
+        Permutation(spec, {**perms, group: torch.zeros_like(perms[group])})
+    del perms[group]
+    with pytest.raises(ValueError, match=group):
+        Permutation(spec, perms)

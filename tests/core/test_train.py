@@ -1,0 +1,138 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from raylth.core.data.augment import Augmentation, flip_and_crop
+from raylth.core.data.dataset import Split
+from raylth.core.masks import check_mask, full_mask
+from raylth.core.models import init_model
+from raylth.core.pruning import prune_global_magnitude
+from raylth.core.train import Diverged, Recipe, evaluate, train
+from raylth.steps import learning_rate, steps_per_epoch
+
+
+def random_split(in_shape, count=70, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, *in_shape, generator=generator)
+    return Split(x, torch.randint(0, 10, (count,), generator=generator))
+
+
+def test_masks_hold_through_momentum_weight_decay_and_reload(network_settings, tmp_path):
+    model = init_model(0, **network_settings)
+    split = random_split(network_settings["in_shape"])
+    mask = prune_global_magnitude(model.state_dict(), full_mask(model), 0.8)
+    broken_during_training = []
+
+    def spy(module, args):
+        state = module.state_dict()
+        broken_during_training.extend(n for n, alive in mask.items() if state[n][~alive].count_nonzero())
+
+    hook = model.register_forward_pre_hook(spy)
+    train(model, split, Recipe(2, lr=0.05, batch_size=32, momentum=0.9, weight_decay=5e-2), seed=1, mask=mask)
+    hook.remove()
+    assert not broken_during_training
+    again = init_model(5, **network_settings)
+    again.load_state_dict(model.state_dict())
+    check_mask(again.state_dict(), mask)
+    dense = init_model(0, **network_settings).state_dict()
+    assert all(not torch.equal(dense[name][mask[name]], model.state_dict()[name][mask[name]]) for name in mask)
+
+
+def test_batch_norm_stays_finite_where_a_unit_is_fully_pruned():
+    model = init_model(0, "resnet20", width=0.25, num_classes=10, in_shape=(3, 8, 8))
+    mask = full_mask(model)
+    mask["layer1.0.conv1.weight"][0] = False
+    mask["layer2.0.conv2.weight"][:] = False
+    split = random_split((3, 8, 8))
+    train(model, split, Recipe(30, lr=0.05, batch_size=32), seed=1, mask=mask)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert math.isfinite(evaluate(model, split)[0])
+
+
+def test_a_masked_network_trains_as_the_smaller_network_would():
+    """Removing hidden units by mask equals training the network without them: an independent reference."""
+    small = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 10))
+    big = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 10))
+    big.load_state_dict({**big.state_dict(), "2.bias": small[2].bias.detach()})
+    with torch.no_grad():
+        big[0].weight[:3], big[0].bias[:3], big[2].weight[:, :3] = small[0].weight, small[0].bias, small[2].weight
+    mask = {"0.weight": torch.ones(5, 6, dtype=torch.bool), "2.weight": torch.ones(10, 5, dtype=torch.bool)}
+    mask["0.weight"][3:] = False
+    mask["2.weight"][:, 3:] = False
+    split = random_split((6,))
+    for model, its_mask in ((small, None), (big, mask)):
+        train(model, split, Recipe(3, lr=0.1, batch_size=16), seed=4, mask=its_mask)
+    torch.testing.assert_close(big[2].weight[:, :3], small[2].weight, rtol=1e-4, atol=1e-6)
+
+
+def test_training_is_reproducible_and_the_order_depends_on_the_seed_alone():
+    split = random_split((40,))
+    results = []
+    for seed in (1, 1, 2):
+        model = init_model(0, "mlp", width=0.25, num_classes=10, in_shape=(40,))
+        torch.manual_seed(len(results))  # the global state must not matter
+        losses = train(model, split, Recipe(3, lr=0.1, batch_size=16), seed=seed)
+        results.append((losses, model.state_dict()))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(results[0][1][n], results[1][1][n]) for n in results[0][1])
+    assert results[0][0] != results[2][0]
+
+
+def test_cosine_with_warmup_against_a_hand_made_table():
+    rates = [learning_rate(step, total_steps=6, peak=1.0, warmup_steps=2) for step in range(6)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466])
+    assert learning_rate(6, total_steps=6, peak=1.0) == pytest.approx(0.0)
+    assert [steps_per_epoch(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+def test_a_rewound_schedule_is_the_end_of_the_whole_one():
+    """Training 2 + 2 epochs, the second half rewound, sees the learning rates and orders of 4 epochs at once."""
+    split, whole = random_split((40,)), Recipe(4, lr=0.1, batch_size=16, momentum=0.0)
+    model = init_model(0, "mlp", width=0.25, num_classes=10, in_shape=(40,))
+    halves = copy.deepcopy(model)
+    train(model, split, whole, seed=1)
+    train(halves, split, Recipe(2, lr=0.1, batch_size=16, momentum=0.0, schedule_epochs=4), seed=1)
+    train(halves, split, Recipe(2, 0.1, 16, 0.0, schedule_epochs=4, schedule_start=2), seed=1)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), halves.parameters(), strict=True))
+
+
+def test_divergence_is_named():
+    split = random_split((40,))
+    model = init_model(0, "mlp", width=0.25, num_classes=10, in_shape=(40,))
+    with pytest.raises(Diverged, match="diverged in epoch"):
+        train(model, split, Recipe(20, lr=1e4, batch_size=16), seed=1)
+
+
+def test_evaluate_is_a_mean_over_samples_and_keeps_the_mode():
+    model = nn.Linear(4, 10).train()
+    split = random_split((4,), count=7)
+    loss, accuracy = evaluate(model, split, batch_size=3)
+    logits = model(split.x).detach()
+    assert loss == pytest.approx(float(nn.functional.cross_entropy(logits, split.y)), rel=1e-5)
+    assert accuracy == pytest.approx(100 * float((logits.argmax(1) == split.y).float().mean()))
+    assert model.training
+
+
+def test_flip_and_crop_equals_a_loop_over_images():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (20, 3, 8, 6), generator=generator).to(torch.uint8)
+    draws = Augmentation.draw(20, seed=3, epoch=1, device=torch.device("cpu"))
+    assert draws.flip.any()
+    assert not draws.flip.all()
+    found = flip_and_crop(x, draws.flip, draws.top, draws.left)
+    for i in range(20):
+        padded = torch.zeros(3, 16, 14, dtype=torch.uint8)
+        padded[:, 4:12, 4:10] = x[i]
+        top, left = int(draws.top[i]), int(draws.left[i])
+        expected = padded[:, top : top + 8, left : left + 6]
+        assert torch.equal(found[i], expected.flip(-1) if draws.flip[i] else expected)
+
+
+def test_a_sample_is_augmented_alike_in_any_batch():
+    x = torch.arange(4 * 3 * 8 * 8, dtype=torch.float32).reshape(4, 3, 8, 8)
+    draws = Augmentation.draw(4, seed=0, epoch=0, device=torch.device("cpu"))
+    one = draws(x[[2]], torch.tensor([2]))
+    assert torch.equal(one[0], draws(x, torch.arange(4))[2])
