@@ -113,7 +113,7 @@ class DataConfig(Settings):
     def _complete(self) -> "DataConfig":
         info = DATASETS[self.name]
         if info.from_files and self.root is None:
-            raise ValueError(f"{self.name} lies in files, so data.root must name their folder")
+            raise ValueError(f"root: {self.name} lies in files, so data.root must name their folder")
         for field, available in (("num_train", info.num_train), ("num_test", info.num_test)):
             asked = getattr(self, field)
             if asked is not None and asked > available:
@@ -190,7 +190,8 @@ class SparseConfig(OptimizerConfig):
         [0.8, 0.9, 0.95, 0.97], description="Target mask sparsities (paper: 0.80, 0.90, 0.95, 0.97)."
     )
     rewinds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_unique)] = Field(
-        [0], description="k: completed epochs of dense training at which the weights are taken; 0 is the initialisation."
+        [0],
+        description="k: completed epochs of dense training at which the weights are taken; 0 is the initialisation.",
     )
     lr: Rate = Field(0.02, description="Peak learning rate of a fresh schedule (paper: 0.02).")
     schedule: Literal["fresh", "rewound"] = Field(
@@ -252,12 +253,13 @@ class SweepConfig(Settings):
             if epoch > total:
                 raise ValueError(f"match.epochs: {epoch} is beyond dense.epochs = {total}")
         info = DATASETS[self.data.name]
-        for width in self.model.widths:
-            try:
-                with torch.device("meta"):  # shapes only
-                    build_model(self.model.name, width=width, num_classes=info.num_classes, in_shape=info.in_shape)
-            except ValueError as error:
-                raise ValueError(f"model: {error}") from error
+        for field, widths in (("model.name", [1.0]), ("model.widths", self.model.widths)):
+            for width in widths:
+                try:
+                    with torch.device("meta"):  # shapes only
+                        build_model(self.model.name, width=width, num_classes=info.num_classes, in_shape=info.in_shape)
+                except ValueError as error:
+                    raise ValueError(f"{field}: {error}") from error
         num_train = self.data.num_train or info.num_train
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")

@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -117,6 +116,7 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
                 f"\nstopped: {done} of {len(plan.stages)} stages are finished and saved. To go on, run the same again:\n"
                 f"  python -m raylth.sweep {shlex.join(command)}",
                 highlight=False,
+                soft_wrap=True,
             )
             return EXIT_INTERRUPTED
     _finish(plan, graph, store, run)
@@ -136,9 +136,7 @@ def _run(
     from raylth.cluster.launch import run_on_ray
 
     with SweepView(console) as view:
-        run_on_ray(
-            plan, graph, store, dataset, errors=run.errors, watch=view.update, address=address, verbose=verbose
-        )
+        run_on_ray(plan, graph, store, dataset, errors=run.errors, watch=view.update, address=address, verbose=verbose)
 
 
 def _plan(config: SweepConfig) -> Plan:

@@ -100,7 +100,8 @@ def _model_at(path: KeyPath) -> type[BaseModel]:
     model: type[BaseModel] = SweepConfig
     for part in path:
         annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
         model = annotation
     return model
 

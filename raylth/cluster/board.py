@@ -37,6 +37,7 @@ class Chalk:
         self.board, self.epochs, self.sent = board, 0, time.monotonic()
 
     def __call__(self, epochs: int) -> None:
+        """Count `epochs` more; they are sent with the next message."""
         self.epochs += epochs
         if time.monotonic() - self.sent > INTERVAL:
             self.flush()

@@ -25,7 +25,7 @@ class CheckpointActor:
 
     def __init__(self, root: str) -> None:
         self.store = Store(root)
-        self.refs: dict[tuple[str, str], ray.ObjectRef] = {}
+        self.refs: dict[tuple[str, str], ray.ObjectRef[np.ndarray]] = {}
 
     def hold(self, key: str, name: str, buffer: np.ndarray) -> None:
         """Take over a file's bytes that were just published."""

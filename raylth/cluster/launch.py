@@ -1,5 +1,6 @@
 """Starts Ray or joins a cluster, and runs a plan's graph through Ray Tune until every stage is done, failed or blocked."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -129,10 +130,8 @@ class _Pulse(Callback):
         if self.pending is None:
             self.pending = self.board.read.remote()
         elif ray.wait([self.pending], timeout=0)[0]:
-            try:
+            with contextlib.suppress(ray.exceptions.RayError):  # a board that died: only the display suffers
                 self.epochs = max(self.epochs, ray.get(self.pending))
-            except ray.exceptions.RayError:  # a board that died counts from 0 again: only the display suffers
-                pass
             self.pending = None
 
 

@@ -28,7 +28,7 @@ class GraphSearcher(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its inputs for a restore, which the store makes needless
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
         """Return the next stage that may run, None to be asked again later, FINISHED at the end."""
         stage = self.graph.next_ready()
         if stage is None:

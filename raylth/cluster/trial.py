@@ -45,13 +45,13 @@ class StageTrial(tune.Trainable):
         """Ask for what the stage's share of a machine is."""
         return tune.PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
 
-    def setup(self, config: dict[str, Any], shared: Shared) -> None:
+    def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]  # with_parameters adds it
         """Take the handles; data and torch come with the first stage."""
         self.shared = shared
         self.store = Store(shared.root)
         self.reader = CheckpointReader(shared.checkpoints, self.store)
         self.chalk = Chalk(shared.board)
-        self.contexts: dict[str, "Context"] = {}  # device -> what stages run with, for the life of the process
+        self.contexts: dict[str, Context] = {}  # device -> what stages run with, for the life of the process
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next stage into the same process."""

@@ -220,5 +220,3 @@ class _Derivation:
 def _shape(node: fx.Node) -> tuple[int, ...]:
     meta: Any = node.meta["tensor_meta"]
     return tuple(meta.shape)
-
-

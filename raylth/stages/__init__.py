@@ -1,7 +1,7 @@
 """The stages of the study: (settings, parents' artefacts) -> artefact. Runs without ray, in one process.
 
-    from raylth.stages import make_plan, run_plan
-    graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-store"))
+from raylth.stages import make_plan, run_plan
+graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-store"))
 """
 
 from raylth.stages.context import Context, make_context

@@ -29,9 +29,7 @@ def match(stage: Stage, context: Context) -> dict[str, Artefact]:
     samples, train = stage.settings["samples"], context.train
     first, _ = train.batch(slice(0, 2))
     spec = derive_spec(network_a, first)
-    batches = (
-        train.batch(slice(begin, min(begin + BATCH_SIZE, samples)))[0] for begin in range(0, samples, BATCH_SIZE)
-    )
+    batches = (train.batch(slice(begin, min(begin + BATCH_SIZE, samples)))[0] for begin in range(0, samples, BATCH_SIZE))
     result = match_activations(network_a, network_b, spec, batches)
     moved = new_network(stage.settings, 0, context.device)
     _prove(network_a, moved, result.permutation, train.batch(slice(0, 64))[0])
@@ -39,8 +37,7 @@ def match(stage: Stage, context: Context) -> dict[str, Artefact]:
         "objective": result.objective,
         "samples": samples,
         "fixed_share": {
-            group: float((perm == torch.arange(len(perm))).float().mean())
-            for group, perm in result.permutation.perms.items()
+            group: float((perm == torch.arange(len(perm))).float().mean()) for group, perm in result.permutation.perms.items()
         },
         "seconds": time.perf_counter() - start,
         "epochs": 0,

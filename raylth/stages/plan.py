@@ -82,9 +82,9 @@ class _Pair:
         dense = {"A": self._dense("A", epochs_a)}
         if epochs_b:
             dense["B"] = self._dense("B", epochs_b)
-        theta = {
-            (name, int(epoch)): key for name, stage in dense.items() for epoch, key in stage.checkpoints.items()
-        } | {(name, total): stage.key for name, stage in dense.items()}
+        theta = {(name, int(epoch)): key for name, stage in dense.items() for epoch, key in stage.checkpoints.items()} | {
+            (name, total): stage.key for name, stage in dense.items()
+        }
         trunk, masks = self._imp(theta["A", total])
         matches = {}
         if permuted:
@@ -176,9 +176,7 @@ class _Pair:
         labels = {**self.labels, "match_epoch": epoch}
         return Stage("match", stage_key("match", settings, parents), settings, parents, labels)
 
-    def _sparse(
-        self, name: str, parents: dict[str, str], sparsity: float, rewind: int, match_epoch: int | None
-    ) -> Stage:
+    def _sparse(self, name: str, parents: dict[str, str], sparsity: float, rewind: int, match_epoch: int | None) -> Stage:
         sparse, dense, arm = self.config.sparse, self.config.dense, ARMS[name]
         epochs = dense.epochs - rewind
         if sparse.schedule == "fresh":

@@ -15,9 +15,7 @@ VERSION = 1  # of the stages' numerics; raising it gives every stage a new key
 
 def stage_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     """Return the SHA-256 of a stage's name, its science settings and its parents' keys: 64 hexadecimal digits."""
-    return fingerprint(
-        {"stage": kind, "version": VERSION, "settings": dict(settings), "parents": dict(parents)}
-    )
+    return fingerprint({"stage": kind, "version": VERSION, "settings": dict(settings), "parents": dict(parents)})
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,7 @@ def fit(
             on_epoch(completed)
 
     start = time.perf_counter()
-    train(
-        network, context.train, recipe, seed=settings["seed"], augment=settings["augment"], mask=mask, on_epoch=record
-    )
+    train(network, context.train, recipe, seed=settings["seed"], augment=settings["augment"], mask=mask, on_epoch=record)
     seconds = time.perf_counter() - start
     is_cuda = context.device.startswith("cuda")
     return {

@@ -106,7 +106,7 @@ def test_bad_input_is_named():
     spec = derive_spec(model, torch.zeros(2, 40))
     with pytest.raises(ValueError, match="no samples"):
         match_activations(model, model, spec, [])
-    with pytest.raises(ValueError, match="group 'fc1'.*NaN"):
+    with pytest.raises(ValueError, match=r"group 'fc1'.*NaN"):
         match_activations(model, model, spec, [torch.full((4, 40), float("nan"))])
     with pytest.raises(ValueError, match="another architecture"):
         match_activations(model, nn.Sequential(nn.Linear(40, 10)), spec, [torch.zeros(2, 40)])

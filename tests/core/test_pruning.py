@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,7 +80,7 @@ def test_trunk_and_landings_hit_each_sparsity_exactly():
     for sparsity in (0.8, 0.9, 0.95, 0.97):
         target = num_landing_alive(total, sparsity)
         counts = trunk_counts(total, 0.2, target)
-        assert all(after == before - round(0.2 * before) for before, after in zip(counts, counts[1:], strict=False))
+        assert all(after == before - round(0.2 * before) for before, after in itertools.pairwise(counts))
         assert counts[-1] >= target
         assert counts[-1] - round(0.2 * counts[-1]) < target, "one more full round would have fitted"
     assert len(trunk_counts(total, 0.2, num_landing_alive(total, 0.97))) - 1 == 15  # 0.8 ** 15 = 0.035

@@ -110,7 +110,5 @@ def _decode(file: Path, column: object) -> np.ndarray:
 
 for _name, _load_function in (("cifar10", cifar10), ("cifar100", cifar100)):
     DATASETS.register(_name)(
-        DatasetInfo(
-            SHAPE, CLASSES[_name], 50_000, 10_000, augment="flip_crop", from_files=True, load=_load_function
-        )
+        DatasetInfo(SHAPE, CLASSES[_name], 50_000, 10_000, augment="flip_crop", from_files=True, load=_load_function)
     )

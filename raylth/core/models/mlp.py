@@ -22,6 +22,7 @@ class MLP(nn.Module):
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, ...) inputs to (B, num_classes) logits."""
         x = torch.flatten(x, 1)  # (B, in_features)
         x = torch.relu(self.fc1(x))  # (B, hidden)
         x = torch.relu(self.fc2(x))

@@ -23,11 +23,10 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                conv3x3(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
-            )
+            self.shortcut = nn.Sequential(conv3x3(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
         out = torch.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return torch.relu(out + self.shortcut(x))
@@ -56,6 +55,7 @@ class ResNet20(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) images to (B, num_classes) logits."""
         x = torch.relu(self.bn1(self.conv1(x)))  # (B, 16w, H, W)
         x = self.layer1(x)  # (B, 16w, H, W)
         x = self.layer2(x)  # (B, 32w, H/2, W/2)

@@ -30,6 +30,7 @@ class VGG11(nn.Module):
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) images to (B, num_classes) logits."""
         x = self.features(x)  # (B, 512w, H/32, W/32)
         return self.head(self.flatten(x))
 

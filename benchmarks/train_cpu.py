@@ -1,0 +1,138 @@
+"""ResNet-20 training on the CPU: raylth's loop against a plain one, images per second, both in one run.
+
+The plain side is the usual loop: torchvision's PIL transforms in a DataLoader with 2 workers, float32, torch's defaults. Both
+train the same network with batch 128 and 2 threads on CIFAR-shaped images, in turn, several times; the ratio is that of
+the medians.
+
+    python benchmarks/train_cpu.py [--rounds 5] [--images 2560] [--parquet FOLDER] [--json FILE]
+"""
+
+import argparse
+import io
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from hardware import describe
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from raylth.core.data import ArrayDataset, load_dataset, to_device
+from raylth.core.data.cifar import MEAN, STD
+from raylth.core.models import init_model
+from raylth.core.train import Recipe, train
+
+BATCH_SIZE = 128
+
+
+class PilImages(Dataset[tuple[torch.Tensor, int]]):
+    """One image at a time through PIL and the transforms: from an array, or from JPEG bytes where the data set has them."""
+
+    def __init__(self, data: ArrayDataset, encoded: list[bytes] | None) -> None:
+        self.images = data.train_x.transpose(0, 2, 3, 1)  # (N, H, W, C) uint8
+        self.encoded = encoded
+        self.labels = data.train_y
+        mean, std = ([value / 255 for value in values] for values in (data.mean, data.std))
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if self.encoded is None:
+            image = Image.fromarray(self.images[index])
+        else:
+            image = Image.open(io.BytesIO(self.encoded[index])).convert("RGB")
+        return self.transform(image), int(self.labels[index])
+
+
+def encoded_images(folder: str, count: int) -> list[bytes]:
+    """Read the first training images of a Parquet data set as they are stored."""
+    file = sorted(Path(folder).glob("**/train*.parquet"))[0]
+    column = pq.read_table(file, columns=["img"])["img"].slice(0, count)
+    return [entry["bytes"] for entry in column.to_pylist()]
+
+
+def synthetic(images: int) -> ArrayDataset:
+    """CIFAR-shaped noise: neither side's speed depends on what is in a picture."""
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (images, 3, 32, 32), dtype=np.uint8)
+    y = generator.integers(0, 10, images)
+    return ArrayDataset(x, y, x[:1], y[:1], MEAN["cifar10"], STD["cifar10"])
+
+
+def new_model() -> torch.nn.Module:
+    return init_model(0, "resnet20", num_classes=10, in_shape=(3, 32, 32))
+
+
+def plain_epoch(model: torch.nn.Module, loader: DataLoader[tuple[torch.Tensor, int]]) -> float:
+    """Train one epoch in the plain way; returns seconds."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.08, momentum=0.9, weight_decay=5e-4)
+    model.train()
+    start = time.perf_counter()
+    for x, y in loader:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=2560)
+    parser.add_argument("--parquet", help="folder of CIFAR-10 as Parquet; without it, noise of the same shape")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    if options.parquet:
+        data = load_dataset("cifar10", root=options.parquet, layout="parquet", num_train=options.images)
+        encoded = encoded_images(options.parquet, options.images)
+    else:
+        data, encoded = synthetic(options.images), None
+    split, _ = to_device(data, "cpu")
+    loader: DataLoader[tuple[torch.Tensor, int]] = DataLoader(
+        PilImages(data, encoded), BATCH_SIZE, shuffle=True, num_workers=2, persistent_workers=True
+    )
+    plain, ours = new_model(), new_model()
+    recipe = Recipe(1, lr=0.08, batch_size=BATCH_SIZE)
+    seconds: dict[str, list[float]] = {"plain": [], "raylth": []}
+    for number in range(options.rounds + 1):  # the first round warms both sides up
+        plain_seconds = plain_epoch(plain, loader)
+        start = time.perf_counter()
+        train(ours, split, recipe, seed=number, augment="flip_crop")
+        ours_seconds = time.perf_counter() - start
+        if number:
+            seconds["plain"].append(plain_seconds)
+            seconds["raylth"].append(ours_seconds)
+    speed = {side: options.images / statistics.median(times) for side, times in seconds.items()}
+    report = {
+        "benchmark": "ResNet-20 training on the CPU, images per second",
+        "images_per_second": {side: round(value, 1) for side, value in speed.items()},
+        "ratio": round(speed["raylth"] / speed["plain"], 3),
+        "rounds": options.rounds,
+        "seconds": {side: [round(value, 3) for value in times] for side, times in seconds.items()},
+        "hardware": describe(),
+    }
+    print(json.dumps(report, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

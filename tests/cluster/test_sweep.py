@@ -1,0 +1,139 @@
+"""Sweeps through a real Ray, from the command line, as a person runs them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from raylth.report import load_curves, load_permutations, load_results
+from raylth.stages import make_plan, run_plan
+from raylth.store import Store
+from raylth.sweepfile import read_sweep
+from tests.conftest import tiny_sweep
+
+NOT_REPRODUCIBLE = ["seconds"]
+
+
+@pytest.fixture(scope="module")
+def sweep_file(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    settings = tiny_sweep().model_dump(mode="json", exclude_defaults=True) | {"storage": str(folder / "store")}
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "raylth.sweep", *map(str, arguments)]
+
+
+def sweep(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture(scope="module")
+def first_run(sweep_file) -> subprocess.CompletedProcess:
+    done = sweep(sweep_file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def table_of(output: str) -> str:
+    return output[output.index("tiny: mnist1d, mlp") :]
+
+
+def test_a_sweep_runs_to_its_end_and_says_where_everything_is(first_run, sweep_file):
+    output = first_run.stdout
+    assert re.search(r"dense 2/2, imp \d+/\d+, match 2/2, sparse 24/24", output)
+    assert "Traceback" not in output + first_run.stderr
+    assert not first_run.stderr, "Ray's own chatter must be quiet"
+    store = sweep_file.parent / "store"
+    (run,) = (store / "runs").iterdir()
+    assert (run / "accuracy_vs_rewind.png").read_bytes()[:4] == b"\x89PNG"
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["config"]["name"] == "tiny"
+    assert {"ray", "torch", "raylth"} <= set(manifest["packages"])
+    for frame in (load_results(run), load_results(store)):
+        assert (frame["status"] == "done").all()
+        assert frame["key"].is_unique
+        assert (frame["stage"] == "sparse").sum() == 24
+    assert len(load_permutations(run)) == 2 * 3
+    assert load_curves(run)["train_loss"].notna().all()
+    with pytest.raises(FileNotFoundError, match="no results here"):
+        load_results(sweep_file.parent)
+
+
+def test_the_second_run_trains_nothing_and_prints_the_same(first_run, sweep_file):
+    again = sweep(sweep_file)
+    assert again.returncode == 0
+    assert "stages to run" not in again.stdout
+    assert "epochs/s" not in again.stdout
+    assert table_of(again.stdout) == table_of(first_run.stdout)
+    plan = sweep(sweep_file, "--dry-run").stdout
+    assert re.search(r"sparse\s+│\s+24\s+│\s+24\s+│\s+0", plan)
+
+
+def test_ray_gives_the_same_bits_as_one_process(first_run, sweep_file, tmp_path):
+    """Whatever order Ray scheduled: artefacts and rows equal those of a plain loop over the plan."""
+    config = read_sweep(sweep_file)
+    plan, serial, parallel = make_plan(config), Store(tmp_path), Store(config.storage)
+    run_plan(plan, serial)
+    for stage in plan.stages:
+        for key in stage.produces:
+            for name in serial.files(key):
+                np.testing.assert_array_equal(serial.read(key, name), parallel.read(key, name), err_msg=stage.name)
+        one, other = serial.metrics(stage.key), parallel.metrics(stage.key)
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_stage_that_diverges_is_named_and_everything_else_is_saved(sweep_file, tmp_path):
+    storage = f"storage={tmp_path}"
+    done = sweep(sweep_file, storage, "sparse.lr=900", "sparse.sparsities=[0.3]", "sparse.arms=[lth, naive]")
+    assert done.returncode == 1
+    assert "dense 2/2" in done.stdout
+    assert re.search(r"failed : sparse\(.*arm=lth.*\): Diverged: training diverged in epoch 1", done.stdout)
+    assert "Traceback" not in done.stdout + done.stderr
+    rows = load_results(tmp_path)
+    assert set(rows[rows["status"] == "failed"]["stage"]) == {"sparse"}
+    assert rows[rows["status"] == "failed"]["error"].str.startswith("Diverged").all()
+    traceback = re.search(r"traceback: (\S+)", done.stdout)
+    assert traceback
+    assert "raise Diverged" in Path(traceback[1]).read_text()
+
+
+def test_ctrl_c_saves_what_is_finished_and_the_same_command_goes_on(first_run, sweep_file, tmp_path):
+    arguments = [sweep_file, f"storage={tmp_path}"]
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("artefacts/*/*/MANIFEST.json"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    saved = re.search(r"stopped: (\d+) of (\d+) stages are finished and saved", output)
+    assert saved
+    assert 0 < int(saved[1]) < int(saved[2])
+    assert f"python -m raylth.sweep {sweep_file} storage={tmp_path}" in output
+    again = sweep(*arguments)
+    assert again.returncode == 0
+    held = re.search(r"(\d+) are in the store already", again.stdout)
+    assert held
+    assert int(held[1]) >= int(saved[1])
+    reference = load_results(sweep_file.parent / "store").drop(columns=NOT_REPRODUCIBLE)
+    pd.testing.assert_frame_equal(load_results(tmp_path).drop(columns=NOT_REPRODUCIBLE), reference, check_exact=True)
+
+
+def test_a_share_that_no_node_has_is_refused(sweep_file, tmp_path):
+    done = sweep(sweep_file, f"storage={tmp_path}", "resources.sparse.cpus=4096")
+    assert done.returncode == 2
+    assert re.fullmatch(r"resources\.sparse\.cpus: 4096 asked for, but the largest node has \d+ CPUs\n", done.stderr)
+    assert not list(tmp_path.glob("artefacts/**/*.json"))

@@ -1,0 +1,117 @@
+import io
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from raylth.core.data import DATASETS, DataError, load_dataset, to_device
+from tests.conftest import SHARED_DATA
+
+
+def jpeg(pixels: np.ndarray, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def write_parquet(folder, split, images, labels, column="label"):
+    table = pa.table({"img": [{"bytes": image, "path": None} for image in images], column: labels})
+    pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize("name", ["mnist1d", "digits"])
+def test_embedded_sets_are_what_their_info_says_and_always_the_same(name):
+    info, data = DATASETS[name], load_dataset(name)
+    assert data.train_x.shape == (info.num_train, *info.in_shape)
+    assert data.test_x.shape == (info.num_test, *info.in_shape)
+    assert set(data.train_y) == set(range(info.num_classes))
+    assert data.fingerprint() == load_dataset(name).fingerprint()
+    assert abs(float(data.train_x.mean())) < 0.05
+
+
+def test_generating_data_leaves_the_global_random_state_alone():
+    np.random.seed(3)
+    expected = np.random.rand()
+    np.random.seed(3)
+    load_dataset("mnist1d")
+    assert np.random.rand() == expected
+
+
+def test_parquet_images_are_decoded_in_order_and_normalised(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    grey = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+    write_parquet(tmp_path, "train", [*map(jpeg, pixels), jpeg(grey)], list(range(7)))
+    write_parquet(tmp_path, "test", [jpeg(pixels[0])], [9])
+    data = load_dataset("cifar10", root=str(tmp_path), layout="parquet")
+    np.testing.assert_array_equal(data.train_x[:6], pixels.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(data.train_x[6], np.stack([grey] * 3))
+    assert data.train_y.tolist() == list(range(7))
+    train, _ = to_device(data, "cpu")
+    x, y = train.batch(torch.tensor([2]))
+    red = (pixels[2, 0, 0, 0] - data.mean[0]) / data.std[0]
+    assert float(x[0, 0, 0, 0]) == pytest.approx(red, rel=1e-5)
+    assert y.tolist() == [2]
+
+
+def test_torchvision_files(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = np.arange(2 * 3072, dtype=np.uint64).astype(np.uint8).reshape(2, 3072)
+    for name, labels in (("data_batch_1", [3, 4]), ("test_batch", [5, 6])):
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": labels}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    data = load_dataset("cifar10", root=str(tmp_path))
+    np.testing.assert_array_equal(data.train_x, pixels.reshape(2, 3, 32, 32))
+    assert data.test_y.tolist() == [5, 6]
+
+
+def test_each_kind_of_broken_data_is_named_with_its_path(tmp_path):
+    good = jpeg(np.zeros((32, 32, 3), dtype=np.uint8))
+
+    def load(**options):
+        return load_dataset("cifar10", **{"root": str(tmp_path), "layout": "parquet", **options})
+
+    with pytest.raises(DataError, match=r"cifar-10-batches-py: expected cifar10's files.*data.download=true"):
+        load(layout="torchvision")
+    with pytest.raises(DataError, match=r"expected cifar10's Parquet files named train-\*\.parquet, found none"):
+        load()
+    (tmp_path / "train-0.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match=r"train-0\.parquet: expected a Parquet file"):
+        load()
+    (tmp_path / "train-0.parquet").unlink()
+    for images, labels, message in (
+        ([b"not an image"], [0], "row 0: expected an image"),
+        ([good[:-20]], [0], "row 0: expected an image"),
+        ([good, jpeg(np.zeros((8, 8, 3), dtype=np.uint8))], [0, 1], "row 1: expected a 32x32 image, found 8x8"),
+        ([good], [12], "labels of cifar10 lie in 0..9, found 12..12"),
+    ):
+        write_parquet(tmp_path, "train", images, labels)
+        with pytest.raises(DataError, match=message):
+            load()
+    write_parquet(tmp_path, "train", [good], [1], column="klass")
+    with pytest.raises(DataError, match="expected a column label, found img, klass"):
+        load()
+    write_parquet(tmp_path, "train", [good], [1])
+    write_parquet(tmp_path, "test", [good], [1])
+    with pytest.raises(DataError, match=r"data.num_train: 5 asked for, but the train split has 1"):
+        load(num_train=5)
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "cifar10-jpeg").exists(), reason="real CIFAR-10 is not beside this checkout")
+def test_real_cifar10():
+    data = load_dataset("cifar10", root=str(SHARED_DATA / "cifar10-jpeg"), layout="parquet")
+    assert data.train_x.shape == (50_000, 3, 32, 32)
+    assert np.bincount(data.train_y).tolist() == [5000] * 10
+    channels = data.train_x.transpose(1, 0, 2, 3).reshape(3, -1)
+    assert channels.mean(1) == pytest.approx(data.mean, abs=0.5)
+    assert channels.std(1) == pytest.approx(data.std, abs=0.5)

@@ -1,0 +1,85 @@
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from raylth.report import accuracy_table, accuracy_vs_rewind, load_results, render_table
+from raylth.store.tables import read_table, write_table
+
+
+def row(**values):
+    base = {
+        "key": str(values), "run": "r-1", "sweep": "r", "stage": "sparse", "width": 1.0, "sparsity": 0.9,
+        "rewind_epoch": 0, "arm": "lth", "match_epoch": None, "status": "done", "test_accuracy": 50.0,
+        "seed_a": 2**32 - 1,
+    }  # fmt: skip
+    return {**base, **values}
+
+
+ROWS = [
+    *(row(replicate=r, test_accuracy=a) for r, a in enumerate((60.0, 62.0, 64.0))),
+    *(row(replicate=r, arm="naive", test_accuracy=a) for r, a in enumerate((40.0, 44.0))),
+    row(replicate=2, arm="naive", status="failed", test_accuracy=None, error="Diverged: no"),
+    row(replicate=0, arm="permuted", match_epoch=2, test_accuracy=50.0),
+    row(replicate=0, arm="permuted", match_epoch=4, test_accuracy=55.0),
+    *(row(replicate=r, stage="dense", arm=None, rewind_epoch=None, test_accuracy=a) for r, a in enumerate((70.0, 71.0))),
+]
+
+
+@pytest.fixture
+def results(tmp_path):
+    write_table(tmp_path, "results", "r-1", ROWS, {"config": {}})
+    return load_results(tmp_path)
+
+
+def test_mean_and_deviation_over_finished_replicates(results):
+    cells = accuracy_table(results).set_index("label")
+    assert cells.loc["lth", ["mean", "std", "n"]].tolist() == [62.0, 2.0, 3]
+    assert cells.loc["naive", "mean"] == 42.0
+    assert cells.loc["naive", "std"] == pytest.approx(np.std([40, 44], ddof=1))
+    assert cells.loc["permuted @2", "mean"] == 50.0
+
+
+def test_the_terminal_table_orders_arms_and_names_dense(results):
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_table(results, "a title"))
+    console.file.close()
+    text = console.export_text()
+    assert text.index("lth") < text.index("permuted @2") < text.index("permuted @4") < text.index("naive")
+    assert "62.0 ± 2.0" in text
+    assert "dense: 70.5 ± 0.7 (n = 2)" in text
+
+
+def test_types_survive(results):
+    assert results["seed_a"].tolist() == [2**32 - 1] * len(ROWS)
+    assert results["rewind_epoch"].isna().sum() == 2
+    assert str(results["match_epoch"].dtype) == "Int64"
+    assert results["error"].notna().sum() == 1
+
+
+def test_the_figure_has_a_panel_per_cell_and_a_line_per_arm(results, tmp_path):
+    wide = pd.concat([results, results.assign(sparsity=0.5), results.assign(width=2.0)])
+    figure = accuracy_vs_rewind(wide, "t")
+    assert len(figure.axes) == 4
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["dense", "lth", "permuted @2", "permuted @4", "naive"]
+    figure.savefig(tmp_path / "f.png")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        accuracy_vs_rewind(results[results["stage"] == "dense"], "t")
+
+
+def test_one_row_per_network_when_runs_of_a_sweep_share_it(tmp_path):
+    write_table(tmp_path, "results", "r-1", ROWS, {})
+    write_table(tmp_path, "results", "r-2", [{**entry, "run": "r-2"} for entry in ROWS], {})
+    assert load_results(tmp_path)["key"].is_unique
+    assert set(load_results(tmp_path)["run"]) == {"r-2"}
+
+
+def test_a_newer_or_missing_table_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"results: no results here"):
+        read_table(tmp_path, "results")
+    monkeypatch.setattr("raylth.store.tables.TABLE_SCHEMA", 99)
+    write_table(tmp_path, "results", "r-1", ROWS, {})
+    monkeypatch.setattr("raylth.store.tables.TABLE_SCHEMA", 1)
+    with pytest.raises(ValueError, match="schema 99"):
+        read_table(tmp_path, "results")

@@ -1,0 +1,210 @@
+"""The whole method in one process, without Ray: what design.md says of weights and masks, checked on the artefacts."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from raylth.core.models import init_model
+from raylth.core.pruning import num_landing_alive
+from raylth.stages import Stage, make_plan, result_rows, run_plan, scan
+from raylth.stages.run import STAGES, run_stage
+from raylth.store import Store
+from tests.conftest import tiny_sweep
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("store"))
+    plan = make_plan(tiny_sweep())
+    graph = run_plan(plan, store)
+    assert not graph.errors
+    return plan, graph, store
+
+
+def one(plan, kind, **labels) -> Stage:
+    found = [s for s in plan.stages if s.kind == kind and all(s.labels.get(k) == v for k, v in labels.items())]
+    assert len(found) == 1, [s.name for s in found]
+    return found[0]
+
+
+def test_everything_is_done_and_a_second_run_computes_nothing(finished, monkeypatch):
+    plan, graph, store = finished
+    assert set(graph.states.values()) == {"done"}
+    assert len(graph.cached) == 0
+    monkeypatch.setattr("raylth.stages.run.run_stage", lambda *a: pytest.fail("a stage ran again"))
+    assert len(run_plan(plan, store).cached) == len(plan.stages)
+
+
+def test_checkpoint_0_is_the_untouched_initialisation(finished):
+    plan, _, store = finished
+    stage = one(plan, "dense", network="B")
+    expected = init_model(stage.settings["init_seed"], "mlp", width=0.25, num_classes=10, in_shape=(40,)).state_dict()
+    for name, array in store.tensors(stage.checkpoints["0"], "weights").items():
+        np.testing.assert_array_equal(array, expected[name].numpy())
+
+
+def test_masks_have_exact_counts_and_saved_weights_respect_them(finished):
+    plan, _, store = finished
+    for stage in plan.stages:
+        if stage.kind not in ("imp", "sparse"):
+            continue
+        mask, weights = store.tensors(stage.key, "mask"), store.tensors(stage.key, "weights")
+        assert all(not weights[name][~alive].any() for name, alive in mask.items()), stage.name
+        if stage.kind == "sparse" or stage.labels["landing"]:
+            total = sum(alive.size for alive in mask.values())
+            alive = sum(int(alive.sum()) for alive in mask.values())
+            assert alive == num_landing_alive(total, stage.labels["sparsity"]), stage.name
+
+
+def test_the_trunk_only_ever_prunes_more(finished):
+    plan, _, store = finished
+    for stage in plan.stages:
+        if stage.kind == "imp" and stage.labels["imp_round"] > 1:
+            before, after = (store.tensors(key, "mask") for key in (stage.parents["network"], stage.key))
+            assert all((after[name] <= before[name]).all() for name in after)
+
+
+@pytest.mark.parametrize("arm", ["lth", "naive", "permuted", "random", "random_permutation"])
+def test_each_arm_has_the_mask_of_the_table(finished, arm):
+    plan, _, store = finished
+    epoch = {"match_epoch": 4} if arm == "permuted" else {}
+    stage = one(plan, "sparse", arm=arm, sparsity=0.5, rewind_epoch=1, **epoch)
+    mask_a = store.tensors(stage.parents["mask"], "mask")
+    mask = store.tensors(stage.key, "mask")
+    same = all(np.array_equal(mask[name], mask_a[name]) for name in mask)
+    assert same == (arm in ("lth", "naive"))
+    assert all(mask[name].sum() == mask_a[name].sum() for name in mask), "the density per layer must stay"
+    source = one(plan, "dense", network="A" if arm == "lth" else "B")
+    assert stage.parents["weights"] == source.checkpoints["1"]
+    if arm == "permuted":
+        perm = store.tensors(stage.parents["permutation"], "permutation")
+        expected = mask_a["fc2.weight"][perm["fc2"]][:, perm["fc1"]]
+        np.testing.assert_array_equal(mask["fc2.weight"], expected)
+    if arm == "random_permutation":  # rows keep their sums under a permutation, not under a shuffle
+        assert sorted(mask["fc2.weight"].sum(1)) == sorted(mask_a["fc2.weight"].sum(1))
+
+
+def test_early_matching_reads_b_at_that_epoch(finished):
+    plan, _, _ = finished
+    early = one(plan, "match", match_epoch=2)
+    assert early.parents["b"] == one(plan, "dense", network="B").checkpoints["2"]
+    assert early.parents["a"] == one(plan, "dense", network="A").key
+
+
+def test_rows_say_what_was_trained(finished):
+    plan, graph, store = finished
+    rows = result_rows(plan, graph, store, "run")
+    assert len(rows["results"]) == len(plan.stages) - plan.count("match")
+    assert len({row["key"] for row in rows["results"]}) == len(rows["results"])
+    for row in rows["results"]:
+        assert row["status"] == "done"
+        assert 0 <= row["test_accuracy"] <= 100
+        if row["stage"] == "sparse":
+            assert row["mask_sparsity"] == pytest.approx(row["sparsity"], abs=1e-3)
+            assert 0 < row["model_sparsity"] < row["mask_sparsity"]
+    assert len(rows["permutations"]) == 3 * plan.count("match")
+    assert sum(row["test_accuracy"] is not None for row in rows["curves"] if "test_accuracy" in row) > 0
+
+
+def test_two_stores_get_the_same_bits(finished, tmp_path):
+    plan, _, store = finished
+    other = Store(tmp_path)
+    run_plan(plan, other)
+    for stage in plan.stages:
+        for name in store.files(stage.key):
+            np.testing.assert_array_equal(store.read(stage.key, name), other.read(stage.key, name))
+
+
+def test_a_broken_parent_is_set_aside_and_made_again(finished, tmp_path):
+    plan, _, _ = finished
+    store = Store(tmp_path)
+    run_plan(plan, store)
+    victim, child = one(plan, "dense", network="A"), one(plan, "imp", imp_round=1, landing=False)
+    expected = store.read(child.key, "weights").copy()
+    path = next(store.folder(victim.key).glob("weights*"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    store.set_aside(child.key)
+    notes: list[str] = []
+    graph = scan(plan, store, notes.append)
+    assert victim.key[:12] in notes[0]
+    assert path.name in notes[0]
+    assert sorted(graph.stages[k].kind for k, state in graph.states.items() if state != "done") == ["dense", "imp"]
+    graph = run_plan(plan, store)
+    assert set(graph.states.values()) == {"done"}
+    np.testing.assert_array_equal(store.read(child.key, "weights"), expected)
+    assert len(list((store.root / "broken").iterdir())) == 2
+
+
+def test_a_stage_killed_while_publishing_is_computed_again_and_ends_alike(finished, tmp_path, monkeypatch):
+    """The process dies between an artefact's files and its manifest; the next run starts from what is whole."""
+    plan, _, reference = finished
+    store = Store(tmp_path)
+    real = Store.publish
+
+    def die(self, key, *, kind, tensors, metrics):
+        if kind == "imp":
+            real(self, key, kind=kind, tensors=tensors, metrics=metrics)
+            (self.folder(key) / "MANIFEST.json").unlink()  # the state of the disk just before the last rename
+            raise KeyboardInterrupt
+        real(self, key, kind=kind, tensors=tensors, metrics=metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "publish", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan, store)
+    ran: list[str] = []
+    graph = run_plan(plan, store, lambda stage: ran.append(stage.kind))
+    assert set(graph.states.values()) == {"done"}
+    assert "dense" not in ran
+    assert ran.count("imp") == plan.count("imp")
+    for stage in plan.stages:
+        for name in reference.files(stage.key):
+            np.testing.assert_array_equal(reference.read(stage.key, name), store.read(stage.key, name))
+
+
+def test_a_failed_stage_blocks_only_its_descendants(finished, tmp_path, monkeypatch):
+    plan, _, _ = finished
+
+    def fail_early_match(stage, context):
+        if stage.labels["match_epoch"] == 2:
+            raise RuntimeError("no alignment today\nsecond line")
+        return match(stage, context)
+
+    match = STAGES["match"]
+    monkeypatch.setitem(STAGES, "match", fail_early_match)
+    graph = run_plan(plan, Store(tmp_path))
+    assert list(graph.errors.values()) == ["RuntimeError: no alignment today"]
+    blocked = {graph.stages[key].labels["match_epoch"] for key in graph.blockers}
+    assert blocked == {2}
+    assert sum(state == "done" for state in graph.states.values()) == len(plan.stages) - 1 - len(graph.blockers)
+
+
+def test_changed_data_is_noticed(finished, tmp_path):
+    from raylth.core.data import load_dataset
+    from raylth.stages import StageFailed, make_context
+
+    plan, _, store = finished
+    dataset = load_dataset("mnist1d", num_train=500, num_test=200)
+    context = make_context(store, dataset, data_sha256="0" * 64)
+    stage = one(plan, "match", match_epoch=4)
+    aside = store.set_aside(stage.key)
+    with pytest.raises(StageFailed, match="made from data"):
+        run_stage(stage, context)
+    aside.rename(store.folder(stage.key))
+
+
+def test_stages_run_from_a_plain_script_and_never_load_ray(tmp_path):
+    script = f"""
+import sys
+from raylth.stages import make_plan, run_plan
+from raylth.store import Store
+from raylth.sweepfile import read_sweep
+config = read_sweep("sweeps/quickstart.yaml", ["data.num_train=200", "data.num_test=50", "model.widths=[0.25]",
+    "dense.epochs=2", "imp.epochs_per_round=1", "sparse.rewinds=[0]", "sparse.sparsities=[0.5]", "seeds.replicates=1"])
+graph = run_plan(make_plan(config), Store({str(tmp_path)!r}))
+assert set(graph.states.values()) == {{"done"}}, graph.errors
+assert "ray" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

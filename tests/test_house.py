@@ -1,0 +1,159 @@
+"""Rules of the house: imports go down only, Ray stays in its rooms, and what the README says is true."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "raylth"
+
+LAYERS = [  # lowest first; a module may import from its own room and from rooms below
+    ("seeding", "registry", "steps"),
+    ("core", "store"),
+    ("config", "report"),
+    ("sweepfile", "runs", "stages"),
+    ("view", "cluster"),
+    ("sweep",),
+    ("cli",),
+]
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+FORBIDDEN = {  # room -> packages that must not be imported there
+    "core": {"ray", "pydantic", "rich", "pandas", "yaml"},
+    "store": {"ray", "torch", "pydantic"},
+    "report": {"ray", "torch"},
+}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return names
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "raylth"
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_go_down_only(module):
+    if module == "raylth":
+        return
+    here = room(module)
+    assert here in RANK, f"{module}: a new room needs a place in LAYERS"
+    for name in imports(modules()[module]):
+        if name.startswith("raylth.") and room(name) in RANK and room(name) != here:
+            assert RANK[room(name)] < RANK[here], f"{module} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_ray_and_friends_stay_in_their_rooms(module):
+    packages = {name.split(".")[0] for name in imports(modules()[module])}
+    here = room(module)
+    assert not packages & FORBIDDEN.get(here, set())
+    if here not in ("cluster", "sweep"):
+        assert "ray" not in packages
+
+
+def test_there_is_no_import_cycle():
+    known = modules()
+    graph = {module: {n for n in imports(path) if n in known and n != module} for module, path in known.items()}
+    # A package's __init__ gathers its own rooms' modules; those reach each other by full path, so leave it out.
+    packages = {module for module, path in known.items() if path.name == "__init__.py"}
+    done: set[str] = set()
+
+    def walk(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        if module not in done:
+            for child in graph[module] - packages:
+                walk(child, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        walk(module, ())
+
+
+def test_core_runs_where_ray_and_pydantic_are_missing():
+    script = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "pydantic", "yaml", "rich"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+import importlib, pkgutil, raylth.core
+for module in pkgutil.walk_packages(raylth.core.__path__, "raylth.core."):
+    importlib.import_module(module.name)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def test_the_file_tree_of_the_readme_is_the_real_one():
+    block = re.search(r"```text\n(raylth/.*?)```", readme(), re.DOTALL)
+    assert block
+    listed: set[str] = set()
+    stack: list[str] = []
+    for line in block[1].splitlines():
+        name = line.split("#")[0].rstrip()
+        if not name.strip():
+            continue
+        depth = (len(name) - len(name.lstrip())) // 2
+        for entry in name.split():
+            stack[depth:] = [entry]
+            path = "/".join(part.strip("/") for part in stack)
+            assert (ROOT / path).exists(), f"the README names {path}, which does not exist"
+            listed.add(path)
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    rooms = {path for path in tracked if path.endswith(".py") and path.startswith("raylth/") and "__" not in path}
+    covered = {path for path in rooms if path in listed or str(Path(path).parent) in {p for p in listed if p.count("/")}}
+    assert not rooms - covered, f"the README's tree lacks {sorted(rooms - covered)}"
+
+
+def test_the_commands_of_the_readme_exist():
+    text = readme()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"\bmake ([a-z-]+)", text)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
+    for module in set(re.findall(r"python -m (raylth\.[a-z.]+)", text)):
+        assert module in modules(), module
+    for file in set(re.findall(r"\b(?:sweeps|benchmarks|docs|tests)/[\w./-]+\.\w+", text)):
+        assert (ROOT / file).exists(), file
+    for path in re.findall(r"\]\((?!http|#)([^)]+)\)", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_python_examples_of_the_readme_run(tmp_path):
+    examples = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)
+    assert examples
+    for example in examples:
+        code = example.replace('"raylth-store"', repr(str(tmp_path / "store")))
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=200, cwd=ROOT)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+            assert node.end_lineno - node.lineno < 70, node.name

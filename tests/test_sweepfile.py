@@ -1,0 +1,142 @@
+"""Each kind of bad input: one line with file, place, key path and what would be right; exit status 2; no traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raylth import sweep
+from raylth.sweepfile import BadSweep, read_sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "sweeps" / "quickstart.yaml"
+
+BAD_OVERRIDES = [
+    ("sparse.sparsitys=[0.5]", "sparse.sparsitys: unknown key, did you mean 'sparsities'?"),
+    ("nam=x", "nam: unknown key, did you mean 'name'?"),
+    ("dense.epochs=abc", "dense.epochs: should be a valid integer"),
+    ("dense=3", "dense: expected settings below this key, found 3"),
+    ("sparse.sparsities=[0.5, 1.2]", "sparse.sparsities.1: should be less than 1, found 1.2"),
+    ("sparse.sparsities=[0.0]", "sparse.sparsities.0: should be greater than 0, found 0.0"),
+    ("sparse.rewinds=[50]", "sparse.rewinds: 50 is not below dense.epochs = 40"),
+    ("sparse.rewinds=[-1]", "sparse.rewinds.0: should be greater than or equal to 0"),
+    ("match.epochs=[41]", "match.epochs: 41 is beyond dense.epochs = 40"),
+    ("match.samples=5000", "match.samples: 5000 asked for, the training split has 4000"),
+    ("sparse.arms=[lth, permutd]", "sparse.arms.1: 'permutd' is unknown, did you mean 'permuted'? (known: lth, naive"),
+    ("sparse.arms=[lth, lth]", "sparse.arms: 'lth' is listed twice"),
+    ("model.name=resnet21", "model.name: unknown model 'resnet21', did you mean 'resnet20'? (known: mlp, resnet20"),
+    ("model.name=vgg11", "model.name: vgg11 needs images of at least (C, 32, 32), not (40,)"),
+    ("model.widths=[0.3]", "model.widths: width 0.3 gives 38.4 channels where 128 are scaled"),
+    ("data.name=cifar", "data.name: unknown data set 'cifar', did you mean 'cifar10'?"),
+    ("data.name=cifar10", "data.root: cifar10 lies in files, so data.root must name their folder"),
+    ("data.augment=flip_crop", "data.augment: flip_crop needs images"),
+    ("data.num_train=9999", "data.num_train: mnist1d has 4000 such samples, not 9999"),
+    (
+        "resources.sparse.gpus=0.3",
+        "resources.sparse.gpus: 0.3 is not 0 or 1/n; the nearest legal shares are 1/3 or 1/4",
+    ),
+    ("resources.sparse.gpus=2", "resources.sparse.gpus: should be less than or equal to 1"),
+    ("resources.sparse.gpus=1/0", "resources.sparse.gpus: '1/0' is not a fraction such as 1/3"),
+    ("seeds.replicates=0", "seeds.replicates: should be greater than 0"),
+    ("dense.lr=.nan", "dense.lr: should be a finite number"),
+    ("dense.lr", "'dense.lr' is not of the form key.path=value"),
+    ("dense.lr=[", "the value is not YAML"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), BAD_OVERRIDES, ids=[override for override, _ in BAD_OVERRIDES])
+def test_a_bad_value_gives_one_line_that_says_what_would_be_legal(override, message, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "run_sweep", lambda *a, **k: pytest.fail("something was started"))
+    assert sweep.main([str(QUICKSTART), override]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(("command line: ", f"{QUICKSTART}:"))
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("name: bad\ndata: {name: mnist1d}\nmodel:\n  name: mlp\n  widhts: [1]\nsparse:\n  arms: [lth, nave]\n")
+    with pytest.raises(BadSweep) as caught:
+        read_sweep(file)
+    first, second = sorted(str(caught.value).splitlines())
+    assert first == f"{file}:5: model.widhts: unknown key, did you mean 'widths'? (known: name, widths)"
+    assert second.startswith(f"{file}:7: sparse.arms.1: 'nave' is unknown, did you mean 'naive'?")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1\nb: 2", ":2: not YAML"),
+        ("- 1\n- 2", "expected settings such as 'name: my-sweep', found list"),
+        ("", "expected settings such as 'name: my-sweep', found NoneType"),
+        ("name: !!python/object/apply:os.system [echo]", ":1: not YAML"),
+        ("name: x", "model: is required"),
+    ],
+)
+def test_what_is_not_a_sweep_file(tmp_path, content, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(BadSweep) as caught:
+        read_sweep(file)
+    assert message in str(caught.value)
+
+
+def test_a_missing_file(tmp_path, capsys):
+    assert sweep.main([str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml: cannot be read: No such file or directory" in capsys.readouterr().err
+
+
+def test_missing_data_is_named_before_anything_starts(tmp_path, capsys):
+    arguments = ["model.name=resnet20", "data.name=cifar10", f"data.root={tmp_path}", f"storage={tmp_path}/store"]
+    assert sweep.main([str(QUICKSTART), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "cifar-10-batches-py") in error
+    assert "data.download=true" in error
+    assert error.count("\n") == 1
+
+
+def test_overrides_replace_settings():
+    config = read_sweep(QUICKSTART, ["sparse.rewinds=[1]", "resources.sparse.gpus=1/3", "seeds.base=7"])
+    assert config.sparse.rewinds == [1]
+    assert config.resources.sparse.gpus == pytest.approx(1 / 3)
+    assert config.seeds.base == 7
+    assert config.sparse.sparsities == [0.8, 0.9, 0.95]
+
+
+def test_the_schema_file_is_what_the_command_prints(capsys):
+    assert sweep.main(["--schema"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((ROOT / "sweeps" / "schema.json").read_text()) == printed
+    for name, definition in printed["$defs"].items():
+        for field, entry in definition["properties"].items():
+            assert "description" in entry or "$ref" in entry, f"{name}.{field} does not say its meaning"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_sweep_file_is_valid_and_points_to_the_schema(file):
+    text = file.read_text()
+    assert text.startswith("# yaml-language-server: $schema=schema.json\n")
+    for heading in ("# Table", "# Command", "# Cost", "# Expected"):
+        assert heading in text
+    read_sweep(file)
+
+
+def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
+    assert sweep.main([str(QUICKSTART), "--dry-run", f"storage={tmp_path}/store"]) == 0
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["sparse", "108", "0", "108", "108", "3,888"] in rows
+    assert ["dense", "6", "0", "6", "6", "240"] in rows
+    assert ["imp", "48", "0", "48", "48", "480"] in rows
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_console_script_offers_the_same(tmp_path):
+    run = subprocess.run([sys.executable, "-c", "from raylth.cli import main; raise SystemExit(main())", "sweeep"],
+                         capture_output=True, text=True, check=False)  # fmt: skip
+    assert run.returncode == 2
+    assert "unknown command 'sweeep'" in run.stderr
+    assert "sweep" in run.stderr
