@@ -132,7 +132,7 @@ def test_the_file_tree_of_the_readme_is_the_real_one():
 def test_the_commands_of_the_readme_exist():
     text = readme()
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z-]+)", text)):
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
     for module in set(re.findall(r"python -m (raylth\.[a-z.]+)", text)):
         assert module in modules(), module

@@ -2,7 +2,6 @@
 
 import io
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -93,19 +92,17 @@ def _decode(file: Path, column: object) -> np.ndarray:
     """Decode a column of image structs to (N, 3, 32, 32) uint8; the bytes may be JPEG or PNG."""
     from PIL import Image
 
-    def decode(numbered: tuple[int, dict[str, bytes]]) -> np.ndarray:
-        row, entry = numbered
+    rows = column.to_pylist()  # type: ignore[attr-defined]
+    images = np.empty((len(rows), *SHAPE), dtype=np.uint8)
+    for row, entry in enumerate(rows):
         try:
             pixels = np.asarray(Image.open(io.BytesIO(entry["bytes"])).convert("RGB"))
         except (OSError, TypeError, KeyError) as error:
             raise DataError(f"{file}: row {row}: expected an image as bytes ({error})") from error
         if pixels.shape != (32, 32, 3):
             raise DataError(f"{file}: row {row}: expected a 32x32 image, found {pixels.shape[1]}x{pixels.shape[0]}")
-        return pixels.transpose(2, 0, 1)
-
-    rows = column.to_pylist()  # type: ignore[attr-defined]
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(decode, enumerate(rows))))
+        images[row] = pixels.transpose(2, 0, 1)
+    return images
 
 
 for _name, _load_function in (("cifar10", cifar10), ("cifar100", cifar100)):
