@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from raylth.config import SweepConfig
-from raylth.core.data import ArrayDataset, DataError, load_dataset
+from raylth.core.data import ArrayDataset, DataError
 from raylth.runs import Run
-from raylth.stages import Graph, Plan, make_plan, result_rows, scan
+from raylth.stages import Graph, Plan, load_data, make_plan, result_rows, scan
 from raylth.store import NewerStore, Store
 from raylth.sweepfile import BadSweep, read_sweep
 from raylth.view import SweepView
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BadSweep, DataError, NewerStore, ClusterError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped before anything was started", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def print_plan(config: SweepConfig) -> int:
@@ -101,14 +104,17 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
     console = Console()
     plan, store = _plan(config), Store(config.storage)
     run = Run.open(config, store)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror}") from error
     graph = scan(plan, store, note=lambda line: console.print(Text(line, style="yellow")))
     if not graph.finished:
-        dataset = _load_data(config)
         todo = sum(state == "waiting" for state in graph.states.values())
         held = f"; {len(graph.cached)} are in the store already" if graph.cached else ""
         console.print(f"{config.name}: {todo} of {len(plan.stages)} stages to run{held}", highlight=False)
         try:
-            _run(plan, graph, store, run, dataset, console, address, verbose)
+            _run(plan, graph, store, run, load_data(config.data), console, address, verbose)
         except KeyboardInterrupt:
             _finish(plan, graph, store, run)
             done = sum(state == "done" for state in graph.states.values())
@@ -146,18 +152,6 @@ def _plan(config: SweepConfig) -> Plan:
         raise BadSweep(f"{config.name}: {error}") from error
 
 
-def _load_data(config: SweepConfig) -> ArrayDataset:
-    data = config.data
-    return load_dataset(
-        data.name,
-        root=data.root,
-        layout=data.layout,
-        download=data.download,
-        num_train=data.num_train,
-        num_test=data.num_test,
-    )
-
-
 def _finish(plan: Plan, graph: Graph, store: Store, run: Run) -> None:
     """Write the Parquet rows and the run's manifest, also of a sweep that is only half done."""
     run.write(result_rows(plan, graph, store, run.name), graph.count())
@@ -181,7 +175,9 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
         if blocked:
             shown = ", ".join(blocked[:5]) + (f" and {len(blocked) - 5} more" if len(blocked) > 5 else "")
             console.print(f"         blocks {len(blocked)}: {shown}", highlight=False, soft_wrap=True)
-        console.print(f"         traceback: {run.errors / f'{key}.txt'}", highlight=False, soft_wrap=True)
+        traceback = run.errors / f"{key}.txt"
+        if traceback.exists():  # a worker that died left none
+            console.print(f"         traceback: {traceback}", highlight=False, soft_wrap=True)
     return EXIT_FAILED if graph.errors else EXIT_OK
 
 

@@ -99,6 +99,12 @@ def test_missing_data_is_named_before_anything_starts(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_store_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert sweep.main([str(QUICKSTART), f"storage={tmp_path}/file"]) == 2
+    assert f"storage: {tmp_path}/file cannot be written: Not a directory" in capsys.readouterr().err
+
+
 def test_overrides_replace_settings():
     config = read_sweep(QUICKSTART, ["sparse.rewinds=[1]", "resources.sparse.gpus=1/3", "seeds.base=7"])
     assert config.sparse.rewinds == [1]

@@ -4,7 +4,7 @@ from raylth.stages import make_plan, run_plan
 graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-store"))
 """
 
-from raylth.stages.context import Context, make_context
+from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.graph import Graph
 from raylth.stages.plan import Plan, make_plan
 from raylth.stages.rows import result_rows
@@ -19,6 +19,7 @@ __all__ = [
     "Plan",
     "Stage",
     "StageFailed",
+    "load_data",
     "make_context",
     "make_plan",
     "result_rows",

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raylth.core.data import ArrayDataset, Split, to_device
+from raylth.config import DataConfig
+from raylth.core.data import ArrayDataset, Split, load_dataset, to_device
 from raylth.store import Store
 
-__all__ = ["Context", "Load", "make_context"]
+__all__ = ["Context", "Load", "load_data", "make_context"]
 
 Load = Callable[[str, str], dict[str, np.ndarray]]  # (key, file) -> named arrays
 
@@ -26,6 +27,18 @@ class Context:
     device: str
     evaluate_every: int = 0
     progress: Callable[[int], None] = lambda epochs: None
+
+
+def load_data(data: DataConfig) -> ArrayDataset:
+    """Load the data set that a sweep names; DataError names the path of what is missing or corrupt."""
+    return load_dataset(
+        data.name,
+        root=data.root,
+        layout=data.layout,
+        download=data.download,
+        num_train=data.num_train,
+        num_test=data.num_test,
+    )
 
 
 def make_context(

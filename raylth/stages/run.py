@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from raylth.core.data import load_dataset
-from raylth.stages.context import Context, make_context
+from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.dense import dense
 from raylth.stages.graph import Graph
 from raylth.stages.imp import imp
@@ -81,16 +80,7 @@ def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambd
     graph = scan(plan, store)
     if graph.finished:
         return graph
-    data = plan.config.data
-    dataset = load_dataset(
-        data.name,
-        root=data.root,
-        layout=data.layout,
-        download=data.download,
-        num_train=data.num_train,
-        num_test=data.num_test,
-    )
-    context = make_context(store, dataset, evaluate_every=plan.config.log.evaluate_every)
+    context = make_context(store, load_data(plan.config.data), evaluate_every=plan.config.log.evaluate_every)
     torch.set_num_threads(1)
     while (stage := graph.next_ready()) is not None:
         try:

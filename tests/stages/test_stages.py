@@ -182,12 +182,10 @@ def test_a_failed_stage_blocks_only_its_descendants(finished, tmp_path, monkeypa
 
 
 def test_changed_data_is_noticed(finished, tmp_path):
-    from raylth.core.data import load_dataset
-    from raylth.stages import StageFailed, make_context
+    from raylth.stages import StageFailed, load_data, make_context
 
     plan, _, store = finished
-    dataset = load_dataset("mnist1d", num_train=500, num_test=200)
-    context = make_context(store, dataset, data_sha256="0" * 64)
+    context = make_context(store, load_data(plan.config.data), data_sha256="0" * 64)
     stage = one(plan, "match", match_epoch=4)
     aside = store.set_aside(stage.key)
     with pytest.raises(StageFailed, match="made from data"):
