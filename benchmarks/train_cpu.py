@@ -1,17 +1,20 @@
 """ResNet-20 training on the CPU: raylth's loop against a plain one, images per second, both in one run.
 
 The plain side is the usual loop: torchvision's PIL transforms in a DataLoader with 2 workers, float32, torch's defaults. Both
-train the same network with batch 128 and 2 threads on CIFAR-shaped images, in turn, several times; the ratio is that of
-the medians.
+train the same network with batch 128 and 2 threads on CIFAR-shaped images, each in a process of its own, in turn,
+several times; the ratio is that of the medians. One side waits while the other trains.
 
-    python benchmarks/train_cpu.py [--rounds 5] [--images 2560] [--parquet FOLDER] [--json FILE]
+    python benchmarks/train_cpu.py [--rounds 5] [--images 5120] [--parquet FOLDER] [--json FILE]
 """
 
 import argparse
 import io
 import json
+import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +26,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from raylth.core.data import ArrayDataset, load_dataset, to_device
+from raylth.core.data import ArrayDataset, load_dataset
 from raylth.core.data.cifar import MEAN, STD
 from raylth.core.models import init_model
 from raylth.core.train import Recipe, train
+from raylth.stages import make_context
+from raylth.store import Store
 
 BATCH_SIZE = 128
 
@@ -74,6 +79,14 @@ def synthetic(images: int) -> ArrayDataset:
     return ArrayDataset(x, y, x[:1], y[:1], MEAN["cifar10"], STD["cifar10"])
 
 
+def load(options: argparse.Namespace) -> tuple[ArrayDataset, list[bytes] | None]:
+    """Return the images as arrays, and as they are stored where they come from files."""
+    if not options.parquet:
+        return synthetic(options.images), None
+    data = load_dataset("cifar10", root=options.parquet, layout="parquet", num_train=options.images)
+    return data, encoded_images(options.parquet, options.images)
+
+
 def new_model() -> torch.nn.Module:
     return init_model(0, "resnet20", num_classes=10, in_shape=(3, 32, 32))
 
@@ -92,40 +105,71 @@ def plain_epoch(model: torch.nn.Module, loader: DataLoader[tuple[torch.Tensor, i
     return time.perf_counter() - start
 
 
+def plain_side(options: argparse.Namespace) -> Callable[[int], float]:
+    """Set the plain side up; returns what trains one epoch and tells its seconds."""
+    data, encoded = load(options)
+    loader: DataLoader[tuple[torch.Tensor, int]] = DataLoader(
+        PilImages(data, encoded), BATCH_SIZE, shuffle=True, num_workers=2, persistent_workers=True
+    )
+    model = new_model()
+    return lambda number: plain_epoch(model, loader)
+
+
+def raylth_side(options: argparse.Namespace) -> Callable[[int], float]:
+    """Set raylth's side up as a worker of a sweep does."""
+    data, _ = load(options)
+    context = make_context(Store("unused"), data, data_sha256="unused")
+    model, recipe = new_model(), Recipe(1, lr=0.08, batch_size=BATCH_SIZE)
+
+    def epoch(number: int) -> float:
+        start = time.perf_counter()
+        train(model, context.train, recipe, seed=number, augment="flip_crop")
+        return time.perf_counter() - start
+
+    return epoch
+
+
+SIDES = {"plain": plain_side, "raylth": raylth_side}
+
+
+def serve(side: str, options: argparse.Namespace, pipe: Connection) -> None:
+    """Run one side in a process of its own: an epoch for each number that comes, until None."""
+    torch.set_num_threads(2)
+    epoch = SIDES[side](options)
+    while (number := pipe.recv()) is not None:
+        pipe.send(epoch(number))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=2560)
+    parser.add_argument("--images", type=int, default=5120, help="images of one epoch")
     parser.add_argument("--parquet", help="folder of CIFAR-10 as Parquet; without it, noise of the same shape")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    if options.parquet:
-        data = load_dataset("cifar10", root=options.parquet, layout="parquet", num_train=options.images)
-        encoded = encoded_images(options.parquet, options.images)
-    else:
-        data, encoded = synthetic(options.images), None
-    split, _ = to_device(data, "cpu")
-    loader: DataLoader[tuple[torch.Tensor, int]] = DataLoader(
-        PilImages(data, encoded), BATCH_SIZE, shuffle=True, num_workers=2, persistent_workers=True
-    )
-    plain, ours = new_model(), new_model()
-    recipe = Recipe(1, lr=0.08, batch_size=BATCH_SIZE)
-    seconds: dict[str, list[float]] = {"plain": [], "raylth": []}
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for side in SIDES:
+        pipes[side], theirs = context.Pipe()
+        context.Process(target=serve, args=(side, options, theirs)).start()  # no daemon: the plain side has workers
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(options.rounds + 1):  # the first round warms both sides up
-        plain_seconds = plain_epoch(plain, loader)
-        start = time.perf_counter()
-        train(ours, split, recipe, seed=number, augment="flip_crop")
-        ours_seconds = time.perf_counter() - start
-        if number:
-            seconds["plain"].append(plain_seconds)
-            seconds["raylth"].append(ours_seconds)
+        for side, pipe in pipes.items():
+            pipe.send(number)
+            taken = pipe.recv()
+            if number:
+                seconds[side].append(taken)
+    for pipe in pipes.values():
+        pipe.send(None)
     speed = {side: options.images / statistics.median(times) for side, times in seconds.items()}
     report = {
         "benchmark": "ResNet-20 training on the CPU, images per second",
+        "input": "JPEG from Parquet" if options.parquet else "arrays",
         "images_per_second": {side: round(value, 1) for side, value in speed.items()},
         "ratio": round(speed["raylth"] / speed["plain"], 3),
         "rounds": options.rounds,
+        "images_per_epoch": options.images,
         "seconds": {side: [round(value, 3) for value in times] for side, times in seconds.items()},
         "hardware": describe(),
     }

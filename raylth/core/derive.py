@@ -21,7 +21,18 @@ __all__ = ["UnknownOperation", "capture_sites", "derive_spec"]
 FIXED = 0  # the group of every axis that must stay as it is: inputs, logits
 
 ACTIVATIONS = {nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Hardswish, nn.ReLU6}
-ACTIVATION_FUNCTIONS = {torch.relu, F.relu, F.gelu, F.silu, torch.tanh, torch.sigmoid, F.leaky_relu, F.elu, "relu"}
+ACTIVATION_FUNCTIONS = {
+    torch.relu,
+    torch.relu_,
+    F.relu,
+    F.gelu,
+    F.silu,
+    torch.tanh,
+    torch.sigmoid,
+    F.leaky_relu,
+    F.elu,
+    "relu",
+}
 CHANNELWISE = ACTIVATIONS | {
     nn.Dropout, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
 }  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from raylth.config import DataConfig
+from raylth.core.allocator import keep_freed_memory
 from raylth.core.data import ArrayDataset, Split, load_dataset, to_device
 from raylth.store import Store
 
@@ -52,6 +53,8 @@ def make_context(
     progress: Callable[[int], None] = lambda epochs: None,
 ) -> Context:
     """Copy the data to the device once and make torch's kernels reproducible there."""
+    if device == "cpu":
+        keep_freed_memory()
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     train, test = to_device(dataset, device)

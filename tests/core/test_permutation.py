@@ -88,7 +88,7 @@ def test_a_residual_stream_is_one_group_watched_at_its_last_block():
     groups = derive_spec(model, torch.zeros(2, 3, 16, 16)).groups
     assert len(groups) == 12  # 3 streams and the inner layer of 9 blocks
     streams = [group for name, group in groups.items() if not name.endswith(".conv1") or name == "conv1"]
-    assert [(group.size, group.site) for group in streams] == [(16, "relu_6"), (32, "relu_12"), (64, "relu_18")]
+    assert [(group.size, group.site) for group in streams] == [(16, "relu__6"), (32, "relu__12"), (64, "relu__18")]
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,9 @@ class Split:
 
     def normalise(self, x: Tensor) -> Tensor:
         """Turn a batch of samples in the units of `x` into the float32 input of a network."""
-        x = x.to(torch.float32)
-        return x if self.mean is None or self.std is None else (x - self.mean) / self.std
+        if self.mean is None or self.std is None:
+            return x.to(torch.float32)
+        return x.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Return normalised inputs (B, *in_shape) and labels (B,) of the given samples."""

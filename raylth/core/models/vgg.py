@@ -21,7 +21,7 @@ class VGG11(nn.Module):
             if base is None:
                 layers.append(nn.MaxPool2d(2))
                 continue
-            layers += [nn.Conv2d(in_channels, channels(base, width), 3, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(in_channels, channels(base, width), 3, padding=1), nn.ReLU(inplace=True)]
             in_channels = channels(base, width)
         self.features = nn.Sequential(*layers)
         self.flatten = nn.Flatten()
