@@ -77,7 +77,7 @@ def _gpu_share(value: float) -> float:
 
 Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable weights that a mask removes.")]
 Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False)]
-GpuShare = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1), AfterValidator(_gpu_share)]
+GpuShare = Annotated[float, Field(ge=0, le=1), BeforeValidator(_fraction), AfterValidator(_gpu_share)]
 Width = Annotated[float, Field(gt=0, le=64)]
 
 

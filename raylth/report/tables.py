@@ -24,7 +24,7 @@ def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
     """Return the name of each row's arm, with the matching epoch where a sweep has several."""
     if arms["match_epoch"].nunique() < 2:
         return arms["arm"].astype(str)
-    epochs = arms["match_epoch"].map(lambda epoch: "" if pd.isna(epoch) else f" @{epoch}")
+    epochs = arms["match_epoch"].map(lambda epoch: "" if pd.isna(epoch) else f" @{int(epoch)}")
     return arms["arm"].astype(str) + epochs.astype(str)
 
 
