@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raylth.cluster.token import send_token
 from raylth.config import SweepConfig
 from raylth.core.data import ArrayDataset, DataError
 from raylth.runs import Run
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
+    if options.address is not None:
+        send_token()
     from raylth.cluster.launch import ClusterError  # only now: --schema stays quick
 
     try:

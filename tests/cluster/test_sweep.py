@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -137,3 +138,33 @@ def test_a_share_that_no_node_has_is_refused(sweep_file, tmp_path):
     assert done.returncode == 2
     assert re.fullmatch(r"resources\.sparse\.cpus: 4096 asked for, but the largest node has \d+ CPUs\n", done.stderr)
     assert not list(tmp_path.glob("artefacts/**/*.json"))
+
+
+@pytest.fixture
+def token_cluster(tmp_path):
+    """A cluster of one node that `ray start` made and that asks for a token; the environment to reach it."""
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o600)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment["RAY_AUTH_TOKEN_PATH"] = str(token)
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port", str(port)]
+    start += ["--num-cpus", "1", "--include-dashboard=false", "--disable-usage-stats"]
+    with subprocess.Popen(start, env={**environment, "RAY_AUTH_MODE": "token"}, stdout=subprocess.PIPE, text=True) as head:
+        assert any("Ray runtime started" in line for line in head.stdout), "the cluster did not start"
+        yield f"127.0.0.1:{port}", environment
+        head.terminate()
+        head.wait(timeout=60)
+
+
+def test_a_sweep_joins_a_running_cluster_that_asks_for_a_token(first_run, sweep_file, token_cluster, tmp_path):
+    address, environment = token_cluster
+    small = [f"storage={tmp_path / 'store'}", "sparse.arms=[naive]", "sparse.sparsities=[0.8]", "sparse.rewinds=[0]"]
+    arguments = command(sweep_file, *small, "--address", address)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (load_results(tmp_path / "store")["status"] == "done").all()
+    assert not any("RAY_AUTH" in line for line in done.stdout.splitlines())
