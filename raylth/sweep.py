@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raylth.cluster.token import send_token
+from raylth.cluster.address import choose_cluster
 from raylth.config import SweepConfig
 from raylth.core.data import ArrayDataset, DataError
 from raylth.runs import Run
@@ -54,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
-    if options.address is not None:
-        send_token()
+    address = choose_cluster(options.address)
     from raylth.cluster.launch import ClusterError  # only now: --schema stays quick
 
     try:
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             return print_plan(config)
         command = [options.file, *options.overrides]
-        return run_sweep(config, command, address=options.address, verbose=options.verbose)
+        return run_sweep(config, command, address=address, verbose=options.verbose)
     except (BadSweep, DataError, NewerStore, ClusterError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -170,7 +170,7 @@ def _start_ray(address: str | None, verbose: bool) -> None:
     try:
         ray.init(address=address, include_dashboard=None, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"at {address}" if address else "on this machine"
+        where = "on this machine" if address in (None, "local") else f"at {address}"
         raise ClusterError(f"cannot reach or start Ray {where}: {str(error).splitlines()[0]}") from error
 
 

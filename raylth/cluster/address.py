@@ -1,0 +1,38 @@
+"""Which cluster a sweep joins, and its token: decided before `import ray`, which reads its environment only once."""
+
+import os
+import socket
+from pathlib import Path
+
+__all__ = ["choose_cluster"]
+
+LOCAL = "local"  # ray.init's word for a cluster of its own on this machine
+PATIENCE = 3.0  # seconds for a cluster that this machine remembers to answer
+
+
+def choose_cluster(asked: str | None) -> str:
+    """Return the address for `ray.init`: the asked one, else RAY_ADDRESS, else a live cluster of this machine, else "local".
+
+    Ray remembers a machine's last cluster in a file and would wait minutes for one that is gone; here it must answer.
+    Where the machine holds a token, a cluster that is joined is sent it (`RAY_AUTH_MODE`, unless the user set that).
+    """
+    address = asked or os.environ.get("RAY_ADDRESS") or _remembered() or LOCAL
+    if address != LOCAL and "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"  # `ray start` asks for it as soon as a token file is there
+    return address
+
+
+def _remembered() -> str | None:
+    """Return the address of the cluster that `ray start` made on this machine, if it still answers."""
+    file = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+    try:
+        host, port = file.read_text().strip().rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=PATIENCE):
+            return f"{host}:{port}"
+    except (OSError, ValueError):
+        return None
+
+
+def _has_token() -> bool:
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or path.is_file()
