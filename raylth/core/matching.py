@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from raylth.core.derive import capture_sites
+from raylth.core.observe import Observer, rows
 from raylth.core.permutation import Permutation, PermutationSpec
 
 __all__ = ["CrossMoments", "MatchResult", "assign", "match_activations"]
@@ -27,13 +27,15 @@ class MatchResult:
 
 
 BLOCK = 1024  # rows whose products are summed in float32 before they go into the float64 totals
+LARGEST = 2**22  # entries of one network that are worked on at a time
 
 
 class CrossMoments:
     """Streaming moments of C units of A and of B over all samples and positions.
 
     Products are taken in float32, `BLOCK` rows at a time, on activations shifted by the first batch's means so that
-    nothing cancels, and accumulated in float64. Memory: 8 * (C * C + 4 * C) bytes, whatever the number of samples.
+    nothing cancels, and accumulated in float64. Memory: 8 * (C * C + 4 * C) bytes that stay, whatever the number of
+    samples, and about 64 MiB while a batch is added.
     """
 
     def __init__(self) -> None:
@@ -43,24 +45,26 @@ class CrossMoments:
         self.second: Tensor | None = None  # (2C,) float64, sum of their squares
         self.cross: Tensor | None = None  # (C, C) float64, sum of B_i * A_j
 
-    def add(self, units_a: Tensor, units_b: Tensor) -> None:
-        """Add one batch of activations, (B, C) or (B, C, ...), of the same shape for A and B."""
-        if units_a.shape != units_b.shape:
-            raise ValueError(f"A and B must have units of the same shape, not {units_a.shape} and {units_b.shape}")
-        rows_a, rows_b = _rows(units_a), _rows(units_b)  # (n, C)
-        both = torch.cat([rows_a, rows_b], dim=1).to(torch.float32)  # (n, 2C)
-        if self.shift is None:
-            self.shift = both.mean(0)
-        both = both - self.shift
+    def add(self, rows_a: Tensor, rows_b: Tensor) -> None:
+        """Add one batch of activations, (n, C) rows of A and of B."""
+        if rows_a.shape != rows_b.shape:
+            raise ValueError(f"A and B must have units of the same shape, not {rows_a.shape} and {rows_b.shape}")
         size = rows_a.shape[1]
-        if self.first is None or self.second is None or self.cross is None:
-            zeros = both.new_zeros(2 * size, dtype=torch.float64)
+        rows = [units.to(torch.float32) for units in (rows_a, rows_b)]
+        if self.shift is None or self.first is None or self.second is None or self.cross is None:
+            self.shift = torch.cat([units.mean(0) for units in rows])
+            zeros = self.shift.new_zeros(2 * size, dtype=torch.float64)
             self.first, self.second, self.cross = zeros, zeros.clone(), zeros.new_zeros(size, size)
-        for block in both.split(BLOCK):
-            self.first += block.sum(0, dtype=torch.float64)
-            self.second += block.square().sum(0, dtype=torch.float64)
-            self.cross += block[:, size:].T @ block[:, :size]
-        self.count += len(both)
+        chunk = BLOCK * max(1, LARGEST // (size * max(size, BLOCK)))
+        for start in range(0, len(rows_a), chunk):
+            a, b = (
+                _blocks(units[start : start + chunk] - shift)
+                for units, shift in zip(rows, self.shift.split(size), strict=True)
+            )
+            self.first += torch.cat([a.sum(1), b.sum(1)], dim=1).sum(0, dtype=torch.float64)
+            self.second += torch.cat([(a * a).sum(1), (b * b).sum(1)], dim=1).sum(0, dtype=torch.float64)
+            self.cross += torch.bmm(b.mT, a).sum(0, dtype=torch.float64)
+        self.count += len(rows_a)
 
     def correlation(self) -> np.ndarray:
         """Return the (C, C) float64 Pearson correlations of B's unit i (row) with A's unit j (column).
@@ -89,36 +93,50 @@ def assign(correlation: np.ndarray) -> tuple[Tensor, float]:
     return torch.from_numpy(columns.astype(np.int64)), float(correlation[rows, columns].mean())
 
 
-@torch.inference_mode()
 def match_activations(
     model_a: nn.Module, model_b: nn.Module, spec: PermutationSpec, batches: Iterable[Tensor]
 ) -> MatchResult:
     """Find the permutation of A's units that best lines up with B's, in one pass over the data for all groups.
 
     `batches` yields network inputs (B, *in_shape); both networks run in eval mode and are left as they were. Units are
-    compared after their activation function, over all samples and positions with equal weight.
+    compared at the spec's sites (`PermutationSpec.watch`), over all samples and positions with equal weight; a unit of
+    several channels, as in a grouped convolution, by the sum over its channels. Memory, beyond one forward pass of each
+    network on one batch: `CrossMoments` of every group, whatever the number of samples.
 
     Raises ValueError for no data, activations that are not finite (with the group's name), or different architectures.
     """
-    modes = model_a.training, model_b.training
-    model_a.eval()
-    model_b.eval()
-    watch_a, watch_b = capture_sites(model_a, spec), capture_sites(model_b, spec)
-    moments = {name: CrossMoments() for name in spec.groups}
+    for model in (model_a, model_b):
+        spec.check(model.state_dict())
+    groups = list(spec.groups.values())
+    observer = Observer([model_a, model_b], [group.site for group in groups])
+    moments = [CrossMoments() for _ in groups]
     for x in batches:
-        for name, units_a, units_b in zip(spec.groups, watch_a(x), watch_b(x), strict=True):
-            moments[name].add(units_a, units_b)
-    model_a.train(modes[0])
-    model_b.train(modes[1])
+        for number, outputs in observer.run(x):
+            units_a, units_b = (rows(output, groups[number].site) for output in outputs)
+            moments[number].add(units_a, units_b)
     perms, objective = {}, {}
-    for name, moment in moments.items():
+    for group, moment in zip(groups, moments, strict=True):
         try:
-            perms[name], objective[name] = assign(moment.correlation())
+            perms[group.name], objective[group.name] = assign(_by_unit(moment.correlation(), group.site.block))
         except ValueError as error:
-            raise ValueError(f"group {name!r}: {error}") from error
+            raise ValueError(f"group {group.name!r}: {error}") from error
     return MatchResult(Permutation(spec, perms), objective)
 
 
-def _rows(units: Tensor) -> Tensor:
-    """Bring the channel axis last and flatten the rest: (B, C, ...) -> (n, C)."""
-    return units if units.ndim == 2 else units.movedim(1, -1).flatten(0, -2)
+def _blocks(rows: Tensor) -> Tensor:
+    """Cut rows (n, C) into (ceil(n / BLOCK), BLOCK, C), the last block filled up with zeros."""
+    n, size = rows.shape
+    if n <= BLOCK:
+        return rows[None]
+    missing = -n % BLOCK
+    if missing:
+        rows = torch.cat([rows, rows.new_zeros(missing, size)])
+    return rows.view(-1, BLOCK, size)
+
+
+def _by_unit(correlation: np.ndarray, block: int) -> np.ndarray:
+    """Average the correlations of the `block` channels of each unit, each with its counterpart: (C, C) to (units, units)."""
+    if block == 1:
+        return correlation
+    units = len(correlation) // block
+    return np.einsum("itjt->ij", correlation.reshape(units, block, units, block)) / block

@@ -1,20 +1,23 @@
 """Permutations of a network's units, one per symmetry group, and what they do to weights and masks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from raylth.core.derive import UnknownOperation, derive_spec
-from raylth.core.spec import Axis, Group, PermutationSpec
+from raylth.core.spec import Axis, Group, Part, PermutationSpec, Site
 from raylth.seeding import derive_seed
 
 __all__ = [
     "Axis",
     "Group",
+    "Part",
     "Permutation",
     "PermutationSpec",
+    "Site",
     "UnknownOperation",
     "derive_spec",
     "identity_permutation",
@@ -60,6 +63,32 @@ class Permutation:
         """Return "first `other`, then this": `p.compose(q).apply(s)` equals `p.apply(q.apply(s))`."""
         return Permutation(self.spec, {name: other.perms[name][perm] for name, perm in self.perms.items()})
 
+    def distance(self, other: "Permutation") -> dict[str, float]:
+        """Return the share of units, per group, that this permutation and `other` place differently (Hamming), in [0, 1]."""
+        return {name: float((perm != other.perms[name]).double().mean()) for name, perm in self.perms.items()}
+
+    def fixed_share(self) -> dict[str, float]:
+        """Return the share of units, per group, that stay where they are, in [0, 1]."""
+        return {name: 1.0 - moved for name, moved in self.distance(identity_permutation(self.spec)).items()}
+
+    def apply_optimizer(self, state: Mapping[str, Any], parameters: Sequence[str]) -> dict[str, Any]:
+        """Return an optimizer's `state_dict()` whose buffers move with the weights that they belong to.
+
+        `parameters` are the parameters' names in the optimizer's order. Tensors shaped like their parameter (momentum,
+        Adam's moments) move; step counts and everything else stay. Raises ValueError for a wrong number of names.
+        """
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        if len(numbers) != len(parameters):
+            raise ValueError(f"the optimizer has {len(numbers)} parameters, {len(parameters)} names were given")
+        name_of = dict(zip(numbers, parameters, strict=True))
+
+        def move(number: int, value: Any) -> Any:
+            is_buffer = isinstance(value, Tensor) and value.ndim == len(self.spec.axes[name_of[number]]) > 0
+            return self._permute(name_of[number], value) if is_buffer else value
+
+        moved = {n: {key: move(n, value) for key, value in entry.items()} for n, entry in state["state"].items()}
+        return {**state, "state": moved}
+
     def _permute(self, name: str, tensor: Tensor) -> Tensor:
         if name not in self.spec.axes:
             raise ValueError(f"{name!r} is not a tensor of the network that the permutation belongs to")
@@ -70,9 +99,9 @@ class Permutation:
         for dim, axis in enumerate(axes):
             if axis is None:
                 continue
-            index = _expand(self.perms[axis.group], axis.block).to(tensor.device)
+            index = axis.index(self.perms).to(tensor.device)
             if tensor.shape[dim] != len(index):
-                raise ValueError(f"{name}: axis {dim} has {tensor.shape[dim]} entries, its group needs {len(index)}")
+                raise ValueError(f"{name}: axis {dim} has {tensor.shape[dim]} entries, its groups need {len(index)}")
             moved = moved.index_select(dim, index)
         return moved
 
@@ -89,10 +118,3 @@ def random_permutation(spec: PermutationSpec, seed: int) -> Permutation:
         generator = torch.Generator().manual_seed(derive_seed(seed, "permutation", name))
         perms[name] = torch.randperm(group.size, generator=generator)
     return Permutation(spec, perms)
-
-
-def _expand(perm: Tensor, block: int) -> Tensor:
-    """Turn unit indices (C,) into entry indices (C * block,), each unit owning `block` entries in a row."""
-    if block == 1:
-        return perm
-    return (perm[:, None] * block + torch.arange(block, device=perm.device)).flatten()

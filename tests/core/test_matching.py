@@ -34,7 +34,7 @@ def reference(model_a, model_b, spec, x):
     """The best assignment per group, and which units of A and of B are alive."""
     perms, alive = {}, {}
     for name, group in spec.groups.items():
-        a, b = units_at(model_a, group.site, x), units_at(model_b, group.site, x)
+        a, b = units_at(model_a, group.site.node, x), units_at(model_b, group.site.node, x)
         a, b = a - a.mean(0), b - b.mean(0)
         scale = np.outer(np.sqrt((b**2).sum(0)), np.sqrt((a**2).sum(0)))
         correlation = np.divide(b.T @ a, scale, out=np.zeros_like(scale), where=scale > 0)
@@ -72,7 +72,7 @@ def test_a_planted_permutation_is_recovered(network_settings):
     model_b = copy.deepcopy(model_a)
     model_b.load_state_dict(planted.apply(model_a.state_dict()))
     result = match_activations(model_a, model_b, spec, x.split(64))
-    alive = {name: units_at(model_a, group.site, x).std(0) > 0 for name, group in spec.groups.items()}
+    alive = {name: units_at(model_a, group.site.node, x).std(0) > 0 for name, group in spec.groups.items()}
     for name, perm in planted.perms.items():
         found, live = result.permutation.perms[name], alive[name][perm]
         assert torch.equal(found[live], perm[live]), name  # dead units are all alike, any order of them is right

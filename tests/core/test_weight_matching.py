@@ -1,0 +1,149 @@
+"""Matching from weights, and learned matching: planted permutations, monotone objective, honest errors."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from raylth.core import weight_matching
+from raylth.core.learned_matching import match_straight_through
+from raylth.core.matching import match_activations
+from raylth.core.models import init_model
+from raylth.core.permutation import derive_spec, identity_permutation, random_permutation
+from raylth.core.train import Recipe, train
+from raylth.core.weight_matching import match_weights
+
+
+def inner_product(state_a, state_b, permutation):
+    moved = permutation.apply(state_a)
+    return sum(
+        float((moved[name] * tensor).sum(dtype=torch.float64))
+        for name, tensor in state_b.items()
+        if tensor.is_floating_point() and not name.endswith(("running_mean", "running_var"))
+    )
+
+
+def noisy_copy(state, planted, noise):
+    """pi(state) with relative noise on every tensor."""
+    generator = torch.Generator().manual_seed(3)
+    return {
+        name: tensor + noise * tensor.std(correction=0) * torch.randn(tensor.shape, generator=generator)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in planted.apply(state).items()
+    }
+
+
+def planted_case(network_settings, noise=0.2):
+    model_a = init_model(1, **network_settings)
+    x = torch.randn(64, *network_settings["in_shape"], generator=torch.Generator().manual_seed(0))
+    spec = derive_spec(model_a, x[:2])
+    planted = random_permutation(spec, 5)
+    model_b = copy.deepcopy(model_a)
+    model_b.load_state_dict(noisy_copy(model_a.state_dict(), planted, noise))
+    return model_a, model_b, spec, planted, x
+
+
+def test_each_matcher_recovers_a_permutation_planted_in_a_noisy_copy(network_settings):
+    model_a, model_b, spec, planted, x = planted_case(network_settings, noise=0.05)
+    y = torch.randint(0, 10, (len(x),), generator=torch.Generator().manual_seed(1))
+    found = {
+        "weight": match_weights(model_a.state_dict(), model_b.state_dict(), spec, 0),
+        "learned": match_straight_through(model_a, model_b, spec, [(x, y)], 0, epochs=1),
+    }
+    for method, result in found.items():
+        assert max(result.permutation.distance(planted).values()) == 0, method
+        assert min(result.objective.values()) > 0.95
+    share = match_activations(model_a, model_b, spec, [x]).permutation.distance(planted)
+    assert sum(share.values()) / len(share) < 0.35, "dead and nearly dead units aside, activations find it too"
+
+
+def test_the_inner_product_never_falls_and_beats_identity_and_random(network_settings, monkeypatch):
+    states = [init_model(seed, **network_settings).state_dict() for seed in (1, 2)]
+    spec = derive_spec(init_model(1, **network_settings), torch.zeros(2, *network_settings["in_shape"]))
+    values = []
+    improve = weight_matching._Descent.improve
+
+    def watched(self, group):
+        before = self.value()
+        rose = improve(self, group)
+        values.append((before, self.value(), rose))
+        return rose
+
+    monkeypatch.setattr(weight_matching._Descent, "improve", watched)
+    result = match_weights(*states, spec, 0)
+    assert any(rose for _, _, rose in values)
+    for before, after, rose in values:
+        assert after > before if rose else after == before
+    found = inner_product(*states, result.permutation)
+    assert found == pytest.approx(values[-1][1], rel=1e-4), "what is reported is what the permutation gives"
+    assert found > inner_product(*states, identity_permutation(spec))
+    assert found > inner_product(*states, random_permutation(spec, 0))
+    again = match_weights(*states, spec, 0)
+    assert max(again.permutation.distance(result.permutation).values()) == 0, "one seed, one permutation"
+
+
+def test_a_group_on_both_axes_of_a_tensor_is_still_monotone():
+    """x + conv(x) puts the stream on both axes of one weight: a quadratic assignment, of which a step is linearised."""
+
+    class Stream(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner, self.head = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x + self.inner(x))
+
+    torch.manual_seed(0)
+    one, other = Stream(), Stream()
+    with torch.no_grad():
+        for model in (one, other):
+            model.inner.weight.mul_(5)  # the quadratic part rules
+    spec = derive_spec(one, torch.zeros(2, 6))
+    assert [axis.parts[0].group for axis in spec.axes["inner.weight"]] == ["stem", "stem"]
+    for seed in range(5):
+        result = match_weights(one.state_dict(), other.state_dict(), spec, seed)
+        start = inner_product(one.state_dict(), other.state_dict(), identity_permutation(spec))
+        assert inner_product(one.state_dict(), other.state_dict(), result.permutation) >= start
+
+
+def test_learned_matching_is_no_worse_than_weight_matching_at_the_midpoint():
+    from raylth.core.data import load_dataset
+    from raylth.core.learned_matching import _mean_loss
+    from raylth.stages import make_context
+    from raylth.store import Store
+
+    split = make_context(Store("unused"), load_dataset("mnist1d"), data_sha256="unused").train
+    settings = {"name": "mlp", "width": 0.5, "num_classes": 10, "in_shape": (40,)}
+    models = [init_model(seed, **settings) for seed in (1, 2)]
+    for seed, model in enumerate(models):
+        train(model, split, Recipe(4, lr=0.08), seed=seed)
+    batches = [split.batch(slice(start, start + 500)) for start in range(0, 2000, 500)]
+    spec = derive_spec(models[0], batches[0][0])
+    states = [model.state_dict() for model in models]
+    by_weight = match_weights(*states, spec, 0).permutation
+    learned = match_straight_through(*models, spec, batches, 0, epochs=4).permutation
+    losses = [_mean_loss(models[1], *states, permutation, batches) for permutation in (by_weight, learned)]
+    assert losses[1] < losses[0]
+    assert all(
+        torch.equal(model.state_dict()[name], state[name])
+        for model, state in zip(models, states, strict=True)
+        for name in state
+    )
+
+
+def test_bad_input_is_named():
+    settings = {"name": "mlp", "width": 0.25, "num_classes": 10, "in_shape": (40,)}
+    model = init_model(1, **settings)
+    state, spec = model.state_dict(), derive_spec(model, torch.zeros(2, 40))
+    broken = {**state, "fc2.weight": torch.full_like(state["fc2.weight"], float("nan"))}
+    with pytest.raises(ValueError, match=r"fc2.weight: weights of B are NaN"):
+        match_weights(state, broken, spec, 0)
+    with pytest.raises(ValueError, match=r"fc1.weight: axis 0 has 64 entries, its groups need 32"):
+        match_weights(state, init_model(1, **{**settings, "width": 0.5}).state_dict(), spec, 0)
+    with pytest.raises(ValueError, match="another architecture"):
+        match_weights(state, nn.Linear(40, 10).state_dict(), spec, 0)
+    with pytest.raises(ValueError, match="no samples"):
+        match_straight_through(model, model, spec, [], 0)
