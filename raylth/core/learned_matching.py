@@ -90,7 +90,7 @@ def _midpoint(
         loss = F.cross_entropy(torch.func.functional_call(model, middle, (batch[0],)), batch[1])
         slopes = torch.autograd.grad(loss, leaves) if names else ()
     model.train(was_training)
-    return float(loss), slopes
+    return float(loss.detach()), slopes
 
 
 def _mean_loss(

@@ -9,6 +9,7 @@ from torch import nn
 from torchvision import models
 
 from raylth.core.batchnorm import reset_bn_stats
+from raylth.core.data import load_dataset
 from raylth.core.interpolate import barrier, interpolate, line
 from raylth.core.matching import match_activations
 from raylth.core.models import init_model
@@ -16,6 +17,8 @@ from raylth.core.permutation import derive_spec, random_permutation
 from raylth.core.repair import repair, repair_sites, site_statistics
 from raylth.core.train import Recipe, train
 from raylth.core.weight_matching import match_weights
+from raylth.stages import make_context
+from raylth.store import Store
 
 
 @pytest.mark.parametrize("shuffled", [True, False])
@@ -27,10 +30,8 @@ def test_reset_statistics_equal_a_two_pass_reference(shuffled):
     batches = x.split(40)  # the last one is smaller
     seen = {name: [] for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     reference = copy.deepcopy(model).train()
-    for name in seen:
-        reference.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, name=name: seen[name].append(args[0].detach())
-        )
+    for name, into in seen.items():
+        reference.get_submodule(name).register_forward_pre_hook(lambda _, args, into=into: into.append(args[0].detach()))
     for batch in batches:
         reference(batch)
     weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
@@ -52,7 +53,7 @@ def test_reset_statistics_equal_a_two_pass_reference(shuffled):
 NETWORKS = {
     "vgg11 without batch norm": lambda: init_model(0, "vgg11", width=0.25, num_classes=10, in_shape=(3, 32, 32)),
     "resnet20": lambda: init_model(0, "resnet20", width=0.5, num_classes=10, in_shape=(3, 16, 16)),
-    "torchvision's vgg11": lambda: nn.Sequential(*models.vgg11(weights=None).features[:6], nn.Flatten(), nn.Linear(16384, 5)),
+    "torchvision's vgg11": lambda: nn.Sequential(*models.vgg11(weights=None).features[:6], nn.Flatten(), nn.Linear(8192, 5)),
     "densenet-like": lambda: models.DenseNet(8, (2, 2), 16, num_classes=5),
     "mobilenet_v2": lambda: models.mobilenet_v2(weights=None, width_mult=0.25, num_classes=5),
 }
@@ -65,7 +66,7 @@ def test_the_repaired_network_has_the_statistics_between_its_end_points(name):
     for number, model in enumerate((one, other)):
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.2 * (number + 1) * parameter.std(correction=0) * torch.randn_like(parameter))
+                parameter.add_(0.2 * (number + 1) * (parameter.std(correction=0) + 0.1) * torch.randn_like(parameter))
     size = 32 if "vgg" in name or "net" in name else 16
     x = torch.randn(64, 3, size, size)
     for model in (one, other):
@@ -78,31 +79,23 @@ def test_the_repaired_network_has_the_statistics_between_its_end_points(name):
     found = site_statistics(middle, [x])
     assert found
     for site in repair_sites(one):
-        for quantity in ("mean", "deviation"):
-            expected = torch.lerp(getattr(ends[0][site], quantity), getattr(ends[1][site], quantity), 0.25)
-            scale = float(expected.abs().max())
-            torch.testing.assert_close(
-                getattr(found[site], quantity), expected, rtol=2e-2, atol=2e-2 * scale, msg=f"{site} {quantity}"
-            )
+        mean = torch.lerp(ends[0][site].mean, ends[1][site].mean, 0.25)
+        deviation = torch.lerp(ends[0][site].deviation, ends[1][site].deviation, 0.25)
+        slack = 0.02 * float(deviation.max())  # running variances are unbiased, those of the one batch are not
+        torch.testing.assert_close(found[site].mean, mean, rtol=0.02, atol=slack, msg=f"{site} mean")
+        torch.testing.assert_close(found[site].deviation, deviation, rtol=0.02, atol=slack, msg=f"{site} deviation")
 
 
 def test_repair_brings_the_barrier_of_a_planted_pair_to_zero():
     """A and a permuted, slightly trained-on copy: a high barrier as they stand, none once matched, REPAIR never worse."""
-    torch.manual_seed(0)
-    settings = {"name": "vgg11", "width": 0.125, "num_classes": 4, "in_shape": (3, 32, 32)}
-    centres = torch.randn(4, 3, 32, 32)
-    y = torch.arange(256) % 4
-    x = centres[y] + 0.5 * torch.randn(256, 3, 32, 32)
-    from raylth.core.data.dataset import ArrayDataset, to_device
-
-    data = ArrayDataset(x.numpy(), y.numpy(), x[:1].numpy(), y[:1].numpy(), (0.0,) * 3, (1.0,) * 3)
-    split = to_device(data, "cpu")[0]
-    model = init_model(0, **settings)
-    train(model, split, Recipe(6, lr=0.02, batch_size=64), seed=0)
+    split = make_context(Store("unused"), load_dataset("mnist1d"), data_sha256="unused").train
+    x, y = split.batch(slice(0, 2000))
+    model = init_model(0, "mlp", width=0.5, num_classes=10, in_shape=(40,))
+    train(model, split, Recipe(8, lr=0.08), seed=0)
     spec = derive_spec(model, x[:2])
     other = copy.deepcopy(model)
     other.load_state_dict(random_permutation(spec, 1).apply(model.state_dict()))
-    train(other, split, Recipe(1, lr=0.002, batch_size=64), seed=1)
+    train(other, split, Recipe(1, lr=0.002), seed=1)
 
     def loss(network):
         with torch.no_grad():
@@ -125,7 +118,7 @@ def test_repair_brings_the_barrier_of_a_planted_pair_to_zero():
 
     states = model.state_dict(), other.state_dict()
     found = {
-        "activation": match_activations(model, other, spec, x.split(64)).permutation,
+        "activation": match_activations(model, other, spec, x.split(500)).permutation,
         "weight": match_weights(*states, spec, 0).permutation,
     }
     unmatched = barrier_between(states[0], repaired=False)

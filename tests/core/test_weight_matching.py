@@ -7,12 +7,15 @@ import torch
 from torch import nn
 
 from raylth.core import weight_matching
-from raylth.core.learned_matching import match_straight_through
+from raylth.core.data import load_dataset
+from raylth.core.learned_matching import _mean_loss, match_straight_through
 from raylth.core.matching import match_activations
 from raylth.core.models import init_model
 from raylth.core.permutation import derive_spec, identity_permutation, random_permutation
 from raylth.core.train import Recipe, train
 from raylth.core.weight_matching import match_weights
+from raylth.stages import make_context
+from raylth.store import Store
 
 
 def inner_product(state_a, state_b, permutation):
@@ -110,11 +113,6 @@ def test_a_group_on_both_axes_of_a_tensor_is_still_monotone():
 
 
 def test_learned_matching_is_no_worse_than_weight_matching_at_the_midpoint():
-    from raylth.core.data import load_dataset
-    from raylth.core.learned_matching import _mean_loss
-    from raylth.stages import make_context
-    from raylth.store import Store
-
     split = make_context(Store("unused"), load_dataset("mnist1d"), data_sha256="unused").train
     settings = {"name": "mlp", "width": 0.5, "num_classes": 10, "in_shape": (40,)}
     models = [init_model(seed, **settings) for seed in (1, 2)]

@@ -14,8 +14,9 @@ from raylth.core.derive import derive_spec
 from raylth.core.permutation import identity_permutation, random_permutation
 
 ZOO = {  # name -> groups that are expected
-    "resnet18": 12, "resnet50": 37, "wide_resnet50_2": 37, "resnext50_32x4d": 21, "vgg11": 10, "vgg16_bn": 15, "densenet121": 120,
-    "mobilenet_v2": 25, "mobilenet_v3_small": 27, "efficientnet_b0": 40, "googlenet": 57, "convnext_tiny": 22,
+    "resnet18": 12, "resnet50": 37, "wide_resnet50_2": 37, "resnext50_32x4d": 21, "vgg11": 10, "vgg16_bn": 15,
+    "densenet121": 120, "mobilenet_v2": 25, "mobilenet_v3_small": 27, "efficientnet_b0": 40, "googlenet": 57,
+    "convnext_tiny": 22,
 }  # fmt: skip
 
 
