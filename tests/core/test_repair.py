@@ -67,8 +67,8 @@ def test_the_repaired_network_has_the_statistics_between_its_end_points(name):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.2 * (number + 1) * (parameter.std(correction=0) + 0.1) * torch.randn_like(parameter))
-    size = 32 if "vgg" in name or "net" in name else 16
-    x = torch.randn(64, 3, size, size)
+    size = 64 if name == "mobilenet_v2" else 32
+    x = torch.randn(256, 3, size, size)
     for model in (one, other):
         reset_bn_stats(model, [x])
     ends = [site_statistics(model, [x]) for model in (one, other)]

@@ -1,0 +1,184 @@
+"""Matching: one pass for all groups against the paper's procedure of one pass per site, seconds, both in one run.
+
+The paper's published procedure runs both networks over all images once for every site and correlates that site's units
+in float64; it is written again here on the same sites, fed from the same tensors, and for ResNet-20 also from PIL images
+through a DataLoader. Weight matching and its time, and the peak memory of matching on 10,000 images against 1,000, stand
+beside it.
+
+    python benchmarks/matching.py [--json FILE] [--quick]
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hardware import describe
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import models
+from train_cpu import PilImages, synthetic
+
+from raylth.core import matching
+from raylth.core.allocator import keep_freed_memory
+from raylth.core.derive import derive_spec
+from raylth.core.matching import match_activations
+from raylth.core.models import init_model
+from raylth.core.observe import Observer, rows
+from raylth.core.permutation import PermutationSpec
+from raylth.core.weight_matching import match_weights
+
+
+def paper_procedure(
+    a: nn.Module, b: nn.Module, spec: PermutationSpec, batches: Callable[[], Iterable[Tensor]]
+) -> dict[str, Any]:
+    """One pass per site: moments in float64, batch by batch, then the assignment."""
+    perms = {}
+    for name, group in spec.groups.items():
+        observer = Observer([a, b], [group.site])
+        count, first, second = 0, 0.0, 0.0
+        for x in batches():
+            for _, outputs in observer.run(x):
+                both = torch.cat([rows(output, group.site) for output in outputs], dim=1).double()
+                count += len(both)
+                first = first + both.sum(0)
+                second = second + both.T @ both
+        covariance = second / count - torch.outer(first / count, first / count)
+        deviation = covariance.diagonal().clamp(min=0).sqrt()
+        size = group.size
+        scale = torch.outer(deviation[size:], deviation[:size])
+        correlation = torch.where(scale > 1e-12, covariance[size:, :size] / scale.clamp(min=1e-12), 0.0)
+        perms[name] = linear_sum_assignment(correlation.numpy(), maximize=True)[1]
+    return perms
+
+
+def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def resnet20(rounds: int, images: int) -> dict[str, Any]:
+    """ResNet-20 on CIFAR-shaped images: ours, the paper's procedure from the same tensors, and from its PIL loader."""
+    a, b = (init_model(seed, "resnet20", num_classes=10, in_shape=(3, 32, 32)) for seed in (1, 2))
+    data = synthetic(images)
+    x = (torch.from_numpy(data.train_x).float() - 125) / 62
+    spec = derive_spec(a, x[:2])
+    loader: DataLoader[Any] = DataLoader(PilImages(data, None), 500, num_workers=2)
+    sides: dict[str, Callable[[], Any]] = {
+        "raylth": lambda: match_activations(a, b, spec, x.split(500)).permutation.perms,
+        "paper, tensors": lambda: paper_procedure(a, b, spec, lambda: x.split(500)),
+        "paper, PIL loader": lambda: paper_procedure(a, b, spec, lambda: (batch for batch, _ in loader)),
+    }
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    results: dict[str, Any] = {}
+    for number in range(rounds + 1):
+        for side, run in sides.items():
+            taken, results[side] = seconds(run)
+            if number:
+                times[side].append(taken)
+    ours, theirs = results["raylth"], results["paper, tensors"]
+    medians = {side: statistics.median(values) for side, values in times.items()}
+    return {
+        "images": images,
+        "sites": len(spec.groups),
+        "seconds": {side: round(value, 3) for side, value in medians.items()},
+        "ratio, same tensors": round(medians["paper, tensors"] / medians["raylth"], 2),
+        "ratio, PIL loader": round(medians["paper, PIL loader"] / medians["raylth"], 2),
+        "same permutation": all(np.array_equal(ours[name], theirs[name]) for name in ours),
+    }
+
+
+def resnet50(images: int, timed_sites: int) -> dict[str, Any]:
+    """ResNet-50 at 224 px: one pass, the share of the assignment, and the paper's passes measured on some of the sites."""
+    torch.manual_seed(0)
+    a, b = (models.resnet50(weights=None).to(memory_format=torch.channels_last) for _ in range(2))
+    spec = derive_spec(a, torch.zeros(2, 3, 224, 224))
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(20, 3, 224, 224, generator=generator).contiguous(memory_format=torch.channels_last)
+    batches = [batch + number for number in range(images // 20)]
+    spent = [0.0]
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        taken, result = seconds(lambda: linear_sum_assignment(*arguments, **options))
+        spent[0] += taken
+        return result
+
+    matching.linear_sum_assignment = timed
+    ours, _ = seconds(lambda: match_activations(a, b, spec, batches))
+    assigning, matching.linear_sum_assignment = spent[0], linear_sum_assignment
+    chosen = list(spec.groups)[:: max(1, len(spec.groups) // timed_sites)]
+    part = PermutationSpec({name: spec.groups[name] for name in chosen}, spec.axes)
+    theirs, _ = seconds(lambda: paper_procedure(a, b, part, lambda: batches))
+    per_pass = ours - assigning
+    return {
+        "images": images,
+        "sites": len(spec.groups),
+        "sites timed": len(chosen),
+        "seconds": {"raylth": round(ours, 2), "paper's procedure, sites timed": round(theirs, 2)},
+        "ratio": round(theirs * len(spec.groups) / len(chosen) / ours, 2),
+        "assignment share at 2,000 images": round(assigning / (assigning + per_pass * 2000 / images), 4),
+    }
+
+
+def weights() -> dict[str, Any]:
+    torch.manual_seed(0)
+    states = [models.resnet50(weights=None).state_dict() for _ in range(2)]
+    spec = derive_spec(models.resnet50(weights=None), torch.zeros(2, 3, 64, 64))
+    times = [seconds(lambda seed=seed: match_weights(*states, spec, seed))[0] for seed in range(5)]
+    return {"network": "ResNet-50, two initialisations", "seconds": [round(taken, 2) for taken in times]}
+
+
+def peak(images: int, pipe: Any) -> None:
+    """Send this process's peak memory, in MB, after matching ResNet-50 on so many images made one batch at a time."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    a, b = (models.resnet50(weights=None) for _ in range(2))
+    spec = derive_spec(a, torch.zeros(2, 3, 64, 64))
+    match_activations(a, b, spec, (torch.randn(50, 3, 64, 64) for _ in range(images // 50)))
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def memory(sizes: tuple[int, int]) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    peaks = []
+    for images in sizes:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=peak, args=(images, theirs))
+        process.start()
+        peaks.append(round(ours.recv(), 1))
+        process.join()
+    return {"images at 64 px": sizes, "peak MB": peaks, "ratio": round(peaks[1] / peaks[0], 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--quick", action="store_true", help="few images: shows that it runs, measures little")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    keep_freed_memory()
+    small = options.quick
+    report = {
+        "benchmark": "matching, seconds",
+        "resnet20": resnet20(1 if small else 3, 500 if small else 1000),
+        "resnet50 at 224 px": resnet50(20 if small else 100, 2 if small else 6),
+        "weight matching": weights(),
+        "memory": memory((100, 200) if small else (1000, 10000)),
+        "hardware": describe(),
+    }
+    print(json.dumps(report, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
