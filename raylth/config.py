@@ -171,13 +171,36 @@ class ImpConfig(OptimizerConfig):
     prune_shortcuts: bool = Field(False, description="Also prune residual shortcut convolutions (paper: no).")
 
 
-class MatchConfig(Settings):
-    """Activation matching of A to B."""
+MatchMethod = Literal["activation", "weight", "learned", "identity", "random"]
 
+
+class MatchConfig(Settings):
+    """Matching A to B: which permutation carries A's mask to B."""
+
+    method: MatchMethod | Annotated[list[MatchMethod], Field(min_length=1), AfterValidator(_unique)] = Field(
+        "activation",
+        description="How the permutation is found; several give one permuted arm each. activation: the paper's; weight: Git "
+        "Re-Basin, Algorithm 1; learned: its Algorithm 3; identity and random are controls.",
+    )
     epochs: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_unique)] | None = Field(
         None, min_length=1, description="Epochs of B at which the permutation is found; null is [T]. Below T: Table 15."
     )
     samples: PositiveInt | None = Field(None, description="Training samples to match on, from the first; null is all.")
+    sites: Literal["post_activation", "pre_activation"] = Field(
+        "post_activation", description="Where activation matching compares units."
+    )
+    stream_site: dict[str, int] = Field(
+        {},
+        description="Group -> which of its activations to watch: -1 the last (default), -2 the last but one. The paper "
+        "watches ResNet-20's last stream (layer3.0.conv2) at -2.",
+    )
+    learned_epochs: PositiveInt = Field(5, description="Passes of learned matching over the samples.")
+    learned_lr: Rate = Field(0.05, description="Adam's rate in learned matching, relative to each tensor's deviation.")
+
+    @property
+    def methods(self) -> list[MatchMethod]:
+        """The methods, always as a list."""
+        return self.method if isinstance(self.method, list) else [self.method]
 
 
 class SparseConfig(OptimizerConfig):
@@ -199,6 +222,20 @@ class SparseConfig(OptimizerConfig):
     )
 
 
+class ConnectConfig(Settings):
+    """The line from pi(A) to B, one for every permutation that is found."""
+
+    points: int = Field(11, ge=3, description="Equally spaced points, the ends included.")
+    corrections: Annotated[list[Literal["plain", "reset", "repair"]], Field(min_length=1), AfterValidator(_unique)] = Field(
+        ["plain", "repair"],
+        description="plain: weights interpolated, nothing else; reset: batch norm's statistics measured anew; repair: "
+        "every layer's mean and deviation set to the interpolation of the end points' (Jordan et al. 2023).",
+    )
+    samples: PositiveInt | None = Field(
+        2000, description="Training samples, from the first, for corrections and training loss; null is all."
+    )
+
+
 class Share(Settings):
     """What one stage takes of a machine."""
 
@@ -212,6 +249,7 @@ class ResourcesConfig(Settings):
     dense: Share = Share()
     imp: Share = Share()
     match: Share = Share()
+    connect: Share = Share()
     sparse: Share = Share()
     checkpoint_actors: PositiveInt = Field(1, description="Actors that hold checkpoints in the object store.")
     retries: int = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
@@ -234,6 +272,7 @@ class SweepConfig(Settings):
     dense: DenseConfig = DenseConfig()
     imp: ImpConfig = ImpConfig()
     match: MatchConfig = MatchConfig()
+    connect: ConnectConfig | None = Field(None, description="Lines and barriers between pi(A) and B; null is none.")
     sparse: SparseConfig = SparseConfig()
     resources: ResourcesConfig = ResourcesConfig()
     log: LogConfig = LogConfig()

@@ -161,7 +161,7 @@ def _finish(plan: Plan, graph: Graph, store: Store, run: Run) -> None:
 
 def _report(graph: Graph, run: Run, console: Console) -> int:
     """Print the table, where everything is, and every stage that is not done with the reason."""
-    from raylth.report import accuracy_vs_rewind, load_results, render_table
+    from raylth.report import accuracy_vs_rewind, load_barriers, load_results, render_barriers, render_table
 
     results = load_results(run.folder)
     sparse_done = ((results["stage"] == "sparse") & (results["status"] == "done")).any()
@@ -170,6 +170,9 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
         figure = accuracy_vs_rewind(results, f"{run.config.name}: test accuracy vs rewind point")
         figure.savefig(run.figure)
         console.print(f"figure : {run.figure}", highlight=False, soft_wrap=True)
+    barriers = load_barriers(run.folder)
+    if len(barriers):
+        console.print(render_barriers(barriers))
     console.print(f"results: {run.results}", highlight=False, soft_wrap=True)
     for key, error in graph.errors.items():
         console.print(Text(f"failed : {graph.stages[key].name}: {error}", style="red"), soft_wrap=True)

@@ -177,7 +177,7 @@ def _start_ray(address: str | None, verbose: bool) -> None:
 def _check_shares(resources: ResourcesConfig) -> None:
     """Refuse a share that no node could ever give, instead of waiting for it for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for kind in ("dense", "imp", "match", "sparse"):
+    for kind in ("dense", "imp", "match", "sparse", "connect"):
         share = getattr(resources, kind)
         for field, resource, asked in (("cpus", "CPU", share.cpus), ("gpus", "GPU", share.gpus)):
             largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)

@@ -29,6 +29,11 @@ class Axis:
 
     parts: tuple[Part, ...]
 
+    @property
+    def groups(self) -> set[str]:
+        """The groups whose units the axis holds."""
+        return {part.group for part in self.parts if part.group is not None}
+
     def index(self, perms: Mapping[str, Tensor]) -> Tensor:
         """Return (length,) int64: which entry each position takes when every group's units move by `perms`."""
         pieces, start = [], 0

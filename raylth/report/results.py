@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from raylth.store.tables import read_table
 
-__all__ = ["load_curves", "load_permutations", "load_results"]
+__all__ = ["load_barriers", "load_curves", "load_permutations", "load_results"]
 
 
 def load_results(run_dir: str | Path) -> pd.DataFrame:
@@ -29,6 +29,11 @@ def load_curves(run_dir: str | Path) -> pd.DataFrame:
 def load_permutations(run_dir: str | Path) -> pd.DataFrame:
     """Load one row per match and symmetry group: the mean correlation of matched units and the share left in place."""
     return _load(run_dir, "permutations", ["sweep", "key", "group"])
+
+
+def load_barriers(run_dir: str | Path) -> pd.DataFrame:
+    """Load one row per line between pi(A) and B, correction and split: the barriers of loss (nats) and error (points)."""
+    return _load(run_dir, "barriers", ["sweep", "key", "correction", "split"])
 
 
 def _load(run_dir: str | Path, dataset: str, identity: list[str]) -> pd.DataFrame:

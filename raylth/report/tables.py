@@ -3,7 +3,7 @@
 import pandas as pd
 from rich.table import Table
 
-__all__ = ["ARM_ORDER", "accuracy_table", "arm_labels", "render_table"]
+__all__ = ["ARM_ORDER", "accuracy_table", "arm_labels", "render_barriers", "render_table"]
 
 ARM_ORDER = ("lth", "permuted", "naive", "random_permutation", "random")
 CELL = ("width", "sparsity", "rewind_epoch")
@@ -21,11 +21,13 @@ def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
-    """Return the name of each row's arm, with the matching epoch where a sweep has several."""
-    if arms["match_epoch"].nunique() < 2:
-        return arms["arm"].astype(str)
-    epochs = arms["match_epoch"].map(lambda epoch: "" if pd.isna(epoch) else f" @{int(epoch)}")
-    return arms["arm"].astype(str) + epochs.astype(str)
+    """Return the name of each row's arm, with the matching method and epoch where a sweep has several."""
+    labels = arms["arm"].astype(str)
+    if "match_method" in arms and arms["match_method"].nunique() > 1:
+        labels += arms["match_method"].map(lambda method: "" if pd.isna(method) else f" {method}").astype(str)
+    if arms["match_epoch"].nunique() > 1:
+        labels += arms["match_epoch"].map(lambda epoch: "" if pd.isna(epoch) else f" @{int(epoch)}").astype(str)
+    return labels
 
 
 def render_table(results: pd.DataFrame, title: str) -> Table:
@@ -46,6 +48,20 @@ def render_table(results: pd.DataFrame, title: str) -> Table:
         previous = (width, sparsity)
         texts = [_cell_text(values.get((*cell, label))) for label in labels]
         table.add_row(*([f"{width:g}"] if many_widths else []), f"{sparsity:.2f}", str(rewind), *texts)
+    return table
+
+
+def render_barriers(barriers: pd.DataFrame) -> Table:
+    """Lay the test barriers from pi(A) to B out for a terminal: a row per permutation, a column per correction."""
+    table = Table(title="barrier between pi(A) and B, test loss in nats", title_justify="left")
+    test = barriers[barriers["split"] == "test"]
+    corrections = [name for name in ("plain", "reset", "repair") if (test["correction"] == name).any()]
+    for heading in ("width", "matched by", "epoch", *corrections):
+        table.add_column(heading, justify="right")
+    for (width, method, epoch), rows in test.groupby(["width", "match_method", "match_epoch"], sort=False):
+        values = [rows[rows["correction"] == name]["loss_barrier"] for name in corrections]
+        texts = [f"{value.mean():.3f} ± {value.std():.3f}" if len(value) > 1 else f"{value.mean():.3f}" for value in values]
+        table.add_row(f"{width:g}", str(method), f"{epoch:.0f}", *texts)
     return table
 
 

@@ -16,7 +16,7 @@ from raylth.stages.stage import Stage, stage_key
 
 __all__ = ["Plan", "make_plan"]
 
-KIND_ORDER = ("dense", "imp", "match", "sparse")  # also the order of scheduling: what others wait for comes first
+KIND_ORDER = ("dense", "imp", "match", "sparse", "connect")  # also the order of scheduling: what others wait for comes first
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class _Pair:
         }
         self.order_seed = derive_seed(base, "replicate", replicate, "sparse data") % 2**32
         self.control_seed = derive_seed(base, "replicate", replicate, "control") % 2**32
+        self.match_seed = derive_seed(base, "replicate", replicate, "match") % 2**32
 
     def stages(self) -> list[Stage]:
         sparse, total = self.config.sparse, self.config.dense.epochs
@@ -86,19 +87,20 @@ class _Pair:
             (name, total): stage.key for name, stage in dense.items()
         }
         trunk, masks = self._imp(theta["A", total])
-        matches = {}
+        matches = []
         if permuted:
-            for epoch in self.config.match_epochs:
-                matches[epoch] = self._match(theta["A", total], theta["B", epoch], epoch)
-        stages = [*dense.values(), *trunk, *matches.values()]
+            for method in self.config.match.methods:
+                for epoch in self.config.match_epochs:
+                    matches.append(self._match(method, theta["A", total], theta["B", epoch], epoch))
+        stages = [*dense.values(), *trunk, *matches, *(self._connect(match) for match in matches if self.config.connect)]
         for sparsity, mask in masks.items():
             for rewind in sparse.rewinds:
                 for name, arm in arms.items():
                     weights = theta[arm.weights_from, rewind]
                     if arm.transform == "permute":
-                        for epoch, match in matches.items():
+                        for match in matches:
                             parents = {"weights": weights, "mask": mask, "permutation": match.key}
-                            stages.append(self._sparse(name, parents, sparsity, rewind, epoch))
+                            stages.append(self._sparse(name, parents, sparsity, rewind, match))
                     else:
                         parents = {"weights": weights, "mask": mask}
                         stages.append(self._sparse(name, parents, sparsity, rewind, None))
@@ -165,18 +167,38 @@ class _Pair:
         parents = {"network": parent}
         return Stage("imp", stage_key("imp", settings, parents), settings, parents, labels, imp.epochs_per_round)
 
-    def _match(self, dense_a: str, dense_b: str, epoch: int) -> Stage:
-        settings = {
-            "model": self.model,
-            "data": self.train_data,
-            "method": "activation",
-            "samples": self.config.match.samples or self.train_data["num_train"],
-        }
+    def _match(self, method: str, dense_a: str, dense_b: str, epoch: int) -> Stage:
+        match = self.config.match
+        settings: dict[str, Any] = {"model": self.model, "data": self.train_data, "method": method}
+        if method in ("activation", "learned"):
+            settings["samples"] = match.samples or self.train_data["num_train"]
+        if method == "activation" and match.sites != "post_activation":
+            settings["sites"] = match.sites
+        if method == "activation" and match.stream_site:
+            settings["stream_site"] = match.stream_site
+        if method == "learned":
+            settings |= {"epochs": match.learned_epochs, "lr": match.learned_lr}
+        if method in ("weight", "learned", "random"):
+            settings["seed"] = self.match_seed
         parents = {"a": dense_a, "b": dense_b}
-        labels = {**self.labels, "match_epoch": epoch}
+        labels = {**self.labels, "match_epoch": epoch, "match_method": method}
         return Stage("match", stage_key("match", settings, parents), settings, parents, labels)
 
-    def _sparse(self, name: str, parents: dict[str, str], sparsity: float, rewind: int, match_epoch: int | None) -> Stage:
+    def _connect(self, match: Stage) -> Stage:
+        connect = self.config.connect
+        assert connect is not None
+        num_train = self.train_data["num_train"]
+        settings = {
+            "model": self.model,
+            "data": {**self.train_data, **self.test_data},
+            "points": connect.points,
+            "corrections": connect.corrections,
+            "samples": min(connect.samples or num_train, num_train),
+        }
+        parents = {**match.parents, "permutation": match.key}
+        return Stage("connect", stage_key("connect", settings, parents), settings, parents, match.labels)
+
+    def _sparse(self, name: str, parents: dict[str, str], sparsity: float, rewind: int, match: Stage | None) -> Stage:
         sparse, dense, arm = self.config.sparse, self.config.dense, ARMS[name]
         epochs = dense.epochs - rewind
         if sparse.schedule == "fresh":
@@ -192,7 +214,8 @@ class _Pair:
             "arm": name,
             "sparsity": sparsity,
             "rewind_epoch": rewind,
-            "match_epoch": match_epoch,
+            "match_epoch": match.labels["match_epoch"] if match else None,
+            "match_method": match.labels["match_method"] if match else None,
             "schedule": sparse.schedule,
         }
         return Stage("sparse", stage_key("sparse", settings, parents), settings, parents, labels, epochs)

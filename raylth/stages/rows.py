@@ -14,17 +14,18 @@ MEASURED = (
 )  # fmt: skip
 LABELS = (
     "width", "replicate", "seed_a", "seed_b", "network", "arm", "sparsity", "imp_round", "landing", "rewind_epoch",
-    "match_epoch", "schedule",
+    "match_epoch", "match_method", "schedule",
 )  # fmt: skip
 
 
 def result_rows(plan: Plan, graph: Graph, store: Store, run: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each dataset: "results" (networks), "curves" (epochs), "permutations" (groups of a match).
+    """Return the rows of each dataset: "results" (networks), "curves" (epochs), "permutations" (groups of a match),
+    "barriers" (corrections and splits of a line).
 
     A network has a row as soon as it is done, and also when it failed (status "failed", with its last error line).
     """
     config = plan.config
-    tables: dict[str, list[dict[str, Any]]] = {"results": [], "curves": [], "permutations": []}
+    tables: dict[str, list[dict[str, Any]]] = {"results": [], "curves": [], "permutations": [], "barriers": []}
     for key, stage in graph.stages.items():
         state = graph.states[key]
         if state not in ("done", "failed"):
@@ -42,7 +43,10 @@ def result_rows(plan: Plan, graph: Graph, store: Store, run: str) -> dict[str, l
         if stage.kind == "match":
             for group, correlation in metrics.get("objective", {}).items():
                 quality = {"correlation": correlation, "fixed_share": metrics["fixed_share"][group]}
-                tables["permutations"].append({**identity, "group": group, **quality, "samples": metrics["samples"]})
+                tables["permutations"].append({**identity, "group": group, **quality, "samples": metrics.get("samples")})
+            continue
+        if stage.kind == "connect":
+            tables["barriers"] += [{**identity, **found} for found in metrics.get("barriers", [])]
             continue
         measured = {name: metrics.get(name) for name in MEASURED}
         status = {"status": state, "error": graph.errors.get(key)}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from raylth.stages.connect import connect
 from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.dense import dense
 from raylth.stages.graph import Graph
@@ -20,6 +21,7 @@ STAGES: dict[str, Callable[[Stage, Context], dict[str, Artefact]]] = {
     "dense": dense,
     "imp": imp,
     "match": match,
+    "connect": connect,
     "sparse": sparse,
 }
 

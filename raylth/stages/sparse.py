@@ -57,6 +57,12 @@ def _transform(mask: Mask, network: nn.Module, stage: Stage, context: Context) -
         return shuffle_mask(mask, transform["seed"])
     spec = derive_spec(network, context.train.batch(slice(0, 2))[0])
     if transform["name"] == "random_permutation":
-        return random_permutation(spec, transform["seed"]).apply_mask(mask)
-    perms = context.load(stage.parents["permutation"], "permutation")
-    return Permutation(spec, {group: torch.tensor(perm) for group, perm in perms.items()}).apply_mask(mask)
+        permutation = random_permutation(spec, transform["seed"])
+    else:
+        perms = context.load(stage.parents["permutation"], "permutation")
+        permutation = Permutation(spec, {group: torch.tensor(perm) for group, perm in perms.items()})
+    moved = permutation.apply_mask(mask)
+    for name, alive in mask.items():
+        if int(moved[name].sum()) != int(alive.sum()):
+            raise RuntimeError(f"{name}: pi(mask) keeps {int(moved[name].sum())} weights of {int(alive.sum())}")
+    return moved

@@ -22,7 +22,7 @@ def stage_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]
 class Stage:
     """One unit of work. Plain data, so that it travels to a worker as it is."""
 
-    kind: str  # "dense", "imp", "match" or "sparse"
+    kind: str  # "dense", "imp", "match", "sparse" or "connect"
     key: str  # of the artefact that it publishes last
     settings: dict[str, Any]  # the science settings that it reads
     parents: dict[str, str]  # role -> key of an artefact
@@ -38,7 +38,17 @@ class Stage:
     @property
     def name(self) -> str:
         """Return a short name for people: the kind and what sets it apart."""
-        shown = ("width", "replicate", "network", "arm", "sparsity", "imp_round", "rewind_epoch", "match_epoch")
+        shown = (
+            "width",
+            "replicate",
+            "network",
+            "arm",
+            "sparsity",
+            "imp_round",
+            "rewind_epoch",
+            "match_epoch",
+            "match_method",
+        )
         parts = [f"{label}={_short(self.labels[label])}" for label in shown if self.labels.get(label) is not None]
         return f"{self.kind}({', '.join(parts)})"
 

@@ -32,6 +32,7 @@ _NETWORK = [
     ("landing", pa.bool_()),
     ("rewind_epoch", pa.int64()),
     ("match_epoch", pa.int64()),
+    ("match_method", pa.string()),
     ("schedule", pa.string()),
 ]
 DATASETS = {
@@ -65,9 +66,18 @@ DATASETS = {
         [
             *_NETWORK,
             ("group", pa.string()),
-            ("correlation", pa.float64()),  # mean over the matched units of a group
+            ("correlation", pa.float64()),  # mean over the matched units of a group; by weights: cosine
             ("fixed_share", pa.float64()),  # of units that stay where they are
             ("samples", pa.int64()),
+        ]
+    ),
+    "barriers": pa.schema(
+        [
+            *_NETWORK,
+            ("correction", pa.string()),  # plain, reset or repair
+            ("split", pa.string()),  # train or test
+            ("loss_barrier", pa.float64()),  # nats, never below 0
+            ("error_barrier", pa.float64()),  # percentage points, never below 0
         ]
     ),
 }

@@ -127,3 +127,20 @@ def test_a_sparsity_that_the_trunk_hits_exactly_needs_no_landing():
     exact = round(0.2 * total) / total
     plan = make_plan(tiny_sweep(sparse={"sparsities": [exact]}))
     assert [stage.labels["landing"] for stage in plan.stages if stage.kind == "imp"] == [False]
+
+
+def test_each_matching_method_has_its_own_match_and_permuted_arms_and_only_the_settings_it_reads():
+    methods = ["activation", "weight", "learned", "identity", "random"]
+    plan = make_plan(tiny_sweep(match={"epochs": [4], "method": methods}, sparse={"sparsities": [0.5], "rewinds": [0]}))
+    matches = {stage.settings["method"]: stage for stage in plan.stages if stage.kind == "match"}
+    assert list(matches) == methods
+    assert set(matches["identity"].settings) == {"model", "data", "method"}
+    assert "seed" in matches["weight"].settings
+    assert "samples" not in matches["weight"].settings
+    permuted = [stage for stage in plan.stages if stage.labels.get("arm") == "permuted"]
+    assert [stage.labels["match_method"] for stage in permuted] == methods
+    other = make_plan(tiny_sweep(match={"epochs": [4], "method": methods, "samples": 100, "sites": "pre_activation"}))
+    moved = {stage.settings["method"] for stage in other.stages if stage.kind == "match"} - {
+        stage.settings["method"] for stage in other.stages if stage.key in keys(plan, "match")
+    }
+    assert moved == {"activation", "learned"}

@@ -5,10 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from raylth.core.models import init_model
+from raylth.core.permutation import PermutationSpec, derive_spec, random_permutation
 from raylth.core.pruning import num_landing_alive
 from raylth.stages import Stage, make_plan, result_rows, run_plan, scan
+from raylth.stages.match import PermutationBroken, _prove
 from raylth.stages.run import STAGES, run_stage
 from raylth.store import Store
 from tests.conftest import tiny_sweep
@@ -206,3 +209,65 @@ assert set(graph.states.values()) == {{"done"}}, graph.errors
 assert "ray" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_a_permutation_that_changes_the_function_is_not_published_and_its_group_is_named():
+    model, moved = (init_model(seed, "mlp", width=0.25, num_classes=10, in_shape=(40,)) for seed in (1, 2))
+    x = torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
+    spec = derive_spec(model, x)
+    _prove(model, moved, random_permutation(spec, 0), x)
+    wrong = PermutationSpec(spec.groups, {**spec.axes, "fc3.weight": (spec.axes["fc3.weight"][0], None)})
+    with pytest.raises(PermutationBroken, match=r"group 'fc2' alone by .*fc2.weight, fc2.bias. pi was not published"):
+        _prove(model, moved, random_permutation(wrong, 0), x)
+
+
+def test_the_identity_method_is_the_naive_arm_to_the_bit(tmp_path):
+    config = tiny_sweep(
+        match={"method": ["identity", "weight", "learned", "random"], "epochs": [4], "learned_epochs": 1},
+        sparse={"arms": ["naive", "permuted"], "sparsities": [0.5], "rewinds": [0]},
+    )
+    plan, store = make_plan(config), Store(tmp_path)
+    run_plan(plan, store)
+    arms = {stage.labels.get("match_method"): stage.key for stage in plan.stages if stage.kind == "sparse"}
+    weights = {method: store.tensors(key, "weights")["fc2.weight"] for method, key in arms.items()}
+    assert np.array_equal(weights["identity"], weights[None])
+    for method in ("weight", "learned", "random"):
+        assert not np.array_equal(weights[method], weights[None]), method
+        match = next(s for s in plan.stages if s.kind == "match" and s.settings["method"] == method)
+        metrics = store.metrics(match.key)
+        assert metrics["method"] == method
+        assert set(metrics["objective"]) == {"fc1", "fc2", "fc3"}
+        again = Store(tmp_path / "again")
+        run_plan(plan, again)
+        assert np.array_equal(again.tensors(match.key, "permutation")["fc2"], store.tensors(match.key, "permutation")["fc2"])
+
+
+def test_lines_between_matched_networks_have_barriers_with_and_without_repair(tmp_path):
+    config = tiny_sweep(
+        match={"method": ["activation", "random"], "epochs": [4]},
+        connect={"points": 5, "corrections": ["plain", "reset", "repair"], "samples": 300},
+        sparse={"arms": ["permuted"], "sparsities": [0.5], "rewinds": [0]},
+    )
+    plan, store = make_plan(config), Store(tmp_path)
+    graph = run_plan(plan, store)
+    assert not graph.errors
+    lines = {stage.labels["match_method"]: stage for stage in plan.stages if stage.kind == "connect"}
+    assert set(lines) == {"activation", "random"}
+    dense = {stage.labels["network"]: store.metrics(stage.key) for stage in plan.stages if stage.kind == "dense"}
+    for stage in lines.values():
+        points = store.metrics(stage.key)["line"]
+        assert len(points) == 5 * 3 * 2
+        for point in points:
+            if point["split"] == "test" and point["alpha"] in (0, 1):
+                end = dense["A" if point["alpha"] == 0 else "B"]
+                assert point["loss"] == pytest.approx(end["test_loss"], rel=1e-4), "pi(A) is A, and the ends stay as they are"
+                assert point["error"] == pytest.approx(100 - end["test_accuracy"], abs=1.0)
+    rows = result_rows(plan, graph, store, "run")["barriers"]
+    assert len(rows) == 2 * 3 * 2
+
+    def barriers(correction):
+        found = [row for row in rows if row["correction"] == correction and row["split"] == "train"]
+        return {row["match_method"]: row["loss_barrier"] for row in found}
+
+    assert barriers("plain")["activation"] < barriers("plain")["random"], "matching lowers the barrier"
+    assert barriers("reset") == barriers("plain"), "a network without batch norm has nothing to reset"

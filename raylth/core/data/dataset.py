@@ -93,6 +93,10 @@ class Split:
         """Return normalised inputs (B, *in_shape) and labels (B,) of the given samples."""
         return self.normalise(self.x[index]), self.y[index]
 
+    def take(self, count: int) -> "Split":
+        """Return the first `count` samples as a split of their own that shares their memory."""
+        return Split(self.x[:count], self.y[:count], self.mean, self.std)
+
 
 def to_device(dataset: ArrayDataset, device: str) -> tuple[Split, Split]:
     """Copy both splits to the device, once; returns (train, test)."""
