@@ -52,15 +52,15 @@ def render_table(results: pd.DataFrame, title: str) -> Table:
 
 
 def render_barriers(barriers: pd.DataFrame) -> Table:
-    """Lay the test barriers from pi(A) to B out for a terminal: a row per permutation, a column per correction."""
-    table = Table(title="barrier between pi(A) and B, test loss in nats", title_justify="left")
+    """Lay the test error barriers from pi(A) to B out for a terminal: a row per permutation, a column per correction."""
+    table = Table(title="error barrier between pi(A) and B on the test split, percentage points", title_justify="left")
     test = barriers[barriers["split"] == "test"]
     corrections = [name for name in ("plain", "reset", "repair") if (test["correction"] == name).any()]
     for heading in ("width", "matched by", "epoch", *corrections):
         table.add_column(heading, justify="right")
     for (width, method, epoch), rows in test.groupby(["width", "match_method", "match_epoch"], sort=False):
-        values = [rows[rows["correction"] == name]["loss_barrier"] for name in corrections]
-        texts = [f"{value.mean():.3f} ± {value.std():.3f}" if len(value) > 1 else f"{value.mean():.3f}" for value in values]
+        values = [rows[rows["correction"] == name]["error_barrier"] for name in corrections]
+        texts = [f"{value.mean():.1f} ± {value.std():.1f}" if len(value) > 1 else f"{value.mean():.1f}" for value in values]
         table.add_row(f"{width:g}", str(method), f"{epoch:.0f}", *texts)
     return table
 

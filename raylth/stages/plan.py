@@ -55,7 +55,7 @@ class _Pair:
             "in_shape": list(info.in_shape),
         }
         self.augment = info.augment if config.data.augment == "auto" else config.data.augment
-        self.train_data = {
+        self.train_data: dict[str, Any] = {
             "name": config.data.name,
             "layout": config.data.layout if info.from_files else "embedded",
             "num_train": config.data.num_train or info.num_train,
@@ -193,7 +193,7 @@ class _Pair:
             "data": {**self.train_data, **self.test_data},
             "points": connect.points,
             "corrections": connect.corrections,
-            "samples": min(connect.samples or num_train, num_train),
+            "samples": min(connect.samples, num_train) if connect.samples else num_train,
         }
         parents = {**match.parents, "permutation": match.key}
         return Stage("connect", stage_key("connect", settings, parents), settings, parents, match.labels)
