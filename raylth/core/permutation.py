@@ -83,8 +83,10 @@ class Permutation:
         name_of = dict(zip(numbers, parameters, strict=True))
 
         def move(number: int, value: Any) -> Any:
-            is_buffer = isinstance(value, Tensor) and value.ndim == len(self.spec.axes[name_of[number]]) > 0
-            return self._permute(name_of[number], value) if is_buffer else value
+            if not isinstance(value, Tensor):
+                return value
+            is_buffer = value.ndim == len(self.spec.axes[name_of[number]]) > 0
+            return self._permute(name_of[number], value) if is_buffer else value.clone()  # nothing is shared
 
         moved = {n: {key: move(n, value) for key, value in entry.items()} for n, entry in state["state"].items()}
         return {**state, "state": moved}

@@ -112,3 +112,44 @@ def test_broken_permutations_are_refused(network_settings):
     del perms[group]
     with pytest.raises(ValueError, match=group):
         Permutation(spec, perms)
+
+
+def test_distance_and_fixed_share_count_units_that_move(network_settings):
+    _, spec, _ = make(network_settings)
+    identity, p = identity_permutation(spec), random_permutation(spec, 1)
+    assert set(identity.fixed_share().values()) == {1.0}
+    assert set(p.distance(p).values()) == {0.0}
+    for name, perm in p.perms.items():
+        moved = sum(int(place != unit) for place, unit in enumerate(perm.tolist())) / len(perm)
+        assert p.distance(identity)[name] == pytest.approx(moved)
+        assert p.fixed_share()[name] == pytest.approx(1 - moved)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_goes_on_after_its_network_was_permuted(network_settings, optimizer):
+    """A step of the permuted network with the permuted optimizer is the permutation of the step."""
+    model, spec, x = make(network_settings)
+    y = torch.arange(len(x)) % 10
+    options = {"lr": 0.01, **({"momentum": 0.9} if optimizer is torch.optim.SGD else {"eps": 1e-2})}
+
+    def step(network, rule):
+        rule.zero_grad()
+        nn.functional.cross_entropy(network.eval()(x), y).backward()
+        rule.step()
+
+    rule = optimizer(model.parameters(), **options)
+    step(model, rule)
+    p = random_permutation(spec, 1)
+    moved = copy.deepcopy(model)
+    moved.load_state_dict(p.apply(model.state_dict()))
+    moved_rule = optimizer(moved.parameters(), **options)
+    moved_rule.load_state_dict(p.apply_optimizer(rule.state_dict(), [name for name, _ in model.named_parameters()]))
+    for buffers in zip(rule.state.values(), moved_rule.state.values(), strict=True):
+        assert buffers[0].keys() == buffers[1].keys()
+    step(model, rule)
+    step(moved, moved_rule)
+    expected = p.apply(model.state_dict())
+    for name, tensor in moved.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4, msg=name)
+    with pytest.raises(ValueError, match="names were given"):
+        p.apply_optimizer(rule.state_dict(), ["one"])
