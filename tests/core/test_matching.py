@@ -1,6 +1,7 @@
 """Matching against a slow reference: one pass per site over all data, in float64, with hooks on the modules."""
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def units_at(model: nn.Module, site: str, x: torch.Tensor) -> np.ndarray:
         def run_node(self, node):
             value = super().run_node(node)
             if node.name == site:
-                self.kept = value
+                self.kept = value.clone()  # what follows may overwrite it
             return value
 
     interpreter = Keep(fx.symbolic_trace(model.eval()))
@@ -110,3 +111,44 @@ def test_bad_input_is_named():
         match_activations(model, model, spec, [torch.full((4, 40), float("nan"))])
     with pytest.raises(ValueError, match="another architecture"):
         match_activations(model, nn.Sequential(nn.Linear(40, 10)), spec, [torch.zeros(2, 40)])
+
+
+def test_the_watched_sites_can_be_chosen():
+    settings = {"name": "resnet20", "width": 0.5, "num_classes": 10, "in_shape": (3, 16, 16)}
+    model_a, model_b = (init_model(seed, **settings) for seed in (1, 2))
+    x = inputs(settings, 64)
+    spec = derive_spec(model_a, x[:2])
+    stream = "layer3.0.conv2"
+    last, last_but_one = (spec.groups[stream].sites[index].node for index in (-1, -2))
+    assert (last, last_but_one) == ("relu__18", "relu__16")
+    paper = spec.watch(stream_site={stream: -2})
+    assert paper.groups[stream].site.node == last_but_one
+    assert all(paper.groups[name].site == group.site for name, group in spec.groups.items() if name != stream)
+    before = spec.watch("pre_activation")
+    assert before.groups[stream].site.node == "add_8", "the sum, before the in-place ReLU overwrites it"
+    for watched in (paper, before):
+        result = match_activations(model_a, model_b, watched, [x])
+        perms, alive = reference(model_a, model_b, watched, x)
+        assert without_ties(result.permutation.perms[stream], *alive[stream]) == without_ties(perms[stream], *alive[stream])
+    with pytest.raises(ValueError, match="there is no group 'layer9'; there are conv1, "):
+        spec.watch(stream_site={"layer9": -1})
+    with pytest.raises(ValueError, match="has 1 sites, there is none at -2"):
+        spec.watch(stream_site={"layer1.0.conv1": -2})
+
+
+def test_memory_does_not_grow_with_the_samples():
+    """What stays between batches is the moments: no activation outlives its batch."""
+    settings = {"name": "mlp", "width": 0.5, "num_classes": 10, "in_shape": (40,)}
+    model_a, model_b = (init_model(seed, **settings) for seed in (1, 2))
+    spec = derive_spec(model_a, torch.zeros(2, 40))
+    alive = []
+
+    def batches():
+        for seed in range(20):
+            x = inputs(settings, 8, seed)
+            alive.append(weakref.ref(x))
+            yield x
+            del x
+            assert sum(ref() is not None for ref in alive) <= 2
+
+    match_activations(model_a, model_b, spec, batches())
