@@ -174,11 +174,21 @@ class ImpConfig(OptimizerConfig):
 MatchMethod = Literal["activation", "weight", "learned", "identity", "random"]
 
 
+def _listed(value: object) -> object:
+    """Take a single name for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 class MatchConfig(Settings):
     """Matching A to B: which permutation carries A's mask to B."""
 
-    method: MatchMethod | Annotated[list[MatchMethod], Field(min_length=1), AfterValidator(_unique)] = Field(
-        "activation",
+    method: Annotated[
+        list[MatchMethod],
+        Field(min_length=1),
+        AfterValidator(_unique),
+        BeforeValidator(_listed, json_schema_input_type=MatchMethod | list[MatchMethod]),
+    ] = Field(
+        ["activation"],
         description="How the permutation is found; several give one permuted arm each. activation: the paper's; weight: Git "
         "Re-Basin, Algorithm 1; learned: its Algorithm 3; identity and random are controls.",
     )
@@ -196,11 +206,6 @@ class MatchConfig(Settings):
     )
     learned_epochs: PositiveInt = Field(5, description="Passes of learned matching over the samples.")
     learned_lr: Rate = Field(0.05, description="Adam's rate in learned matching, relative to each tensor's deviation.")
-
-    @property
-    def methods(self) -> list[MatchMethod]:
-        """The methods, always as a list."""
-        return self.method if isinstance(self.method, list) else [self.method]
 
 
 class SparseConfig(OptimizerConfig):

@@ -89,7 +89,7 @@ class _Pair:
         trunk, masks = self._imp(theta["A", total])
         matches = []
         if permuted:
-            for method in self.config.match.methods:
+            for method in self.config.match.method:
                 for epoch in self.config.match_epochs:
                     matches.append(self._match(method, theta["A", total], theta["B", epoch], epoch))
         stages = [*dense.values(), *trunk, *matches, *(self._connect(match) for match in matches if self.config.connect)]
