@@ -225,6 +225,12 @@ class SparseConfig(OptimizerConfig):
     schedule: Literal["fresh", "rewound"] = Field(
         "fresh", description="fresh: lr on a new cosine over T - k epochs; rewound: the dense schedule goes on from k."
     )
+    mask_from: str | None = Field(
+        None,
+        min_length=1,
+        description="File with A's mask, instead of IMP: masks alone, or a network pruned by torch.nn.utils.prune, which is "
+        "then A. {replicate}, {sparsity} and {width} in it are filled in.",
+    )
 
 
 class ConnectConfig(Settings):
@@ -253,6 +259,7 @@ class ResourcesConfig(Settings):
 
     dense: Share = Share()
     imp: Share = Share()
+    mask: Share = Share()
     match: Share = Share()
     connect: Share = Share()
     sparse: Share = Share()

@@ -22,7 +22,7 @@ from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.trial import Shared, StageTrial
 from raylth.config import ResourcesConfig
 from raylth.core.data import ArrayDataset
-from raylth.stages import Graph, Plan
+from raylth.stages import STAGES, Graph, Plan
 from raylth.store import Store
 
 __all__ = ["ClusterError", "run_on_ray"]
@@ -177,7 +177,7 @@ def _start_ray(address: str | None, verbose: bool) -> None:
 def _check_shares(resources: ResourcesConfig) -> None:
     """Refuse a share that no node could ever give, instead of waiting for it for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for kind in ("dense", "imp", "match", "sparse", "connect"):
+    for kind in STAGES:
         share = getattr(resources, kind)
         for field, resource, asked in (("cpus", "CPU", share.cpus), ("gpus", "GPU", share.gpus)):
             largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raylth.core.modes import freeze_dropout, in_mode
+
 __all__ = ["Moments", "reset_bn_stats"]
 
 
@@ -52,12 +54,11 @@ def reset_bn_stats(model: nn.Module, batches: Iterable[Tensor]) -> None:
     if not norms:
         return
     moments = {name: Moments() for name in norms}
-    modes = {module: module.training for module in model.modules()}
-    with ExitStack() as hooks:
+    with ExitStack() as hooks, in_mode(model, training=True):
         for name, module in norms.items():
             handle = module.register_forward_pre_hook(lambda _, args, into=moments[name]: into.add(args[0]))
             hooks.callback(handle.remove)
-        freeze_dropout(model.train())
+        freeze_dropout(model)
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:
             for x in batches:
@@ -65,8 +66,6 @@ def reset_bn_stats(model: nn.Module, batches: Iterable[Tensor]) -> None:
         finally:
             for name, buffer in model.named_buffers():
                 buffer.copy_(before[name])
-            for layer, training in modes.items():
-                layer.training = training
     set_statistics(norms, moments)
 
 
@@ -77,11 +76,3 @@ def set_statistics(norms: Mapping[str, _BatchNorm], moments: Mapping[str, Moment
             mean, variance = moments[name].result(correction=1)
             module.running_mean.copy_(mean)
             module.running_var.copy_(variance)
-
-
-def freeze_dropout(model: nn.Module) -> None:
-    """Put everything but batch norms into evaluation mode: dropout must not enter the statistics."""
-    for module in model.modules():
-        is_leaf = next(module.children(), None) is None
-        if (is_leaf and not isinstance(module, _BatchNorm)) or type(module).__name__ == "StochasticDepth":
-            module.training = False

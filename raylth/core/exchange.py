@@ -1,4 +1,4 @@
-"""Masks in and out: the state dicts that `torch.nn.utils.prune` makes."""
+"""Masks in and out: plain tensors of 0 and 1, and the state dicts that `torch.nn.utils.prune` makes."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from raylth.core.masks import Mask
 
-__all__ = ["from_torch_prune", "to_torch_prune"]
+__all__ = ["complete_mask", "from_plain_masks", "from_torch_prune", "is_torch_prune", "to_torch_prune"]
 
 ORIGINAL, PRUNED = "_orig", "_mask"  # torch.nn.utils.prune's names behind a parameter's own
 
@@ -30,6 +30,38 @@ def to_torch_prune(state: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> d
     return exchanged
 
 
+def is_torch_prune(tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether these are the tensors of a network pruned by `torch.nn.utils.prune`, rather than masks alone."""
+    return any(name.endswith(ORIGINAL) for name in tensors)
+
+
+def from_plain_masks(tensors: Mapping[str, Tensor]) -> Mask:
+    """Read masks alone: one tensor of 0 and 1, of any type, per weight; names may end in `_mask`.
+
+    Raises ValueError for other values, and when there is no tensor.
+    """
+    if not tensors:
+        raise ValueError("there is no mask in it")
+    mask = {}
+    for name, kept in tensors.items():
+        _check_binary(name, kept)
+        mask[name.removesuffix(PRUNED)] = kept.bool()
+    return mask
+
+
+def complete_mask(mask: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> Mask:
+    """Return a mask with the names and the order of `full`; a weight that `mask` does not name stays alive.
+
+    Raises ValueError for a name that is not prunable here, and for another shape.
+    """
+    for name, alive in mask.items():
+        if name not in full:
+            raise ValueError(f"{name!r} is not a prunable weight of the network (they are {', '.join(full)})")
+        if alive.shape != full[name].shape:
+            raise ValueError(f"{name}: the mask has shape {tuple(alive.shape)}, the weight {tuple(full[name].shape)}")
+    return {name: mask[name] if name in mask else torch.ones(kept.shape, dtype=torch.bool) for name, kept in full.items()}
+
+
 def from_torch_prune(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Mask]:
     """Return the plain state dict, pruned weights exactly 0, and the mask of a network pruned by `torch.nn.utils.prune`.
 
@@ -41,8 +73,7 @@ def from_torch_prune(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Ma
         base = name.removesuffix(ORIGINAL)
         if name.endswith(ORIGINAL) and base + PRUNED in state:
             kept = state[base + PRUNED]
-            if not bool(((kept == 0) | (kept == 1)).all()):
-                raise ValueError(f"{base + PRUNED} holds values other than 0 and 1")
+            _check_binary(base + PRUNED, kept)
             mask[base] = kept.bool()
             plain[base] = torch.where(mask[base], tensor, torch.zeros_like(tensor))
         elif name.endswith(PRUNED):
@@ -62,3 +93,8 @@ def _check(state: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> None:
             raise ValueError(f"the mask names {name!r}, which the network does not have")
         if state[name].shape != alive.shape:
             raise ValueError(f"{name}: the mask has shape {tuple(alive.shape)}, the weight {tuple(state[name].shape)}")
+
+
+def _check_binary(name: str, kept: Tensor) -> None:
+    if not bool(((kept == 0) | (kept == 1)).all()):
+        raise ValueError(f"{name} holds values other than 0 and 1")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raylth.core.matching import MatchResult
+from raylth.core.modes import in_mode
 from raylth.core.permutation import Permutation, PermutationSpec
 from raylth.core.weight_matching import match_weights
 from raylth.seeding import derive_seed
@@ -84,12 +85,9 @@ def _midpoint(
         for name, tensor in state_b.items()
     }
     leaves = [middle[name].requires_grad_() for name in names]
-    was_training = model.training
-    model.train()
-    with torch.enable_grad():
+    with in_mode(model, training=True), torch.enable_grad():
         loss = F.cross_entropy(torch.func.functional_call(model, middle, (batch[0],)), batch[1])
         slopes = torch.autograd.grad(loss, leaves) if names else ()
-    model.train(was_training)
     return float(loss.detach()), slopes
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from raylth.core.modes import in_mode
 from raylth.core.spec import Site
 from raylth.core.walk import trace
 
@@ -39,13 +40,10 @@ class Observer:
 
         Nothing behind the last site is computed.
         """
-        modes = [{module: module.training for module in traced.modules()} for traced in self.traced]
-        for traced in self.traced:
-            traced.eval()
         interpreters = [fx.Interpreter(traced) for traced in self.traced]
         for interpreter in interpreters:
             interpreter.args_iter = iter([x])
-        try:
+        with in_mode(*self.traced, training=False):
             for place in range(self.last + 1):
                 outputs = []
                 for interpreter, nodes in zip(interpreters, self.nodes, strict=True):
@@ -56,10 +54,6 @@ class Observer:
                 for interpreter, nodes in zip(interpreters, self.nodes, strict=True):
                     for unused in interpreter.user_to_last_uses.get(nodes[place], ()):
                         del interpreter.env[unused]
-        finally:
-            for mode in modes:
-                for module, training in mode.items():
-                    module.training = training
 
 
 def rows(output: Tensor, site: Site) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from raylth.core.batchnorm import Moments, freeze_dropout, set_statistics
+from raylth.core.batchnorm import Moments, set_statistics
+from raylth.core.modes import freeze_dropout, in_mode
 from raylth.core.walk import trace
 
 __all__ = ["Statistics", "repair", "repair_sites", "site_statistics"]
@@ -51,20 +52,14 @@ def repair_sites(model: nn.Module) -> list[str]:
 def site_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Statistics]:
     """Return mean and deviation of every site's output over all samples and positions, the network in eval mode."""
     moments = {name: Moments() for name in repair_sites(model)}
-    modes = {module: module.training for module in model.modules()}
-    with ExitStack() as hooks:
+    with ExitStack() as hooks, in_mode(model, training=False):
         for name, into in moments.items():
             module = model.get_submodule(name)
             axis = -1 if isinstance(module, nn.Linear) else 1
             handle = module.register_forward_hook(lambda _, __, out, into=into, axis=axis: into.add(out, axis))
             hooks.callback(handle.remove)
-        model.eval()
-        try:
-            for x in batches:
-                model(x)
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        for x in batches:
+            model(x)
     results = {name: moment.result() for name, moment in moments.items()}
     return {name: Statistics(mean, variance.sqrt()) for name, (mean, variance) in results.items()}
 
@@ -97,8 +92,7 @@ def repair(
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     modules = {name: model.get_submodule(name) for name in sites} | norms
     moments = {name: Moments() for name in modules}
-    modes = {module: module.training for module in model.modules()}
-    with ExitStack() as hooks:
+    with ExitStack() as hooks, in_mode(model, training=True):
         for name, module in modules.items():
             if isinstance(module, _BatchNorm):
                 if name in targets:
@@ -111,13 +105,9 @@ def repair(
                     lambda _, __, out, name=name, axis=axis: _corrected(out, axis, moments[name], targets[name])
                 )
             hooks.callback(handle.remove)
-        freeze_dropout(model.train())
-        try:
-            for x in batches:
-                model(x)
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        freeze_dropout(model)
+        for x in batches:
+            model(x)
     set_statistics(norms, moments)
     for name, module in modules.items():
         if not isinstance(module, _BatchNorm):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from raylth.core.data.augment import Augmentation
 from raylth.core.data.dataset import Split
 from raylth.core.masks import apply_mask, check_mask
+from raylth.core.modes import in_mode
 from raylth.seeding import derive_seed
 from raylth.steps import learning_rate, steps_per_epoch
 
@@ -103,18 +104,16 @@ def train(
 def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> tuple[float, float]:
     """Return (mean cross-entropy in nats, accuracy in percent) of `model` in eval mode on a whole split.
 
-    The model's training flag is left as it was.
+    The model's training flags are left as they were.
     """
-    was_training = model.training
-    model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=split.y.device)
     correct = torch.zeros((), dtype=torch.int64, device=split.y.device)
-    for start in range(0, len(split), batch_size):
-        x, y = split.batch(slice(start, start + batch_size))
-        logits = model(x)
-        loss += F.cross_entropy(logits, y, reduction="sum")
-        correct += (logits.argmax(1) == y).sum()
-    model.train(was_training)
+    with in_mode(model, training=False):
+        for start in range(0, len(split), batch_size):
+            x, y = split.batch(slice(start, start + batch_size))
+            logits = model(x)
+            loss += F.cross_entropy(logits, y, reduction="sum")
+            correct += (logits.argmax(1) == y).sum()
     return float(loss) / len(split), 100.0 * int(correct) / len(split)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from raylth.core.layout import FIXED, Entries, Layout, Mismatch, Units
+from raylth.core.modes import in_mode
 
 __all__ = ["ACTIVATIONS", "RULES", "UnknownOperation", "Walk", "rule", "trace"]
 
@@ -42,19 +43,15 @@ def rule(*targets: Any, activation: bool = False) -> Callable[[Rule], Rule]:
 
 def trace(model: nn.Module, *, training: bool = False) -> fx.GraphModule:
     """Trace `model` as it computes in evaluation or in training; the result shares its tensors and is in eval mode."""
-    modes = {module: module.training for module in model.modules()}
     tracer = fx.Tracer()
     tracer.record_stack_traces = True
     try:
-        model.train(training)
-        traced = fx.GraphModule(model, tracer.trace(model))
+        with in_mode(model, training=training):
+            traced = fx.GraphModule(model, tracer.trace(model))
     except fx.proxy.TraceError as error:
         raise UnknownOperation(
             f"{type(model).__name__} cannot be traced: {error}. Its forward pass must not branch on the data"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     traced.graph.eliminate_dead_code()
     return traced
 
@@ -71,12 +68,8 @@ class Walk:
         self.layouts: dict[fx.Node, Layout] = {}
         self.units: Units = earlier.units if earlier else Units()
         self.axes: dict[tuple[str, int], Entries] = earlier.axes if earlier else {}
-        modes = {module: module.training for module in traced.modules()}
-        traced.eval()  # the example batch must not touch batch-norm statistics
-        with torch.no_grad():
+        with in_mode(traced, training=False), torch.no_grad():  # the example batch must not touch batch-norm statistics
             ShapeProp(traced).propagate(example_input)
-        for module, mode in modes.items():
-            module.training = mode
 
     def run(self) -> None:
         """Follow every node; raises UnknownOperation at the first without a rule."""

@@ -45,6 +45,7 @@ def match(stage: Stage, context: Context) -> dict[str, Artefact]:
     _prove(network_a, moved, result.permutation, context.train.batch(slice(0, 64))[0])
     metrics = {
         "method": stage.settings["method"],
+        "settings": {name: value for name, value in stage.settings.items() if name not in ("model", "data", "method")},
         "objective": result.objective,
         "samples": stage.settings.get("samples"),
         "fixed_share": result.permutation.fixed_share(),

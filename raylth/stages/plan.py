@@ -1,22 +1,35 @@
 """Turns a sweep's settings into its stages: every network once, in an order in which parents come first."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from raylth.config import SweepConfig
 from raylth.core.data import DATASETS
-from raylth.core.masks import full_mask
+from raylth.core.masks import full_mask, mask_sparsity
 from raylth.core.models import build_model
+from raylth.core.permutation import derive_spec
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.seeding import derive_seed
+from raylth.stages.mask import read_mask_file
 from raylth.stages.sparse import ARMS
 from raylth.stages.stage import Stage, stage_key
 
 __all__ = ["Plan", "make_plan"]
 
-KIND_ORDER = ("dense", "imp", "match", "sparse", "connect")  # also the order of scheduling: what others wait for comes first
+KIND_ORDER = (
+    "dense",
+    "imp",
+    "mask",
+    "match",
+    "sparse",
+    "connect",
+)  # also the order of scheduling: what others wait for comes first
+
+SPARSITY_TOLERANCE = 5e-4  # between a mask made elsewhere and the sparsity that its file is said to have
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,11 @@ class Plan:
 
 
 def make_plan(config: SweepConfig) -> Plan:
-    """Plan a sweep. Raises ValueError when a sparsity cannot be reached by whole rounds of pruning."""
+    """Plan a sweep; reads the files of `sparse.mask_from`.
+
+    Raises ValueError when a sparsity cannot be reached by whole rounds of pruning, when a mask's file does not fit,
+    and when `match.stream_site` names what the network does not have.
+    """
     stages: dict[str, Stage] = {}
     for width in config.model.widths:
         for replicate in range(config.seeds.replicates):
@@ -75,34 +92,45 @@ class _Pair:
 
     def stages(self) -> list[Stage]:
         sparse, total = self.config.sparse, self.config.dense.epochs
+        self._check_stream_site()
         arms = {name: ARMS[name] for name in sparse.arms}
         sources = {arm.weights_from for arm in arms.values()}
         permuted = any(arm.transform == "permute" for arm in arms.values())
-        epochs_a = sparse.rewinds if "A" in sources else []
-        epochs_b = (sparse.rewinds if "B" in sources else []) + (self.config.match_epochs if permuted else [])
-        dense = {"A": self._dense("A", epochs_a)}
-        if epochs_b:
-            dense["B"] = self._dense("B", epochs_b)
+        brought = {sparsity: self._mask(sparsity) for sparsity in sparse.sparsities} if sparse.mask_from else {}
+        has_network = any(stage.settings["has_network"] for stage in brought.values())
+        if has_network and "A" in sources:
+            raise ValueError(
+                "sparse.arms: lth starts from A's early weights, and sparse.mask_from brings the trained network only: "
+                "leave lth out"
+            )
+        epochs = {"A": sparse.rewinds if "A" in sources else [], "B": sparse.rewinds if "B" in sources else []}
+        if permuted:
+            epochs["B"] = epochs["B"] + self.config.match_epochs
+        needs_a = not brought or (permuted and not has_network)  # IMP starts from A, matching compares with it
+        dense = {name: self._dense(name, epochs[name]) for name in epochs if epochs[name] or (name == "A" and needs_a)}
         theta = {(name, int(epoch)): key for name, stage in dense.items() for epoch, key in stage.checkpoints.items()} | {
             (name, total): stage.key for name, stage in dense.items()
         }
-        trunk, masks = self._imp(theta["A", total])
-        matches = []
-        if permuted:
-            for method in self.config.match.method:
-                for epoch in self.config.match_epochs:
-                    matches.append(self._match(method, theta["A", total], theta["B", epoch], epoch))
-        stages = [*dense.values(), *trunk, *matches, *(self._connect(match) for match in matches if self.config.connect)]
+        made, masks = ([], {}) if brought else self._imp(theta["A", total])
+        made += brought.values()
+        masks |= {sparsity: stage.key for sparsity, stage in brought.items()}
+        stages = [*dense.values(), *made]
         for sparsity, mask in masks.items():
+            matches = []
+            if permuted:
+                a = mask if has_network else theta["A", total]
+                targets = [(epoch, theta["B", epoch]) for epoch in self.config.match_epochs]
+                matches = [self._match(method, a, b, epoch) for method in self.config.match.method for epoch, b in targets]
+            stages += matches
+            stages += [self._connect(match) for match in matches if self.config.connect]
             for rewind in sparse.rewinds:
                 for name, arm in arms.items():
-                    weights = theta[arm.weights_from, rewind]
+                    parents = {"weights": theta[arm.weights_from, rewind], "mask": mask}
                     if arm.transform == "permute":
                         for match in matches:
-                            parents = {"weights": weights, "mask": mask, "permutation": match.key}
+                            parents = {**parents, "permutation": match.key}
                             stages.append(self._sparse(name, parents, sparsity, rewind, match))
                     else:
-                        parents = {"weights": weights, "mask": mask}
                         stages.append(self._sparse(name, parents, sparsity, rewind, None))
         return stages
 
@@ -166,6 +194,38 @@ class _Pair:
         }
         parents = {"network": parent}
         return Stage("imp", stage_key("imp", settings, parents), settings, parents, labels, imp.epochs_per_round)
+
+    def _mask(self, sparsity: float) -> Stage:
+        """Read A's mask for one sparsity from its file; the file's bytes, not its place, decide the key."""
+        prune_shortcuts = self.config.imp.prune_shortcuts
+        path = self._mask_path(sparsity)
+        brought = read_mask_file(path, self._shapes(), prune_shortcuts=prune_shortcuts)
+        found = mask_sparsity(brought.mask)
+        if abs(found - sparsity) > SPARSITY_TOLERANCE:
+            raise ValueError(
+                f"sparse.sparsities: {sparsity:g} asked for, but {path} prunes {found:.4f} of the prunable weights"
+            )
+        settings = {
+            "model": self.model,
+            "data": {**self.train_data, **self.test_data},
+            "sha256": brought.sha256,
+            "has_network": brought.weights is not None,
+            "prune_shortcuts": prune_shortcuts,
+        }
+        labels = {**self.labels, "network": "A", "sparsity": sparsity, "path": str(path)}
+        return Stage("mask", stage_key("mask", settings, {}), settings, parents={}, labels=labels)
+
+    def _mask_path(self, sparsity: float) -> Path:
+        """Fill in the places of `sparse.mask_from`."""
+        template = self.config.sparse.mask_from
+        assert template is not None
+        places = {"replicate": self.labels["replicate"], "width": f"{self.labels['width']:g}", "sparsity": f"{sparsity:g}"}
+        try:
+            return Path(template.format(**places)).absolute()
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"sparse.mask_from: {template!r} may hold {{replicate}}, {{sparsity}} and {{width}} only"
+            ) from error
 
     def _match(self, method: str, dense_a: str, dense_b: str, epoch: int) -> Stage:
         match = self.config.match
@@ -231,7 +291,21 @@ class _Pair:
         }
 
     def _num_prunable(self) -> int:
-        with torch.device("meta"):
-            model = build_model(**{**self.model, "in_shape": tuple(self.model["in_shape"])})
-            mask = full_mask(model, prune_shortcuts=self.config.imp.prune_shortcuts)
+        mask = full_mask(self._shapes(), prune_shortcuts=self.config.imp.prune_shortcuts)
         return sum(alive.numel() for alive in mask.values())
+
+    def _shapes(self) -> nn.Module:
+        """The network without its values."""
+        with torch.device("meta"):
+            return build_model(**{**self.model, "in_shape": tuple(self.model["in_shape"])})
+
+    def _check_stream_site(self) -> None:
+        """Raise ValueError unless the network has every group and site that `match.stream_site` names."""
+        match = self.config.match
+        if match.stream_site:
+            model = build_model(**{**self.model, "in_shape": tuple(self.model["in_shape"])})
+            spec = derive_spec(model, torch.zeros(2, *self.model["in_shape"]))
+            try:
+                spec.watch(match.sites, match.stream_site)
+            except ValueError as error:
+                raise ValueError(f"match.{error}") from error

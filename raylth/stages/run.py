@@ -9,6 +9,7 @@ from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.dense import dense
 from raylth.stages.graph import Graph
 from raylth.stages.imp import imp
+from raylth.stages.mask import mask
 from raylth.stages.match import match
 from raylth.stages.plan import Plan
 from raylth.stages.sparse import sparse
@@ -20,6 +21,7 @@ __all__ = ["STAGES", "StageFailed", "run_plan", "run_stage", "scan"]
 STAGES: dict[str, Callable[[Stage, Context], dict[str, Artefact]]] = {
     "dense": dense,
     "imp": imp,
+    "mask": mask,
     "match": match,
     "connect": connect,
     "sparse": sparse,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision import models
 
-from raylth.core.batchnorm import freeze_dropout
 from raylth.core.derive import derive_spec
+from raylth.core.modes import freeze_dropout
 from raylth.core.permutation import identity_permutation, random_permutation
 
 ZOO = {  # name -> groups that are expected
