@@ -13,7 +13,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m raylth.sweep sweeps/quickstart.yaml $(SWEEP_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

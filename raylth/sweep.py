@@ -166,7 +166,8 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
     results = load_results(run.folder)
     sparse_done = ((results["stage"] == "sparse") & (results["status"] == "done")).any()
     if sparse_done:
-        console.print(render_table(results, f"{run.config.name}: {run.config.data.name}, {run.config.model.name}"))
+        title = f"{run.config.name}: {run.config.data.name}, {run.config.model.name}"
+        console.print(render_table(results, title, max_width=console.width))
         figure = accuracy_vs_rewind(results, f"{run.config.name}: test accuracy vs rewind point")
         figure.savefig(run.figure)
         console.print(f"figure : {run.figure}", highlight=False, soft_wrap=True)

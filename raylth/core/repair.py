@@ -95,10 +95,9 @@ def repair(
     with ExitStack() as hooks, in_mode(model, training=True):
         for name, module in modules.items():
             if isinstance(module, _BatchNorm):
-                if name in targets:
-                    module.weight.copy_(targets[name].deviation)
-                    module.bias.copy_(targets[name].mean)
-                handle = module.register_forward_pre_hook(lambda _, args, into=moments[name]: into.add(args[0]))
+                handle = module.register_forward_pre_hook(
+                    lambda layer, args, name=name: _rescaled(layer, args[0], moments[name], targets.get(name))
+                )
             else:
                 axis = -1 if isinstance(module, nn.Linear) else 1
                 handle = module.register_forward_hook(
@@ -109,9 +108,32 @@ def repair(
         for x in batches:
             model(x)
     set_statistics(norms, moments)
-    for name, module in modules.items():
-        if not isinstance(module, _BatchNorm):
+    for name in sites:
+        module = modules[name]
+        if isinstance(module, _BatchNorm):
+            _set_affine(module, moments[name], targets[name], correction=1)
+        else:
             _fuse(module, moments[name], targets[name])
+
+
+def _rescaled(module: _BatchNorm, x: Tensor, into: Moments, target: Statistics | None) -> None:
+    """Note the moments of a batch norm's input, and make its output on this batch have the target's."""
+    into.add(x)
+    if target is not None:
+        own = Moments()
+        own.add(x)
+        _set_affine(module, own, target, correction=0)
+
+
+def _set_affine(module: _BatchNorm, moments: Moments, target: Statistics, correction: int) -> None:
+    """Write the target into a batch norm that divides by the deviation with this correction and its eps: neither counts
+    then, which matters where the input varies less than eps."""
+    _, variance = moments.result()
+    _, divisor = moments.result(correction)
+    alive = variance.sqrt() > SMALLEST
+    lost = torch.where(alive, ((divisor + module.eps) / variance.clamp(min=SMALLEST**2)).sqrt(), torch.ones_like(variance))
+    module.weight.copy_(target.deviation * lost)
+    module.bias.copy_(target.mean)
 
 
 def _corrected(out: Tensor, axis: int, into: Moments, target: Statistics) -> Tensor:

@@ -30,24 +30,31 @@ def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
     return labels
 
 
-def render_table(results: pd.DataFrame, title: str) -> Table:
-    """Lay the accuracy table out for a terminal: a row per width, sparsity and rewind point, a column per arm."""
+def render_table(results: pd.DataFrame, title: str, *, max_width: int = 80) -> Table:
+    """Lay the accuracy table out for a terminal of `max_width` columns: a row per width, sparsity and rewind point and a
+    column per arm; with more arms than fit, a row per arm, too."""
     cells = accuracy_table(results)
     pairs = set(zip(cells["arm"], cells["label"], strict=True))
     labels = [label for arm, label in sorted(pairs, key=lambda pair: (ARM_ORDER.index(pair[0]), pair[1]))]
     many_widths = cells["width"].nunique() > 1
+    cell_headings = (["width"] if many_widths else []) + ["sparsity", "rewind k"]
+    taken = sum(max(len(text), 10) + 3 for text in labels) + sum(len(text) + 3 for text in cell_headings) + 1
+    is_wide = taken <= max_width
     table = Table(title=title, caption=_dense_caption(results), title_justify="left", caption_justify="left")
-    for heading in (["width"] if many_widths else []) + ["sparsity", "rewind k", *labels]:
-        table.add_column(heading, justify="right")
+    for heading in cell_headings + (labels if is_wide else ["arm", "accuracy"]):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     values = {(*row[:3], row[4]): row[5:] for row in cells.itertuples(index=False)}
     previous = None
-    for cell in sorted({key[:3] for key in values}):
-        width, sparsity, rewind = cell
-        if previous is not None and previous != (width, sparsity):
+    for width, sparsity, rewind in sorted({key[:3] for key in values}):
+        texts = [_cell_text(values.get((width, sparsity, rewind, label))) for label in labels]
+        section = (width, sparsity) if is_wide else (width, sparsity, rewind)
+        if previous is not None and previous != section:
             table.add_section()
-        previous = (width, sparsity)
-        texts = [_cell_text(values.get((*cell, label))) for label in labels]
-        table.add_row(*([f"{width:g}"] if many_widths else []), f"{sparsity:.2f}", str(rewind), *texts)
+        previous = section
+        cell = [*([f"{width:g}"] if many_widths else []), f"{sparsity:.2f}", str(rewind)]
+        for row in [texts] if is_wide else [list(pair) for pair in zip(labels, texts, strict=True)]:
+            table.add_row(*cell, *row)
+            cell = [""] * len(cell)
     return table
 
 

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision import models
 
+from raylth.core.batchnorm import reset_bn_stats
 from raylth.core.derive import derive_spec
+from raylth.core.matching import match_activations
 from raylth.core.modes import freeze_dropout
 from raylth.core.permutation import identity_permutation, random_permutation
+from raylth.core.weight_matching import match_weights
 
 ZOO = {  # name -> groups that are expected
     "resnet18": 12, "resnet50": 37, "wide_resnet50_2": 37, "resnext50_32x4d": 21, "vgg11": 10, "vgg16_bn": 15,
@@ -62,6 +65,29 @@ def test_a_random_permutation_of_every_group_leaves_the_function(name):
     assert all(torch.equal(state[key], back[key]) for key in state)
     assert_same_function(model, moved, x, training=False)
     assert_same_function(model, moved, x, training=True)
+
+
+@pytest.mark.parametrize("matcher", ["activation", "weight"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet", "efficientnet_b0"])
+def test_a_planted_permutation_of_a_noisy_copy_is_found(name, matcher):
+    torch.manual_seed(0)
+    options = {"init_weights": False} if name == "googlenet" else {}
+    model = shaken(getattr(models, name)(weights=None, num_classes=10, **options))
+    x = torch.randn(64, 3, 64, 64)
+    reset_bn_stats(model, x.split(32))
+    spec = derive_spec(model, x[:2])
+    planted = random_permutation(spec, 2)
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(planted.apply(model.state_dict()))
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.add_(0.01 * parameter.std(correction=0) * torch.randn_like(parameter))
+    if matcher == "activation":
+        found = match_activations(model, copied, spec, x.split(32)).permutation
+    else:
+        found = match_weights(model.state_dict(), copied.state_dict(), spec, 0).permutation
+    missed = {group: share for group, share in found.distance(planted).items() if share}
+    assert not missed
 
 
 def test_a_permutation_that_is_wrong_in_one_group_is_seen():

@@ -50,6 +50,21 @@ def test_the_terminal_table_orders_arms_and_names_dense(results):
     assert "dense: 70.5 ± 0.7 (n = 2)" in text
 
 
+@pytest.mark.parametrize("columns", [80, 64])
+def test_no_number_is_broken_over_two_lines_in_a_narrow_terminal(results, columns):
+    methods = ["activation", "weight", "learned", "identity", "random"]
+    permuted = results["arm"] == "permuted"
+    many = pd.concat([results[~permuted], *(results[permuted].assign(match_method=method) for method in methods)])
+    with open("/dev/null", "w") as nowhere:
+        console = Console(width=columns, record=True, file=nowhere)
+        console.print(render_table(many, "a title", max_width=columns))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= columns
+    assert "62.0 ± 2.0" in text
+    assert all(f"permuted {method} @4" in text for method in methods)
+    assert text.count("0.90") == 1, "the cell's name stands once"
+
+
 def test_types_survive(results):
     assert results["seed_a"].tolist() == [2**32 - 1] * len(ROWS)
     assert results["rewind_epoch"].isna().sum() == 2
