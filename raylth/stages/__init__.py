@@ -6,6 +6,7 @@ graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-
 
 from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.graph import Graph
+from raylth.stages.mask import export_mask
 from raylth.stages.plan import Plan, make_plan
 from raylth.stages.rows import result_rows
 from raylth.stages.run import STAGES, StageFailed, run_plan, run_stage, scan
@@ -19,6 +20,7 @@ __all__ = [
     "Plan",
     "Stage",
     "StageFailed",
+    "export_mask",
     "load_data",
     "make_context",
     "make_plan",

@@ -9,8 +9,7 @@ from torch.nn.utils import prune
 from raylth.core.masks import full_mask
 from raylth.core.models import init_model
 from raylth.core.pruning import prune_global_magnitude
-from raylth.stages import make_plan, run_plan
-from raylth.stages.mask import export_mask
+from raylth.stages import export_mask, make_plan, run_plan
 from raylth.store import Store
 from raylth.sweep import main
 from tests.conftest import tiny_sweep
