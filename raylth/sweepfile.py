@@ -37,7 +37,9 @@ def read_sweep(file: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
         place = f"{file}:{mark.line + 1}" if mark else str(file)
         raise BadSweep(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(raw, dict):
-        raise BadSweep(f"{file}: expected settings such as 'name: my-sweep', found {type(raw).__name__}")
+        raise BadSweep(
+            f"{file}: expected settings such as 'name: my-sweep', found {'nothing' if raw is None else type(raw).__name__}"
+        )
     sources: dict[KeyPath, str] = {path: f"{file}:{line}" for path, line in lines.items()}
     for override in overrides:
         _override(raw, override, sources)

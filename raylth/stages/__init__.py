@@ -8,6 +8,7 @@ from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.graph import Graph
 from raylth.stages.mask import export_mask
 from raylth.stages.plan import Plan, make_plan
+from raylth.stages.resume import Preempted
 from raylth.stages.rows import result_rows
 from raylth.stages.run import STAGES, StageFailed, run_plan, run_stage, scan
 from raylth.stages.stage import Artefact, Stage
@@ -18,6 +19,7 @@ __all__ = [
     "Context",
     "Graph",
     "Plan",
+    "Preempted",
     "Stage",
     "StageFailed",
     "export_mask",

@@ -9,11 +9,16 @@ import torch
 from raylth.config import DataConfig
 from raylth.core.allocator import keep_freed_memory
 from raylth.core.data import ArrayDataset, Split, load_dataset, to_device
+from raylth.stages.stage import Artefact
 from raylth.store import Store
 
 __all__ = ["Context", "Load", "load_data", "make_context"]
 
 Load = Callable[[str, str], dict[str, np.ndarray]]  # (key, file) -> named arrays
+
+
+def _publishes_nothing(key: str, artefact: Artefact) -> None:
+    raise RuntimeError(f"{key}: a stage publishes through run_stage")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class Context:
     device: str
     evaluate_every: int = 0
     progress: Callable[[int], None] = lambda epochs: None
+    state_every: int = 0  # epochs between two saved states of a training; 0: only when the process is asked to stop
+    stopping: Callable[[], bool] = lambda: False  # whether the process was asked to stop
+    publish: Callable[[str, Artefact], None] = _publishes_nothing  # what is finished before its stage is
 
 
 def load_data(data: DataConfig) -> ArrayDataset:
@@ -51,6 +59,8 @@ def make_context(
     load: Load | None = None,
     evaluate_every: int = 0,
     progress: Callable[[int], None] = lambda epochs: None,
+    state_every: int = 0,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Context:
     """Copy the data to the device once and make torch's kernels reproducible there."""
     if device == "cpu":
@@ -67,4 +77,6 @@ def make_context(
         device,
         evaluate_every,
         progress,
+        state_every,
+        stopping,
     )

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from raylth.core.exchange import complete_mask, from_plain_masks, from_torch_prune, is_torch_prune, to_torch_prune
 from raylth.core.masks import Mask, full_mask, mask_sparsity, model_sparsity
 from raylth.core.train import evaluate
+from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.stage import Artefact, Stage
-from raylth.stages.training import new_network, state_arrays
+from raylth.stages.training import new_network
 from raylth.store import Store, decode_tensors, write_atomically
 
 __all__ = ["Brought", "export_mask", "mask", "read_mask_file"]

@@ -18,9 +18,10 @@ from raylth.core.permutation import (
     random_permutation,
 )
 from raylth.core.weight_matching import match_weights
+from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.stage import Artefact, Stage
-from raylth.stages.training import load_network, new_network, state_arrays
+from raylth.stages.training import load_network, new_network
 
 __all__ = ["METHODS", "PermutationBroken", "match"]
 

@@ -1,6 +1,7 @@
 """Runs one stage, or a whole plan one stage after another in this process."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -32,15 +33,15 @@ class StageFailed(RuntimeError):
     """A stage that cannot be computed from its inputs; one line that says why."""
 
 
-def run_stage(stage: Stage, context: Context) -> dict[str, Artefact]:
+def run_stage(stage: Stage, context: Context) -> None:
     """Compute a stage and publish what it makes, its own artefact last; returns at once when everything is there.
 
-    Returns the new artefacts by key (none when nothing was computed). Raises BrokenArtefact naming the parent when
-    one cannot be read, StageFailed when the parents were made from other data, and whatever the stage itself raises.
+    Raises BrokenArtefact naming the parent when one cannot be read, StageFailed when the parents were made from other
+    data, Preempted when the process must stop, and whatever the stage itself raises.
     """
     store = context.store
     if all(store.has(key) for key in stage.produces):
-        return {}
+        return
     for role, key in stage.parents.items():
         found = store.metrics(key)["data_sha256"]
         if found != context.data_sha256:
@@ -48,12 +49,15 @@ def run_stage(stage: Stage, context: Context) -> dict[str, Artefact]:
                 f"{stage.name}: its parent {role!r} was made from data {found[:12]}, the data set now is "
                 f"{context.data_sha256[:12]}: restore the old data or use another storage"
             )
-    artefacts = STAGES[stage.kind](stage, context)
-    for key in stage.produces:
-        artefact = artefacts[key]
+
+    def publish(key: str, artefact: Artefact) -> None:
         metrics = {**artefact.metrics, "data_sha256": context.data_sha256}
         store.publish(key, kind=stage.kind, tensors=artefact.tensors, metrics=metrics)
-    return artefacts
+
+    artefacts = STAGES[stage.kind](stage, replace(context, publish=publish))
+    for key, artefact in artefacts.items():
+        publish(key, artefact)
+    store.drop_state(stage.key)
 
 
 def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: None) -> Graph:

@@ -11,9 +11,10 @@ from torch import nn
 
 from raylth.core.masks import Mask, shuffle_mask
 from raylth.core.permutation import Permutation, derive_spec, random_permutation
+from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.stage import Artefact, Stage
-from raylth.stages.training import fit, load_mask, load_network, state_arrays
+from raylth.stages.training import fit, load_mask, load_network
 
 __all__ = ["ARMS", "Arm", "sparse"]
 
@@ -44,7 +45,7 @@ def sparse(stage: Stage, context: Context) -> dict[str, Artefact]:
     """Train the arm's weights under the arm's mask."""
     network = load_network(stage.settings, context, stage.parents["weights"])
     mask = _transform(load_mask(context, stage.parents["mask"]), network, stage, context)
-    metrics = fit(network, stage.settings, context, mask=mask)
+    metrics = fit(network, stage, context, mask=mask)
     tensors = {"weights": state_arrays(network.state_dict()), "mask": state_arrays(mask)}
     return {stage.key: Artefact(tensors, metrics)}
 

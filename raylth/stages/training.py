@@ -4,16 +4,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from raylth.core.masks import Mask, mask_sparsity, model_sparsity
 from raylth.core.models import init_model
 from raylth.core.train import Recipe, evaluate, train
+from raylth.stages.arrays import to_torch
 from raylth.stages.context import Context
+from raylth.stages.resume import Resume
+from raylth.stages.stage import Stage
 
-__all__ = ["fit", "load_mask", "load_network", "new_network", "state_arrays"]
+__all__ = ["fit", "load_mask", "load_network", "new_network"]
 
 
 def new_network(settings: dict[str, Any], seed: int, device: str) -> nn.Module:
@@ -32,30 +34,36 @@ def new_network(settings: dict[str, Any], seed: int, device: str) -> nn.Module:
 def load_network(settings: dict[str, Any], context: Context, key: str) -> nn.Module:
     """Build the network that the settings name with the weights of an artefact."""
     network = new_network(settings, 0, context.device)
-    network.load_state_dict(_to_torch(context.load(key, "weights"), context.device))
+    network.load_state_dict(to_torch(context.load(key, "weights"), context.device))
     return network
 
 
 def load_mask(context: Context, key: str) -> Mask:
     """Return an artefact's mask on the context's device."""
-    return _to_torch(context.load(key, "mask"), context.device)
-
-
-def state_arrays(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Copy named tensors to numpy arrays."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+    return to_torch(context.load(key, "mask"), context.device)
 
 
 def fit(
     network: nn.Module,
-    settings: dict[str, Any],
+    stage: Stage,
     context: Context,
     mask: Mask | None = None,
     on_epoch: Callable[[int], None] | None = None,
+    not_beyond: int | None = None,
 ) -> dict[str, Any]:
-    """Train the network as its stage's settings say, and return the metrics that every trained network has."""
+    """Train the network as its stage's settings say, and return the metrics that every trained network has.
+
+    A training that another process began goes on where its last saved state stands, unless that lies beyond the epoch
+    `not_beyond`. Raises Preempted, with the state saved, when the process is asked to stop.
+    """
+    settings = stage.settings
     recipe = Recipe(**settings["recipe"])
-    curve: list[dict[str, Any]] = []
+    resume = Resume(context.store, stage.key, context.data_sha256, context.state_every, context.stopping)
+    found = resume.load(not_beyond)
+    state, beside = found or (None, dict[str, Any](curve=[], seconds=0.0))
+    curve: list[dict[str, Any]] = beside["curve"]
+    context.progress(len(curve))
+    start = time.perf_counter() - beside["seconds"]
 
     def record(completed: int, loss: float) -> None:
         point: dict[str, Any] = {"epoch": completed, "train_loss": loss}
@@ -66,8 +74,19 @@ def fit(
         if on_epoch is not None:
             on_epoch(completed)
 
-    start = time.perf_counter()
-    train(network, context.train, recipe, seed=settings["seed"], augment=settings["augment"], mask=mask, on_epoch=record)
+    train(
+        network,
+        context.train,
+        recipe,
+        seed=settings["seed"],
+        augment=settings["augment"],
+        mask=mask,
+        on_epoch=record,
+        on_step=lambda epochs, step, snapshot: resume.step(
+            epochs, step, snapshot, lambda: {"curve": curve, "seconds": time.perf_counter() - start}
+        ),
+        state=state,
+    )
     seconds = time.perf_counter() - start
     is_cuda = context.device.startswith("cuda")
     return {
@@ -81,8 +100,3 @@ def fit(
         "device": torch.cuda.get_device_name() if is_cuda else "cpu",
         "curve": curve,
     }
-
-
-def _to_torch(arrays: dict[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
-    """Copy named arrays to a device, once; a view of the object store is read-only and is never aliased."""
-    return {name: torch.tensor(array, device=device) for name, array in arrays.items()}

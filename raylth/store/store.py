@@ -2,6 +2,7 @@
 
     <root>/artefacts/<key[:2]>/<key>/MANIFEST.json            written last
                                     /<name>.<sha256[:16]>.safetensors
+          /states/<key[:2]>/<key>/                            of a training that is not finished; the same files
           /broken/<key>-<n>/                                  set aside, never deleted
           /results/  /curves/  /permutations/                 Parquet, one file per run (raylth.store.tables)
           /runs/<run>/                                        manifest, figures and errors of one sweep file
@@ -13,6 +14,7 @@ writers of one key cannot mix their files. Everything inside is relative: a stor
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +71,39 @@ class Store:
         `tensors` maps a file's name ("weights", "mask", "permutation") to its arrays; `metrics` is JSON. Publishing a key
         again replaces the manifest in one step. Raises OSError when the disk is full; nothing half-written is visible.
         """
-        folder = self.folder(key)
+        self._write(self.folder(key), key, kind, tensors, metrics)
+
+    def save_state(self, key: str, tensors: Mapping[str, Mapping[str, np.ndarray]], numbers: Any) -> None:
+        """Save the state of the training that is to publish `key`, in place of the one before; as atomic as `publish`."""
+        folder = self._state_folder(key)
+        before = set(folder.glob("*.safetensors"))
+        self._write(folder, key, "state", tensors, numbers)
+        for stale in before - {folder / entry["path"] for entry in self._manifest(key, folder)["files"].values()}:
+            stale.unlink(missing_ok=True)
+
+    def load_state(self, key: str) -> tuple[dict[str, dict[str, np.ndarray]], Any] | None:
+        """Return the arrays and numbers of the last state that was saved, verified, or None when there is none.
+
+        Raises BrokenArtefact when its bytes are not what was saved.
+        """
+        folder = self._state_folder(key)
+        if not (folder / MANIFEST).exists():
+            return None
+        manifest = self._manifest(key, folder)
+        files = {name: decode_tensors(self._read(key, name, folder, manifest)) for name in manifest["files"]}
+        return files, manifest["metrics"]
+
+    def drop_state(self, key: str) -> None:
+        """Remove a training's state, whether or not there is one."""
+        shutil.rmtree(self._state_folder(key), ignore_errors=True)
+
+    def _state_folder(self, key: str) -> Path:
+        return self.root / "states" / key[:2] / key
+
+    def _write(
+        self, folder: Path, key: str, kind: str, tensors: Mapping[str, Mapping[str, np.ndarray]], metrics: Any
+    ) -> None:
+        """Write each group of arrays as one file, then the manifest with every file's hash."""
         folder.mkdir(parents=True, exist_ok=True)
         files = {}
         for name, arrays in tensors.items():
@@ -92,10 +126,13 @@ class Store:
 
     def read(self, key: str, name: str) -> np.ndarray:
         """Return one file's verified bytes, (num_bytes,) uint8; BrokenArtefact when they are not what was published."""
-        files = self._manifest(key)["files"]
+        return self._read(key, name, self.folder(key), self._manifest(key))
+
+    def _read(self, key: str, name: str, folder: Path, manifest: dict[str, Any]) -> np.ndarray:
+        files = manifest["files"]
         if name not in files:
             raise KeyError(f"artefact {key[:12]} has no file {name!r} (it has {', '.join(files)})")
-        path = self.folder(key) / files[name]["path"]
+        path = folder / files[name]["path"]
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
@@ -119,8 +156,8 @@ class Store:
         os.replace(self.folder(key), aside)
         return aside
 
-    def _manifest(self, key: str) -> dict[str, Any]:
-        path = self.folder(key) / MANIFEST
+    def _manifest(self, key: str, folder: Path | None = None) -> dict[str, Any]:
+        path = (folder or self.folder(key)) / MANIFEST
         try:
             manifest = json.loads(path.read_bytes())
             body = {name: value for name, value in manifest.items() if name != "sha256"}

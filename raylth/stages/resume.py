@@ -1,0 +1,62 @@
+"""Training that survives its process: its state goes to the store on the way, and a later process goes on from there."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from raylth.core.train import Snapshot, TrainState
+from raylth.stages.arrays import state_arrays, to_torch
+from raylth.store import BrokenArtefact, Store
+
+__all__ = ["Preempted", "Resume"]
+
+INTERVAL = 10.0  # seconds: states nearer to each other than this would cost more than they save
+NUMBERS = ("epochs", "step", "losses", "loss_sum")
+
+
+class Preempted(RuntimeError):
+    """The process was asked to stop; its training is saved, and the same stage goes on from there."""
+
+
+class Resume:
+    """One training's state in the store: written every `every` epochs, and at once when the process is asked to stop.
+
+    A state is used only by the training that wrote it: it lies under the stage's key and names the data. A state that
+    is broken counts as none.
+    """
+
+    def __init__(self, store: Store, key: str, data_sha256: str, every: int, stopping: Callable[[], bool]) -> None:
+        self.store, self.key, self.data_sha256 = store, key, data_sha256
+        self.every, self.stopping = every, stopping
+        self.saved_at = time.monotonic()
+
+    def load(self, not_beyond: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
+        """Return the state and what was saved beside it; None when there is none, or it lies beyond that epoch."""
+        try:
+            found = self.store.load_state(self.key)
+        except BrokenArtefact:
+            found = None
+        if found is None or found[1]["data_sha256"] != self.data_sha256:
+            return None
+        files, numbers = found
+        if not_beyond is not None and numbers["epochs"] > not_beyond:
+            return None
+        tensors = {name: to_torch(arrays, "cpu") for name, arrays in files.items()}
+        state = TrainState(
+            weights=tensors["weights"], momentum=tensors["momentum"], **{name: numbers[name] for name in NUMBERS}
+        )
+        return state, numbers["beside"]
+
+    def step(self, epochs: int, step: int, snapshot: Snapshot, beside: Callable[[], dict[str, Any]]) -> None:
+        """Take notice of a step: save when it is time. Raises Preempted, after saving, when the process must stop."""
+        stopping = self.stopping()
+        is_due = self.every and step == 0 and epochs % self.every == 0 and time.monotonic() - self.saved_at >= INTERVAL
+        if not (stopping or is_due):
+            return
+        state = snapshot()
+        tensors = {"weights": state_arrays(state.weights), "momentum": state_arrays(state.momentum)}
+        numbers = {name: getattr(state, name) for name in NUMBERS}
+        self.store.save_state(self.key, tensors, {**numbers, "data_sha256": self.data_sha256, "beside": beside()})
+        self.saved_at = time.monotonic()
+        if stopping:
+            raise Preempted(f"asked to stop after {epochs} epochs and {step} steps; saved")

@@ -1,0 +1,135 @@
+"""Trainings that are stopped in their middle and go on: the same bits as without the stop."""
+
+import numpy as np
+import pytest
+import torch
+
+from raylth.core.models import init_model
+from raylth.core.train import Recipe, train
+from raylth.stages import Preempted, load_data, make_context, make_plan, run_plan, run_stage
+from raylth.stages.resume import Resume
+from raylth.store import Store
+from tests.conftest import tiny_sweep
+from tests.core.test_train import random_split
+
+RESNET = {"name": "resnet20", "width": 0.25, "num_classes": 10, "in_shape": (3, 8, 8)}
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [(0, 1), (1, 0), (1, 2), (2, 0), (2, 4)])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_a_training_that_goes_on_ends_with_the_same_bits(stop_at, momentum):
+    split = random_split((3, 8, 8), count=150)
+    recipe = Recipe(3, lr=0.1, batch_size=32, momentum=momentum, warmup_epochs=1)
+    whole = init_model(0, **RESNET)
+    losses = train(whole, split, recipe, seed=3, augment="flip_crop")
+    stopped, states = init_model(0, **RESNET), []
+
+    def stop(epochs, step, snapshot):
+        if (epochs, step) == stop_at:
+            states.append(snapshot())
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(stopped, split, recipe, seed=3, augment="flip_crop", on_step=stop)
+    other = init_model(9, **RESNET)
+    assert train(other, split, recipe, seed=3, augment="flip_crop", state=states[0]) == losses
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    plan, store = make_plan(tiny_sweep()), Store(tmp_path_factory.mktemp("reference"))
+    assert not run_plan(plan, store).errors
+    return plan, store
+
+
+def same(first, second, keys):
+    for key in keys:
+        for name in first.files(key):
+            np.testing.assert_array_equal(first.read(key, name), second.read(key, name))
+    drop = lambda metrics: {name: value for name, value in metrics.items() if name != "seconds"}  # noqa: E731
+    assert [drop(first.metrics(key)) for key in keys] == [drop(second.metrics(key)) for key in keys]
+
+
+def context_for(plan, store, **options):
+    return make_context(store, load_data(plan.config.data), evaluate_every=plan.config.log.evaluate_every, **options)
+
+
+def test_a_sweep_whose_every_training_is_stopped_again_and_again_ends_alike(reference, tmp_path):
+    """Each process may take two steps, then it is asked to stop: hundreds of processes for one sweep."""
+    plan, expected = reference
+    store, stops = Store(tmp_path), 0
+
+    def stopping(calls=[0]):  # noqa: B006
+        calls[0] += 1
+        return calls[0] % 2 == 0
+
+    for stage in plan.stages:
+        context = context_for(plan, store, stopping=stopping)
+        while True:
+            try:
+                run_stage(stage, context)
+                break
+            except Preempted:
+                stops += 1
+    assert stops > 100
+    same(expected, store, [key for stage in plan.stages for key in stage.produces])
+    assert not any((store.root / "states").glob("*/*")), "what is finished needs no state"
+
+
+def test_a_state_is_saved_every_n_epochs_and_only_the_rest_is_trained(reference, tmp_path, monkeypatch):
+    plan, expected = reference
+    monkeypatch.setattr("raylth.stages.resume.INTERVAL", 0.0)
+    store, trained = Store(tmp_path), []
+    stage = next(s for s in plan.stages if s.kind == "dense" and s.labels["network"] == "B")
+
+    def die(epochs):
+        trained.append(epochs)
+        if len(trained) == 4:  # 0 on start, then one per epoch: in the third epoch's report
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage, context_for(plan, store, state_every=2, progress=die))
+    assert len(list((store.root / "states").glob("*/*/weights*"))) == 1
+    trained.clear()
+    run_stage(stage, context_for(plan, store, state_every=2, progress=trained.append))
+    assert trained == [2, 1, 1], "two epochs were there, two are trained"
+    same(expected, store, stage.produces)
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest", "data", "checkpoint"])
+def test_a_state_that_cannot_be_trusted_counts_as_none(reference, tmp_path, harm):
+    plan, expected = reference
+    store, calls = Store(tmp_path), []
+    stage = next(s for s in plan.stages if s.kind == "dense" and s.labels["network"] == "B")
+
+    def stopping():
+        calls.append(1)
+        return len(calls) == 10
+
+    context = context_for(plan, store, stopping=stopping)
+    with pytest.raises(Preempted, match="after 2 epochs and 2 steps"):
+        run_stage(stage, context)
+    (weights,) = (store.root / "states").glob("*/*/weights*")
+    if harm == "flip":
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    elif harm == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif harm == "remove":
+        weights.unlink()
+    elif harm == "manifest":
+        (weights.parent / "MANIFEST.json").write_text("{")
+    elif harm == "checkpoint":
+        store.set_aside(stage.checkpoints["1"])
+    if harm == "data":
+        assert Resume(store, stage.key, "other data", 0, lambda: False).load() is None
+    trained = []
+    run_stage(stage, context_for(plan, store, progress=trained.append))
+    assert trained == ([2, 1, 1] if harm == "data" else [0, 1, 1, 1, 1])
+    same(expected, store, stage.produces)
