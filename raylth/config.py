@@ -265,6 +265,9 @@ class ResourcesConfig(Settings):
     sparse: Share = Share()
     checkpoint_actors: PositiveInt = Field(1, description="Actors that hold checkpoints in the object store.")
     retries: int = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
+    state_every: int = Field(
+        10, ge=0, description="Epochs between saved states of a training, at least 10 s apart; 0: only on SIGTERM."
+    )
 
 
 class LogConfig(Settings):

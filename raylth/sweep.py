@@ -30,7 +30,8 @@ examples:
   python -m raylth.sweep sweeps/quickstart.yaml --dry-run
   python -m raylth.sweep sweeps/quickstart.yaml seeds.replicates=5 'sparse.rewinds=[0, 10]'
 
-exit status: 0 every stage is done; 1 a stage failed; 2 bad input, nothing was started; 130 interrupted
+exit status: 0 every stage is done (a network that diverged is a result); 1 a stage failed or is blocked;
+2 bad input, nothing was started; 130 interrupted
 """
 
 
@@ -176,7 +177,8 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
         console.print(render_barriers(barriers))
     console.print(f"results: {run.results}", highlight=False, soft_wrap=True)
     for key, error in graph.errors.items():
-        console.print(Text(f"failed : {graph.stages[key].name}: {error}", style="red"), soft_wrap=True)
+        state = graph.states[key]
+        console.print(Text(f"{state}: {graph.stages[key].name}: {error}", style="red"), soft_wrap=True)
         blocked = [graph.stages[child].name for child, failed in graph.blockers.items() if failed == key]
         if blocked:
             shown = ", ".join(blocked[:5]) + (f" and {len(blocked) - 5} more" if len(blocked) > 5 else "")
@@ -184,7 +186,10 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
         traceback = run.errors / f"{key}.txt"
         if traceback.exists():  # a worker that died left none
             console.print(f"         traceback: {traceback}", highlight=False, soft_wrap=True)
-    return EXIT_FAILED if graph.errors else EXIT_OK
+    if graph.incidents:
+        counted = ", ".join(f"{times} {cause}" for cause, times in sorted(graph.incidents.items()))
+        console.print(f"workers that ended: {counted}", highlight=False, soft_wrap=True)
+    return EXIT_FAILED if {"failed", "blocked"} & set(graph.states.values()) else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ class SweepView:
     def _line(self, graph: Graph, epochs: int) -> str:
         kinds = []
         for kind, counts in graph.count().items():
-            failed = f", {counts['failed']} failed" if counts["failed"] else ""
-            kinds.append(f"{kind} {counts['done']}/{counts.total()}{failed}")
+            bad = "".join(f", {counts[state]} {state}" for state in ("diverged", "failed") if counts[state])
+            kinds.append(f"{kind} {counts['done']}/{counts.total()}{bad}")
         return f"{', '.join(kinds)}; {self._speed(graph, epochs)}"
 
     def _speed(self, graph: Graph, epochs: int) -> str:
@@ -93,6 +93,6 @@ class SweepView:
         ahead = sum(
             stage.epochs
             for key, stage in graph.stages.items()
-            if key not in graph.cached and graph.states[key] not in ("failed", "blocked")
+            if key not in graph.cached and graph.states[key] not in ("diverged", "failed", "blocked")
         )
         return max(0, ahead - epochs)

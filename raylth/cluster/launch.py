@@ -18,6 +18,7 @@ from ray.tune.callback import Callback
 
 from raylth.cluster.board import start_board
 from raylth.cluster.checkpoints import start_checkpoint_actors
+from raylth.cluster.failures import Autopsy
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.trial import Shared, StageTrial
 from raylth.config import ResourcesConfig
@@ -75,6 +76,7 @@ def run_on_ray(
             board=start_board(),
             errors=str(errors.resolve()),
             evaluate_every=plan.config.log.evaluate_every,
+            state_every=plan.config.resources.state_every,
         )
         searcher = GraphSearcher(graph, store, plan.config.resources)
         _run_tune(searcher, shared, watch, verbose)
@@ -88,7 +90,9 @@ def _run_tune(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bo
         with _Interrupt() as interrupt:
             tuner = tune.Tuner(
                 tune.with_parameters(StageTrial, shared=shared),
-                tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher, scheduler=Autopsy(searcher.causes), num_samples=-1, reuse_actors=True
+                ),
                 run_config=tune.RunConfig(
                     storage_path=folder,
                     name="tune",

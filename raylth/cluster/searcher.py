@@ -1,9 +1,12 @@
 """The Tune searcher that knows what depends on what: it suggests a stage when that stage's own parents exist."""
 
+import heapq
+import time
 from typing import Any
 
 from ray.tune.search import Searcher
 
+from raylth.cluster.failures import CRASHED, OUT_OF_MEMORY, PREEMPTED, bigger_share, delay
 from raylth.config import ResourcesConfig, Share
 from raylth.stages import Graph, Stage
 from raylth.store import Store
@@ -14,15 +17,23 @@ __all__ = ["GraphSearcher"]
 class GraphSearcher(Searcher):
     """Walks a graph of stages for Tune. A trial receives a key and its share of a machine, nothing else.
 
-    `suggest` returns None while everything that is left waits for a running stage, so no trial ever holds resources
-    while it waits, and `FINISHED` when the whole graph is.
+    `suggest` returns None while everything that is left waits for a running stage or for its time, so no trial ever
+    holds resources while it waits, and `FINISHED` when the whole graph is. What a worker's end means depends on its cause:
+
+    - preempted: started again, however often;
+    - out of memory: started again with the next larger share of a GPU, up to a whole one;
+    - crashed: started again `resources.retries` times;
+    - a stage's own error: failed at once, it would happen again.
     """
 
     def __init__(self, graph: Graph, store: Store, resources: ResourcesConfig) -> None:
         super().__init__()
         self.graph, self.store, self.resources = graph, store, resources
         self.running: dict[str, Stage] = {}  # trial -> stage
-        self.attempts: dict[str, int] = {}  # stage key -> how often its worker died
+        self.causes: dict[str, str] = {}  # trial -> why its worker ended; Autopsy writes it
+        self.times: dict[tuple[str, str], int] = {}  # (stage key, cause) -> how often
+        self.shares: dict[str, Share] = {}  # stage key -> its share, where it had to grow
+        self.delayed: list[tuple[float, str]] = []  # heap of (when, stage key)
         self.notes: list[str] = []  # what a person should be told, in order
 
     def __getstate__(self) -> dict[str, Any]:
@@ -30,39 +41,73 @@ class GraphSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
         """Return the next stage that may run, None to be asked again later, FINISHED at the end."""
+        while self.delayed and self.delayed[0][0] <= time.monotonic():
+            self.graph.retry(heapq.heappop(self.delayed)[1])
         stage = self.graph.next_ready()
         if stage is None:
             return Searcher.FINISHED if self.graph.finished else None
         self.running[trial_id] = stage
-        share: Share = getattr(self.resources, stage.kind)
+        share = self._share(stage)
         return {"stage": stage.key, "cpus": share.cpus, "gpus": share.gpus}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Take a stage's end into the graph: done, failed, or to be run again."""
+        """Take a stage's end into the graph: done, diverged, failed, or to be run again."""
         stage = self.running.pop(trial_id)
         if error or result is None:
-            self._worker_died(stage)
-        elif result["broken"]:
+            self._worker_ended(stage, self.causes.pop(trial_id, CRASHED))
+        elif result["outcome"] == "done":
+            self.graph.finish(stage.key)
+        elif result["outcome"] == "diverged":
+            self.graph.diverge(stage.key, result["error"])
+            self.notes.append(f"{stage.name} diverged: {result['error']}")
+        elif result["outcome"] == "broken":
             aside = self.store.set_aside(result["broken"])
             self.notes.append(f"{stage.name}: {result['error']}; set aside as {aside}, will be computed again")
             self.graph.retry(stage.key)
             self.graph.lose(result["broken"])
-        elif result["error"]:
-            self.graph.fail(stage.key, result["error"])
-            self.notes.append(f"{stage.name} failed: {result['error']}")
+        elif result["outcome"] == "out of memory":
+            self._worker_ended(stage, OUT_OF_MEMORY)
         else:
-            self.graph.finish(stage.key)
+            self._fail(stage, result["error"])
 
-    def _worker_died(self, stage: Stage) -> None:
-        attempts = self.attempts[stage.key] = self.attempts.get(stage.key, 0) + 1
+    def _worker_ended(self, stage: Stage, cause: str) -> None:
+        times = self.times[stage.key, cause] = self.times.get((stage.key, cause), 0) + 1
+        self.graph.incidents[cause] += 1
         if all(self.store.has(key) for key in stage.produces):
-            self.graph.finish(stage.key)  # it died after publishing
-        elif attempts <= self.resources.retries:
-            self.notes.append(f"{stage.name}: its worker process died; started again ({attempts})")
-            self.graph.retry(stage.key)
-        else:
-            self.graph.fail(stage.key, f"its worker process died {attempts} times")
-            self.notes.append(f"{stage.name} failed: its worker process died {attempts} times")
+            self.graph.finish(stage.key)  # it ended after publishing
+            return
+        share: Share | None = self._share(stage)
+        if cause == OUT_OF_MEMORY:
+            share = bigger_share(self._share(stage))
+            has_grown = share is not None and share != self._share(stage)
+            if share is None or not (has_grown or times <= self.resources.retries):
+                self._fail(stage, f"out of memory {times} times, at last with {self._shown(stage)}")
+                return
+            self.shares[stage.key] = share
+        if cause == CRASHED and times > self.resources.retries:
+            self._fail(stage, f"its worker process died {times} times")
+            return
+        wait = 0.0 if cause == CRASHED else delay(times)
+        what = {PREEMPTED: "its worker was preempted", OUT_OF_MEMORY: "out of memory", CRASHED: "its worker process died"}
+        with_share = f" with {self._shown(stage)}" if cause == OUT_OF_MEMORY else ""
+        when = f" in {wait:g} s" if wait else ""
+        self.notes.append(f"{stage.name}: {what[cause]}; started again{with_share}{when} ({times})")
+        self.graph.hold(stage.key)
+        heapq.heappush(self.delayed, (time.monotonic() + wait, stage.key))
+
+    def _share(self, stage: Stage) -> Share:
+        share: Share = getattr(self.resources, stage.kind)
+        return self.shares.get(stage.key, share)
+
+    def _shown(self, stage: Stage) -> str:
+        """Return a stage's share for people."""
+        share = self._share(stage)
+        gpus = f", {share.gpus:g} GPU" if share.gpus else ""
+        return f"{share.cpus} CPU{gpus}"
+
+    def _fail(self, stage: Stage, error: str) -> None:
+        self.graph.fail(stage.key, error)
+        self.notes.append(f"{stage.name} failed: {error}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Ignore intermediate results: a trial reports once."""

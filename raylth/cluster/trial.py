@@ -5,9 +5,12 @@ may give its trial to another actor that has just become free, and ends the one 
 a start of several seconds no second worker would ever come up.
 """
 
+import os
+import signal
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -35,6 +38,7 @@ class Shared:
     board: Any
     errors: str  # folder for the tracebacks of failed stages
     evaluate_every: int
+    state_every: int
 
 
 class StageTrial(tune.Trainable):
@@ -52,6 +56,8 @@ class StageTrial(tune.Trainable):
         self.reader = CheckpointReader(shared.checkpoints, self.store)
         self.chalk = Chalk(shared.board)
         self.contexts: dict[str, Context] = {}  # device -> what stages run with, for the life of the process
+        self.is_busy = self.is_asked_to_stop = False
+        signal.signal(signal.SIGTERM, self._ask_to_stop)  # a machine that goes away says so this way
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next stage into the same process."""
@@ -62,22 +68,40 @@ class StageTrial(tune.Trainable):
         """Run the stage to its end. A stage's error is a result, not the end of the worker."""
         import torch
 
-        from raylth.stages import Stage, run_stage
+        from raylth.stages import Preempted, Stage, run_stage
 
         stage = Stage(**self.shared.stages[self.config["stage"]])
-        result: dict[str, Any] = {"done": True, "error": None, "broken": None}
+        result: dict[str, Any] = {"done": True, "outcome": "done", "error": None, "broken": None}
+        self.is_busy = True
         try:
             torch.set_num_threads(self.config["cpus"])
-            run_stage(stage, self._context("cuda" if self.config["gpus"] else "cpu"))
-            for key in stage.produces:
-                self.reader.hand_over(stage.kind, key)
+            reason = run_stage(stage, self._context("cuda" if self.config["gpus"] else "cpu"))
+            if reason is None:
+                for key in stage.produces:
+                    self.reader.hand_over(stage.kind, key)
+            else:
+                result |= {"outcome": "diverged", "error": reason}
+        except Preempted:
+            raise  # Tune takes the process out of use, and the searcher starts the stage elsewhere
         except BrokenArtefact as broken:
-            result |= {"broken": broken.key, "error": str(broken)}
+            result |= {"outcome": "broken", "broken": broken.key, "error": str(broken)}
+        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            result |= {"outcome": "out of memory", "error": str(error).partition("\n")[0]}
         except Exception as error:  # anything a stage raises is reported; Tune would end the process
-            result["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            result |= {"outcome": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
             write_atomically(Path(self.shared.errors) / f"{stage.key}.txt", traceback.format_exc().encode())
-        self.chalk.flush()
+        finally:
+            self.is_busy = False
+            self.chalk.flush()
+        if result["outcome"] == "out of memory" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
         return result
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM: a training saves its state at its next step; a process without work ends at once."""
+        self.is_asked_to_stop = True
+        if not self.is_busy:
+            os._exit(128 + number)
 
     def _context(self, device: str) -> "Context":
         from raylth.stages import make_context
@@ -91,5 +115,7 @@ class StageTrial(tune.Trainable):
                 load=self.reader.load,
                 evaluate_every=self.shared.evaluate_every,
                 progress=self.chalk,
+                state_every=self.shared.state_every,
+                stopping=lambda: self.is_asked_to_stop,
             )
         return self.contexts[device]

@@ -1,26 +1,28 @@
-"""The state of a plan while it runs: which stages wait, may run, run, are done, failed or are blocked."""
+"""The state of a plan while it runs: which stages wait, may run, run, are done, diverged, failed or are blocked."""
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from raylth.stages.stage import Stage
 
 __all__ = ["STATES", "Graph"]
 
-STATES = ("waiting", "running", "done", "failed", "blocked")
+STATES = ("waiting", "running", "done", "diverged", "failed", "blocked")
 
 
 class Graph:
     """Stages by key with their states; plain bookkeeping, no threads and no clock.
 
     `done` holds the keys of artefacts that exist already: a stage is done when all that it produces is there. Stages
-    become ready in the order in which they are given. A failed stage blocks its descendants and nothing else.
+    become ready in the order in which they are given. A stage that failed or diverged blocks its descendants and
+    nothing else. `diverged` names stages that are known to, with the reason.
     """
 
-    def __init__(self, stages: Iterable[Stage], done: Iterable[str] = ()) -> None:
+    def __init__(self, stages: Iterable[Stage], done: Iterable[str] = (), diverged: Mapping[str, str] | None = None) -> None:
         self.stages = {stage.key: stage for stage in stages}
-        self.errors: dict[str, str] = {}  # stage key -> last error line
+        self.errors: dict[str, str] = {}  # stage key -> last error line, or how it diverged
+        self.incidents: Counter[str] = Counter()  # cause -> how often a worker ended for it
         self.blockers: dict[str, str] = {}  # blocked stage key -> the failed stage's key
         self._rank = {key: rank for rank, key in enumerate(self.stages)}
         self._producer = {key: stage.key for stage in self.stages.values() for key in stage.produces}
@@ -39,6 +41,8 @@ class Graph:
         self._ready = [self._rank[key] for key in self.stages if self._is_ready(key)]
         heapq.heapify(self._ready)
         self._keys = list(self.stages)
+        for key, reason in (diverged or {}).items():
+            self.diverge(key, reason)
 
     def parent_stages(self, stage: Stage) -> set[str]:
         """Return the keys of the stages that produce a stage's parents."""
@@ -61,8 +65,12 @@ class Graph:
             if self._is_ready(child):
                 heapq.heappush(self._ready, self._rank[child])
 
+    def hold(self, key: str) -> None:
+        """Put a running stage back among those that wait, until `retry` lets it run."""
+        self.states[key] = "waiting"
+
     def retry(self, key: str) -> None:
-        """Put a running stage back among the waiting ones."""
+        """Let a stage that ran, or is held, run again when its parents are there."""
         self.states[key] = "waiting"
         if self._is_ready(key):
             heapq.heappush(self._ready, self._rank[key])
@@ -83,7 +91,14 @@ class Graph:
 
     def fail(self, key: str, error: str) -> None:
         """Mark a running stage failed with its last error line, and everything below it blocked."""
-        self.states[key] = "failed"
+        self._end(key, "failed", error)
+
+    def diverge(self, key: str, reason: str) -> None:
+        """Mark a stage whose training diverged, which is its result, and everything below it blocked."""
+        self._end(key, "diverged", reason)
+
+    def _end(self, key: str, state: str, error: str) -> None:
+        self.states[key] = state
         self.errors[key] = error
         below = list(self._children[key])
         while below:

@@ -22,13 +22,13 @@ def result_rows(plan: Plan, graph: Graph, store: Store, run: str) -> dict[str, l
     """Return the rows of each dataset: "results" (networks), "curves" (epochs), "permutations" (groups of a match),
     "barriers" (corrections and splits of a line).
 
-    A network has a row as soon as it is done, and also when it failed (status "failed", with its last error line).
+    A network has a row as soon as it is done, and also when it diverged or failed (`status`, with the reason in `error`).
     """
     config = plan.config
     tables: dict[str, list[dict[str, Any]]] = {"results": [], "curves": [], "permutations": [], "barriers": []}
     for key, stage in graph.stages.items():
         state = graph.states[key]
-        if state not in ("done", "failed"):
+        if state not in ("done", "diverged", "failed"):
             continue
         identity = {
             "key": key,
@@ -39,7 +39,7 @@ def result_rows(plan: Plan, graph: Graph, store: Store, run: str) -> dict[str, l
             "model": config.model.name,
             **{label: stage.labels.get(label) for label in LABELS},
         }
-        metrics = store.metrics(key) if state == "done" else {}
+        metrics = {} if state == "failed" else store.metrics(key)
         if stage.kind == "match":
             for group, correlation in metrics.get("objective", {}).items():
                 quality = {"correlation": correlation, "fixed_share": metrics["fixed_share"][group]}

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from raylth.core.train import Diverged
 from raylth.stages.connect import connect
 from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.dense import dense
@@ -33,15 +35,18 @@ class StageFailed(RuntimeError):
     """A stage that cannot be computed from its inputs; one line that says why."""
 
 
-def run_stage(stage: Stage, context: Context) -> None:
+def run_stage(stage: Stage, context: Context) -> str | None:
     """Compute a stage and publish what it makes, its own artefact last; returns at once when everything is there.
 
+    Returns None, or how the training diverged: that is published too, as the stage's result without weights.
     Raises BrokenArtefact naming the parent when one cannot be read, StageFailed when the parents were made from other
     data, Preempted when the process must stop, and whatever the stage itself raises.
     """
     store = context.store
+    if store.has(stage.key) and (reason := divergence(store.metrics(stage.key))) is not None:
+        return reason
     if all(store.has(key) for key in stage.produces):
-        return
+        return None
     for role, key in stage.parents.items():
         found = store.metrics(key)["data_sha256"]
         if found != context.data_sha256:
@@ -54,10 +59,22 @@ def run_stage(stage: Stage, context: Context) -> None:
         metrics = {**artefact.metrics, "data_sha256": context.data_sha256}
         store.publish(key, kind=stage.kind, tensors=artefact.tensors, metrics=metrics)
 
-    artefacts = STAGES[stage.kind](stage, replace(context, publish=publish))
+    reason = None
+    try:
+        artefacts = STAGES[stage.kind](stage, replace(context, publish=publish))
+    except Diverged as error:
+        reason = str(error)
+        artefacts = {stage.key: Artefact({}, {"diverged": reason})}
     for key, artefact in artefacts.items():
         publish(key, artefact)
     store.drop_state(stage.key)
+    return reason
+
+
+def divergence(metrics: dict[str, Any]) -> str | None:
+    """Return how a training diverged, None when it did not, from an artefact's metrics."""
+    found: str | None = metrics.get("diverged")
+    return found
 
 
 def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: None) -> Graph:
@@ -65,7 +82,7 @@ def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: No
 
     `note` is told one line per broken artefact. Nothing is computed.
     """
-    done = set()
+    done, diverged = set(), {}
     for stage in plan.stages:
         for key in stage.produces:
             if not store.folder(key).exists():
@@ -73,11 +90,13 @@ def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: No
             if not store.has(key):
                 continue  # interrupted before its manifest: not there, and written anew
             try:
-                store.verify(key)
+                reason = divergence(store.verify(key))
                 done.add(key)
+                if reason is not None and key == stage.key:
+                    diverged[key] = reason
             except BrokenArtefact as broken:
                 note(f"{stage.name}: {broken}; set aside as {store.set_aside(key)}, will be computed again")
-    return Graph(plan.stages, done)
+    return Graph(plan.stages, done, diverged)
 
 
 def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambda stage: None) -> Graph:
@@ -92,8 +111,11 @@ def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambd
     torch.set_num_threads(1)
     while (stage := graph.next_ready()) is not None:
         try:
-            run_stage(stage, context)
-            graph.finish(stage.key)
+            reason = run_stage(stage, context)
+            if reason is None:
+                graph.finish(stage.key)
+            else:
+                graph.diverge(stage.key, reason)
         except BrokenArtefact as broken:
             store.set_aside(broken.key)
             graph.retry(stage.key)

@@ -60,10 +60,12 @@ class Store:
         """Tell whether an artefact was published. Reading it verifies it; `verify` does so without using it."""
         return (self.folder(key) / MANIFEST).exists()
 
-    def verify(self, key: str) -> None:
-        """Read all of an artefact's bytes; BrokenArtefact unless every file is what the manifest says."""
-        for name in self.files(key):
-            self.read(key, name)
+    def verify(self, key: str) -> Any:
+        """Read all of an artefact's bytes and return its metrics; BrokenArtefact unless all is what was published."""
+        folder, manifest = self.folder(key), self._manifest(key)
+        for name in manifest["files"]:
+            self._read(key, name, folder, manifest)
+        return manifest["metrics"]
 
     def publish(self, key: str, *, kind: str, tensors: Mapping[str, Mapping[str, np.ndarray]], metrics: Any) -> None:
         """Publish an artefact: each group of named arrays as one file, then the manifest with every file's hash.

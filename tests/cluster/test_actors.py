@@ -10,9 +10,10 @@ import ray
 from ray.tune.search import Searcher
 
 from raylth.cluster.checkpoints import CheckpointReader, start_checkpoint_actors
+from raylth.cluster.failures import cause_of
 from raylth.cluster.searcher import GraphSearcher
 from raylth.config import ResourcesConfig
-from raylth.stages import Graph, Stage
+from raylth.stages import Graph, Preempted, Stage
 from raylth.store import BrokenArtefact, Store
 
 KEYS = [f"{i:02x}" + "0" * 62 for i in range(4)]
@@ -65,7 +66,7 @@ def searcher_of(tmp_path, retries=1):
     return GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(retries=retries, dense={"gpus": "1/2"}))
 
 
-OK = {"error": None, "broken": None}
+OK = {"outcome": "done", "error": None, "broken": None}
 
 
 def test_the_searcher_waits_for_parents_and_ends_with_the_graph(tmp_path):
@@ -88,11 +89,65 @@ def test_a_worker_that_dies_is_retried_and_then_given_up(tmp_path):
     assert searcher.graph.errors == {"a": "its worker process died 2 times"}
     assert searcher.graph.states["b"] == "blocked"
     assert "started again (1)" in searcher.notes[0]
+    assert searcher.graph.incidents == {"crashed": 2}
+
+
+def test_preemption_is_never_given_up_and_waits_longer_each_time(tmp_path, monkeypatch):
+    searcher, now = searcher_of(tmp_path, retries=0), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for number, wait in enumerate([1, 2, 4, 8, 16, 32, 60, 60]):
+        trial = f"t{number}"
+        assert searcher.suggest(trial)["stage"] == "a"
+        searcher.causes[trial] = "preempted"
+        searcher.on_trial_complete(trial_id=trial, error=True)
+        now[0] += wait - 0.01
+        assert searcher.suggest("early") is None
+        now[0] += 0.02
+    assert searcher.suggest("last")["stage"] == "a"
+    searcher.on_trial_complete(trial_id="last", result=OK)
+    assert searcher.graph.incidents == {"preempted": 8}
+    assert searcher.graph.states["a"] == "done"
+
+
+def test_out_of_memory_gets_a_larger_share_until_there_is_none(tmp_path, monkeypatch):
+    searcher, now = searcher_of(tmp_path, retries=0), [0.0]
+    searcher.resources = ResourcesConfig(dense={"gpus": "1/3"}, retries=0)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for trial, share in (("t1", 1 / 3), ("t2", 1 / 2), ("t3", 1.0)):
+        assert searcher.suggest(trial)["gpus"] == share
+        searcher.on_trial_complete(trial_id=trial, result={"outcome": "out of memory", "error": "CUDA", "broken": None})
+        now[0] += 100
+    assert searcher.suggest("t4") == Searcher.FINISHED
+    assert searcher.graph.errors == {"a": "out of memory 3 times, at last with 1 CPU, 1 GPU"}
+    assert searcher.graph.incidents == {"out of memory": 3}
+    assert "started again with 1 CPU, 0.5 GPU in 1 s" in searcher.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ray.exceptions.RayTaskError("step", "", Preempted("x")), "preempted"),
+        (None, "crashed"),
+        (ray.exceptions.OutOfMemoryError("x"), "out of memory"),
+        (ray.exceptions.RayTaskError("step", "", MemoryError()), "out of memory"),
+        (ray.exceptions.ActorDiedError(), "crashed"),
+    ],
+)
+def test_the_cause_of_a_workers_end(error, cause):
+    assert cause_of(error) == cause
 
 
 def test_a_stage_error_is_not_retried(tmp_path):
     searcher = searcher_of(tmp_path)
     searcher.suggest("t1")
-    searcher.on_trial_complete(trial_id="t1", result={"error": "ValueError: no", "broken": None})
+    searcher.on_trial_complete(trial_id="t1", result={"outcome": "failed", "error": "ValueError: no", "broken": None})
     assert searcher.suggest("t2") == Searcher.FINISHED
     assert searcher.graph.errors == {"a": "ValueError: no"}
+
+
+def test_what_diverged_blocks_its_children_and_is_no_error(tmp_path):
+    searcher = searcher_of(tmp_path)
+    searcher.suggest("t1")
+    searcher.on_trial_complete(trial_id="t1", result={"outcome": "diverged", "error": "in epoch 3", "broken": None})
+    assert searcher.suggest("t2") == Searcher.FINISHED
+    assert searcher.graph.states == {"a": "diverged", "b": "blocked"}

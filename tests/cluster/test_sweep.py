@@ -97,19 +97,27 @@ def test_ray_gives_the_same_bits_as_one_process(first_run, sweep_file, tmp_path)
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
-def test_a_stage_that_diverges_is_named_and_everything_else_is_saved(sweep_file, tmp_path):
-    storage = f"storage={tmp_path}"
-    done = sweep(sweep_file, storage, "sparse.lr=900", "sparse.sparsities=[0.3]", "sparse.arms=[lth, naive]")
-    assert done.returncode == 1
+def test_a_training_that_diverges_is_a_result_and_is_not_tried_again(sweep_file, tmp_path):
+    arguments = [f"storage={tmp_path}", "sparse.lr=900", "sparse.sparsities=[0.3]", "sparse.arms=[lth, naive]"]
+    done = sweep(sweep_file, *arguments)
+    assert done.returncode == 0
     assert "dense 2/2" in done.stdout
-    assert re.search(r"failed : sparse\(.*arm=lth.*\): Diverged: training diverged in epoch 1", done.stdout)
+    assert re.search(r"diverged: sparse\(.*arm=lth.*\): training diverged in epoch 1", done.stdout)
     assert "Traceback" not in done.stdout + done.stderr
     rows = load_results(tmp_path)
-    assert set(rows[rows["status"] == "failed"]["stage"]) == {"sparse"}
-    assert rows[rows["status"] == "failed"]["error"].str.startswith("Diverged").all()
-    traceback = re.search(r"traceback: (\S+)", done.stdout)
-    assert traceback
-    assert "raise Diverged" in Path(traceback[1]).read_text()
+    assert set(rows[rows["status"] == "diverged"]["stage"]) == {"sparse"}
+    assert rows[rows["status"] == "diverged"]["error"].str.startswith("training diverged").all()
+    again = sweep(sweep_file, *arguments)
+    assert again.returncode == 0
+    assert "to run" not in again.stdout
+    assert "diverged: sparse(" in again.stdout
+
+
+def test_a_dense_network_that_diverges_blocks_what_needs_it(sweep_file, tmp_path):
+    done = sweep(sweep_file, f"storage={tmp_path}", "dense.lr=900", "sparse.sparsities=[0.3]", "sparse.arms=[lth]")
+    assert done.returncode == 1
+    assert re.search(r"diverged: dense\(.*network=A.*\n +blocks \d+: imp", done.stdout)
+    assert set(load_results(tmp_path)["status"]) == {"diverged"}
 
 
 def test_ctrl_c_saves_what_is_finished_and_the_same_command_goes_on(first_run, sweep_file, tmp_path):

@@ -1,0 +1,53 @@
+"""Why a worker ended, and what to do about it: preempted, out of memory and crashed are different things."""
+
+from typing import Any
+
+import ray
+from ray.tune.schedulers import FIFOScheduler
+
+from raylth.config import Share
+from raylth.stages import Preempted
+
+__all__ = ["CRASHED", "OUT_OF_MEMORY", "PREEMPTED", "Autopsy", "bigger_share", "cause_of", "delay"]
+
+PREEMPTED, OUT_OF_MEMORY, CRASHED = "preempted", "out of memory", "crashed"
+LONGEST_DELAY = 60.0  # seconds
+
+
+def cause_of(error: BaseException | None) -> str:
+    """Tell from what Ray reports about a trial's actor why it ended."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        error = error.cause
+    if isinstance(error, Preempted) or getattr(error, "preempted", False):
+        return PREEMPTED
+    if isinstance(error, ray.exceptions.OutOfMemoryError | MemoryError) or "memory pressure" in str(error):
+        return OUT_OF_MEMORY
+    return CRASHED
+
+
+def delay(times: int) -> float:
+    """Return the seconds to wait before a stage is started again for the `times`-th time: 1, 2, 4, ... 60."""
+    return min(LONGEST_DELAY, 2.0 ** (times - 1))
+
+
+def bigger_share(share: Share) -> Share | None:
+    """Return the next larger legal share of a GPU after it ran out of memory, None when it was the whole of one.
+
+    A stage on the CPU alone keeps its share: it is started again when others may have given memory back.
+    """
+    if share.gpus == 0:
+        return share
+    shares = round(1 / share.gpus)
+    return None if shares == 1 else Share(cpus=share.cpus, gpus=1 / (shares - 1))
+
+
+class Autopsy(FIFOScheduler):
+    """Tells the searcher why a trial's worker ended; Tune itself tells it only that it did."""
+
+    def __init__(self, causes: dict[str, str]) -> None:
+        super().__init__()
+        self.causes = causes  # trial -> cause, read by the searcher
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Note the cause; Tune calls this just before the searcher."""
+        self.causes[trial.trial_id] = cause_of(trial.get_pickled_error())
