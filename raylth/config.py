@@ -266,7 +266,10 @@ class ResourcesConfig(Settings):
     checkpoint_actors: PositiveInt = Field(1, description="Actors that hold checkpoints in the object store.")
     retries: int = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
     state_every: int = Field(
-        10, ge=0, description="Epochs between saved states of a training, at least 10 s apart; 0: only on SIGTERM."
+        10, ge=0, description="Epochs between saved states of a training; 0: only when its process gets SIGTERM."
+    )
+    state_seconds: float = Field(
+        10.0, ge=0, description="Shortest time between two saved states: nearer ones would cost more than they save."
     )
 
 

@@ -77,6 +77,7 @@ def run_on_ray(
             errors=str(errors.resolve()),
             evaluate_every=plan.config.log.evaluate_every,
             state_every=plan.config.resources.state_every,
+            state_seconds=plan.config.resources.state_seconds,
         )
         searcher = GraphSearcher(graph, store, plan.config.resources)
         _run_tune(searcher, shared, watch, verbose)

@@ -39,6 +39,7 @@ class Shared:
     errors: str  # folder for the tracebacks of failed stages
     evaluate_every: int
     state_every: int
+    state_seconds: float
 
 
 class StageTrial(tune.Trainable):
@@ -116,6 +117,7 @@ class StageTrial(tune.Trainable):
                 evaluate_every=self.shared.evaluate_every,
                 progress=self.chalk,
                 state_every=self.shared.state_every,
+                state_seconds=self.shared.state_seconds,
                 stopping=lambda: self.is_asked_to_stop,
             )
         return self.contexts[device]

@@ -34,6 +34,7 @@ class Context:
     evaluate_every: int = 0
     progress: Callable[[int], None] = lambda epochs: None
     state_every: int = 0  # epochs between two saved states of a training; 0: only when the process is asked to stop
+    state_seconds: float = 0.0  # at least so far apart
     stopping: Callable[[], bool] = lambda: False  # whether the process was asked to stop
     publish: Callable[[str, Artefact], None] = _publishes_nothing  # what is finished before its stage is
 
@@ -60,6 +61,7 @@ def make_context(
     evaluate_every: int = 0,
     progress: Callable[[int], None] = lambda epochs: None,
     state_every: int = 0,
+    state_seconds: float = 0.0,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Context:
     """Copy the data to the device once and make torch's kernels reproducible there."""
@@ -78,5 +80,6 @@ def make_context(
         evaluate_every,
         progress,
         state_every,
+        state_seconds,
         stopping,
     )

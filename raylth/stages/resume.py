@@ -6,11 +6,11 @@ from typing import Any
 
 from raylth.core.train import Snapshot, TrainState
 from raylth.stages.arrays import state_arrays, to_torch
-from raylth.store import BrokenArtefact, Store
+from raylth.stages.context import Context
+from raylth.store import BrokenArtefact
 
 __all__ = ["Preempted", "Resume"]
 
-INTERVAL = 10.0  # seconds: states nearer to each other than this would cost more than they save
 NUMBERS = ("epochs", "step", "losses", "loss_sum")
 
 
@@ -19,15 +19,15 @@ class Preempted(RuntimeError):
 
 
 class Resume:
-    """One training's state in the store: written every `every` epochs, and at once when the process is asked to stop.
+    """One training's state in the store: written every n epochs, and at once when the process is asked to stop.
 
     A state is used only by the training that wrote it: it lies under the stage's key and names the data. A state that
     is broken counts as none.
     """
 
-    def __init__(self, store: Store, key: str, data_sha256: str, every: int, stopping: Callable[[], bool]) -> None:
-        self.store, self.key, self.data_sha256 = store, key, data_sha256
-        self.every, self.stopping = every, stopping
+    def __init__(self, key: str, context: Context) -> None:
+        self.store, self.key, self.data_sha256 = context.store, key, context.data_sha256
+        self.every, self.seconds, self.stopping = context.state_every, context.state_seconds, context.stopping
         self.saved_at = time.monotonic()
 
     def load(self, not_beyond: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
@@ -50,8 +50,8 @@ class Resume:
     def step(self, epochs: int, step: int, snapshot: Snapshot, beside: Callable[[], dict[str, Any]]) -> None:
         """Take notice of a step: save when it is time. Raises Preempted, after saving, when the process must stop."""
         stopping = self.stopping()
-        is_due = self.every and step == 0 and epochs % self.every == 0 and time.monotonic() - self.saved_at >= INTERVAL
-        if not (stopping or is_due):
+        is_due = self.every > 0 and step == 0 and epochs % self.every == 0
+        if not stopping and not (is_due and time.monotonic() - self.saved_at >= self.seconds):
             return
         state = snapshot()
         tensors = {"weights": state_arrays(state.weights), "momentum": state_arrays(state.momentum)}

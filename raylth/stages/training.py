@@ -58,7 +58,7 @@ def fit(
     """
     settings = stage.settings
     recipe = Recipe(**settings["recipe"])
-    resume = Resume(context.store, stage.key, context.data_sha256, context.state_every, context.stopping)
+    resume = Resume(stage.key, context)
     found = resume.load(not_beyond)
     state, beside = found or (None, dict[str, Any](curve=[], seconds=0.0))
     curve: list[dict[str, Any]] = beside["curve"]

@@ -1,5 +1,7 @@
 """Trainings that are stopped in their middle and go on: the same bits as without the stop."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -81,9 +83,8 @@ def test_a_sweep_whose_every_training_is_stopped_again_and_again_ends_alike(refe
     assert not any((store.root / "states").glob("*/*")), "what is finished needs no state"
 
 
-def test_a_state_is_saved_every_n_epochs_and_only_the_rest_is_trained(reference, tmp_path, monkeypatch):
+def test_a_state_is_saved_every_n_epochs_and_only_the_rest_is_trained(reference, tmp_path):
     plan, expected = reference
-    monkeypatch.setattr("raylth.stages.resume.INTERVAL", 0.0)
     store, trained = Store(tmp_path), []
     stage = next(s for s in plan.stages if s.kind == "dense" and s.labels["network"] == "B")
 
@@ -128,7 +129,7 @@ def test_a_state_that_cannot_be_trusted_counts_as_none(reference, tmp_path, harm
     elif harm == "checkpoint":
         store.set_aside(stage.checkpoints["1"])
     if harm == "data":
-        assert Resume(store, stage.key, "other data", 0, lambda: False).load() is None
+        assert Resume(stage.key, replace(context, data_sha256="other data")).load() is None
     trained = []
     run_stage(stage, context_for(plan, store, progress=trained.append))
     assert trained == ([2, 1, 1] if harm == "data" else [0, 1, 1, 1, 1])

@@ -1,0 +1,119 @@
+"""A sweep in processes of its own, to be harmed from outside, and the undisturbed results that it must end with."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from raylth.stages import make_plan, run_plan
+from raylth.store import Store
+from tests.conftest import tiny_sweep
+
+DEADLINE = 120.0  # seconds that anything may take to come about
+
+
+def fault_sweep():
+    """Every kind of stage; its trainings last long enough to be hit in their middle."""
+    return tiny_sweep(
+        data={"num_train": 2000, "num_test": 200},
+        model={"widths": [1]},
+        dense={"epochs": 30},
+        imp={"epochs_per_round": 10},
+        match={"epochs": [30]},
+        connect={"points": 3, "samples": 100},
+        sparse={"arms": ["lth", "permuted"], "sparsities": [0.3, 0.5], "rewinds": [0, 5]},
+        resources={"state_every": 1, "state_seconds": 0},
+    )
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """The plan, and a store with what it gives when nothing happens."""
+    plan, store = make_plan(fault_sweep()), Store(tmp_path_factory.mktemp("reference"))
+    assert not run_plan(plan, store).errors
+    return plan, store
+
+
+def wait_until(condition: Callable[[], object], what: str) -> object:
+    """Poll until `condition` gives something; fail with `what` when it does not."""
+    deadline = time.monotonic() + DEADLINE
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"in {DEADLINE:g} s there was no {what}"
+        time.sleep(0.002)
+    return found
+
+
+class RunningSweep:
+    """`python -m raylth.sweep` on a store of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.store = Store(folder / "store")
+        self.file = folder / "faults.yaml"
+        self.file.write_text(yaml.safe_dump(fault_sweep().model_dump(mode="json", exclude_defaults=True)))
+        self.command = [sys.executable, "-m", "raylth.sweep", str(self.file), f"storage={self.store.root}", *options]
+        self.process = subprocess.Popen(
+            self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+    def workers(self, name: str = "ray::StageTrial", under: int | None = None) -> list[psutil.Process]:
+        """Return the sweep's Ray processes with that title, or those below the process `under`."""
+        found = []
+        for process in psutil.Process(under or self.process.pid).children(recursive=True):
+            try:
+                if process.cmdline()[:1] and process.cmdline()[0].startswith(name):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def finish(self) -> str:
+        """Wait for the end; returns the output. The exit status must be 0."""
+        output, _ = self.process.communicate(timeout=200)
+        assert self.process.returncode == 0, output
+        return output
+
+    def stop(self) -> None:
+        """Take whatever is left down with everything below it."""
+        if self.process.poll() is None:
+            below = psutil.Process(self.process.pid).children(recursive=True)
+            os.kill(self.process.pid, signal.SIGKILL)
+            for process in below:
+                try:
+                    process.kill()
+                except psutil.Error:
+                    continue
+        self.process.communicate()
+
+
+@pytest.fixture
+def start_sweep(tmp_path):
+    """Start a sweep; it is taken down at the test's end."""
+    started: list[RunningSweep] = []
+
+    def start(*options: str) -> RunningSweep:
+        started.append(RunningSweep(tmp_path, *options))
+        return started[-1]
+
+    yield start
+    for sweep in started:
+        sweep.stop()
+
+
+def assert_undisturbed(reference, store: Store) -> None:
+    """Every artefact has the bytes and the numbers of the undisturbed run, and nothing half-done is left."""
+    plan, expected = reference
+    for stage in plan.stages:
+        for key in stage.produces:
+            for name in expected.files(key):
+                np.testing.assert_array_equal(expected.read(key, name), store.read(key, name), err_msg=stage.name)
+            first, second = ({k: v for k, v in s.metrics(key).items() if k != "seconds"} for s in (expected, store))
+            assert first == second, stage.name
+    assert not list((store.root / "states").glob("*/*/*")), "no state is left of a finished training"

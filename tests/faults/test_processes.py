@@ -1,0 +1,119 @@
+"""Processes that are killed while a sweep runs: the sweep ends with the undisturbed run's bits."""
+
+import re
+import signal
+import subprocess
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from raylth.report import load_results
+from tests.faults.conftest import assert_undisturbed, wait_until
+
+
+def states(sweep):
+    return list((sweep.store.root / "states").glob("*/*/MANIFEST.json"))
+
+
+def artefacts(sweep):
+    return list((sweep.store.root / "artefacts").glob("*/*/MANIFEST.json"))
+
+
+def half_published(sweep):
+    folders = (sweep.store.root / "artefacts").glob("*/*")
+    return [folder for folder in folders if not (folder / "MANIFEST.json").exists()]
+
+
+def kill(processes, number=signal.SIGKILL):
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def incidents(output):
+    found = re.search(r"workers that ended: (.*)", output)
+    return dict(reversed(part.split(" ", 1)) for part in found[1].split(", ")) if found else {}
+
+
+def test_kill_9_of_training_workers_in_mid_epoch(start_sweep, reference):
+    """No stage is computed twice: each goes on from its last saved epoch."""
+    sweep = start_sweep()
+    wait_until(lambda: len(states(sweep)) >= 1, "saved state")
+    kill(sweep.workers())
+    output = sweep.finish()
+    assert "its worker process died; started again (1)" in output
+    assert 1 <= int(incidents(output)["crashed"]) <= 2
+    assert_undisturbed(reference, sweep.store)
+
+
+def test_sigterm_saves_the_training_and_counts_as_preemption(start_sweep, reference):
+    sweep = start_sweep()
+    wait_until(lambda: len(states(sweep)) >= 1, "saved state")
+    kill(sweep.workers(), signal.SIGTERM)
+    output = sweep.finish()
+    assert "its worker was preempted; started again in 1 s (1)" in output
+    assert_undisturbed(reference, sweep.store)
+
+
+def test_kill_9_of_the_checkpoint_actor(start_sweep, reference):
+    sweep = start_sweep()
+    wait_until(lambda: len(artefacts(sweep)) >= 5, "five artefacts")
+    kill(wait_until(lambda: sweep.workers("ray::CheckpointActor"), "checkpoint actor"))
+    assert incidents(sweep.finish()) == {}, "its readers go to the store until it is back"
+    assert_undisturbed(reference, sweep.store)
+
+
+def test_kill_9_of_workers_in_mid_publish(start_sweep, reference):
+    sweep = start_sweep()
+    wait_until(lambda: len(artefacts(sweep)) >= 3 and half_published(sweep), "artefact without its manifest")
+    kill(sweep.workers())
+    sweep.finish()
+    assert_undisturbed(reference, sweep.store)
+
+
+def test_kill_9_of_the_driver_and_the_same_command_goes_on(start_sweep, reference):
+    sweep = start_sweep()
+    wait_until(lambda: len(artefacts(sweep)) >= 5 and states(sweep), "five artefacts and a state")
+    below = psutil.Process(sweep.process.pid).children(recursive=True)
+    sweep.process.kill()
+    sweep.process.wait()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive, "the driver's cluster goes down with it"
+    finished = len(artefacts(sweep))
+    sweep.process = subprocess.Popen(sweep.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output = sweep.finish()
+    held = re.search(r"(\d+) are in the store already", output)
+    assert held
+    assert 3 <= int(held[1]) <= finished
+    assert_undisturbed(reference, sweep.store)
+    assert set(load_results(sweep.store.root)["status"]) == {"done"}
+
+
+@pytest.fixture
+def cluster():
+    """A head that runs no stage, so that all work is on the nodes that a test adds."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def raylet_of(node):
+    return next(info[0].process for kind, info in node.all_processes.items() if kind == "raylet")
+
+
+def test_a_node_that_dies_and_one_that_comes(cluster, start_sweep, reference):
+    """All work of the dead node is taken up by a node that joins in mid-sweep."""
+    first = cluster.add_node(num_cpus=1)
+    sweep = start_sweep("--address", cluster.address)
+    wait_until(lambda: len(artefacts(sweep)) >= 3 and states(sweep), "three artefacts and a state")
+    kill([psutil.Process(raylet_of(first).pid)])
+    second = cluster.add_node(num_cpus=2)
+    wait_until(lambda: sweep.workers(under=raylet_of(second).pid), "work on the node that joined")
+    output = sweep.finish()
+    assert incidents(output), "the node's end is reported"
+    assert_undisturbed(reference, sweep.store)
