@@ -1,19 +1,23 @@
 # Two commands do everything on a bare machine with Python (3.11 or newer) and make:
 #   make quickstart   install, run the whole method on embedded data, print the paper's finding
 #   make test         install with the dev extra, lint, type-check, run the tests
+#   make test-faults  kill processes and harm files while sweeps run
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test test-faults lint bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m raylth.sweep sweeps/quickstart.yaml $(SWEEP_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults
+
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/faults
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -5,7 +5,10 @@ import sys
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = {"sweep": ("raylth.sweep", "run a sweep file")}  # name -> (module with a `main`, what it does)
+COMMANDS = {  # name -> (module with a `main`, what it does)
+    "sweep": ("raylth.sweep", "run a sweep file"),
+    "status": ("raylth.status", "show how the sweeps of a store get on"),
+}
 
 
 def main() -> int:

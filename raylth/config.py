@@ -264,6 +264,9 @@ class ResourcesConfig(Settings):
     connect: Share = Share()
     sparse: Share = Share()
     checkpoint_actors: PositiveInt = Field(1, description="Actors that hold checkpoints in the object store.")
+    checkpoint_bytes: PositiveInt | None = Field(
+        None, description="What one of them holds at most; null: together a third of the smallest object store."
+    )
     retries: int = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
     state_every: int = Field(
         10, ge=0, description="Epochs between saved states of a training; 0: only when its process gets SIGTERM."

@@ -1,10 +1,12 @@
 """A run: one sweep's settings in one store, with its manifest, rows, figure and error reports."""
 
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from raylth.config import SweepConfig
+from raylth.stages import Graph, Plan, result_rows
 from raylth.store import Store, fingerprint, write_atomically
-from raylth.store.tables import write_table
+from raylth.store.tables import DATASETS, append_rows, compact_table, write_table
 
-__all__ = ["Run"]
+__all__ = ["Recorder", "Run"]
 
 NOT_SCIENCE = {"storage": True, "resources": True, "log": True, "data": {"root", "download"}}
 PACKAGES = ("raylth", "torch", "torchvision", "ray", "numpy", "scipy", "pyarrow", "pydantic", "safetensors", "mnist1d")
@@ -62,6 +65,21 @@ class Run:
             write_table(self.store.root, dataset, self.name, rows, manifest)
         write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
 
+    def append(self, tables: Mapping[str, list[dict[str, Any]]], states: Mapping[str, Mapping[str, int]]) -> None:
+        """Write rows of a run that goes on; `compact` joins them in the end."""
+        manifest = self._manifest(states)
+        for dataset, rows in tables.items():
+            if rows:
+                append_rows(self.store.root, dataset, self.name, rows, manifest)
+        write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+    def compact(self, order: Mapping[str, int], states: Mapping[str, Mapping[str, int]]) -> None:
+        """Join all rows that were appended, in the order of the stages' keys, in one file per dataset."""
+        manifest = self._manifest(states)
+        for dataset in DATASETS:
+            compact_table(self.store.root, dataset, self.name, order, manifest)
+        write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+
     def _manifest(self, states: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
         return {
             "run": self.name,
@@ -75,6 +93,37 @@ class Run:
         }
 
 
+class Recorder:
+    """Writes a run's rows in bounded batches while stages end, so that a driver which dies leaves them behind."""
+
+    def __init__(self, run: Run, plan: Plan, graph: Graph, *, batch: int = 500, seconds: float = 30.0) -> None:
+        self.run, self.plan, self.graph = run, plan, graph
+        self.batch, self.seconds = batch, seconds
+        self.num_written = 0  # of `graph.ended`
+        self.written_at = time.monotonic()
+
+    def update(self) -> None:
+        """Write what has ended since the last time, if it is a batch or time has come."""
+        waiting = len(self.graph.ended) - self.num_written
+        if waiting >= self.batch or (waiting and time.monotonic() - self.written_at >= self.seconds):
+            self._write()
+
+    def close(self) -> None:
+        """Write the rest and join all parts."""
+        while self.num_written < len(self.graph.ended):
+            self._write()
+        self.run.compact({key: rank for rank, key in enumerate(self.graph.stages)}, self.graph.count())
+
+    def _write(self) -> None:
+        ended = self.graph.ended[self.num_written : self.num_written + self.batch]
+        keys = [key for key in dict.fromkeys(ended) if self.graph.states[key] in ("done", "diverged", "failed")]
+        rows = result_rows(self.plan, self.graph, self.run.store, self.run.name, keys)
+        self.run.append(rows, self.graph.count())
+        self.num_written += len(ended)
+        self.written_at = time.monotonic()
+
+
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -82,6 +131,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache
 def _git_commit() -> str | None:
     """Return the commit of the source tree that this package runs from, None when it is not a git checkout."""
     here = Path(__file__).resolve().parent

@@ -14,8 +14,9 @@ from rich.text import Text
 from raylth.cluster.address import choose_cluster
 from raylth.config import SweepConfig
 from raylth.core.data import ArrayDataset, DataError
-from raylth.runs import Run
-from raylth.stages import Graph, Plan, load_data, make_plan, result_rows, scan
+from raylth.progress import StatusFile
+from raylth.runs import Recorder, Run
+from raylth.stages import Graph, Plan, load_data, make_plan, scan
 from raylth.store import NewerStore, Store
 from raylth.sweepfile import BadSweep, read_sweep
 from raylth.view import SweepView
@@ -112,14 +113,16 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
     except OSError as error:
         raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror}") from error
     graph = scan(plan, store, note=lambda line: console.print(Text(line, style="yellow")))
+    recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
     if not graph.finished:
         todo = sum(state == "waiting" for state in graph.states.values())
         held = f"; {len(graph.cached)} are in the store already" if graph.cached else ""
         console.print(f"{config.name}: {todo} of {len(plan.stages)} stages to run{held}", highlight=False)
         try:
-            _run(plan, graph, store, run, load_data(config.data), console, address, verbose)
+            _run(plan, graph, store, run, load_data(config.data), console, recorder, status, address, verbose)
         except KeyboardInterrupt:
-            _finish(plan, graph, store, run)
+            recorder.close()
+            status.update(graph, 0, state="stopped")
             done = sum(state == "done" for state in graph.states.values())
             console.print(
                 f"\nstopped: {done} of {len(plan.stages)} stages are finished and saved. To go on, run the same again:\n"
@@ -128,7 +131,8 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
                 soft_wrap=True,
             )
             return EXIT_INTERRUPTED
-    _finish(plan, graph, store, run)
+    recorder.close()
+    status.update(graph, 0, state="finished")
     return _report(graph, run, console)
 
 
@@ -139,13 +143,21 @@ def _run(
     run: Run,
     dataset: ArrayDataset,
     console: Console,
+    recorder: Recorder,
+    status: StatusFile,
     address: str | None,
     verbose: bool,
 ) -> None:
     from raylth.cluster.launch import run_on_ray
 
     with SweepView(console) as view:
-        run_on_ray(plan, graph, store, dataset, errors=run.errors, watch=view.update, address=address, verbose=verbose)
+
+        def watch(graph: Graph, epochs: int, notes: list[str]) -> None:
+            view.update(graph, epochs, notes)
+            recorder.update()
+            status.update(graph, epochs)
+
+        run_on_ray(plan, graph, store, dataset, errors=run.errors, watch=watch, address=address, verbose=verbose)
 
 
 def _plan(config: SweepConfig) -> Plan:
@@ -155,15 +167,13 @@ def _plan(config: SweepConfig) -> Plan:
         raise BadSweep(f"{config.name}: {error}") from error
 
 
-def _finish(plan: Plan, graph: Graph, store: Store, run: Run) -> None:
-    """Write the Parquet rows and the run's manifest, also of a sweep that is only half done."""
-    run.write(result_rows(plan, graph, store, run.name), graph.count())
-
-
 def _report(graph: Graph, run: Run, console: Console) -> int:
     """Print the table, where everything is, and every stage that is not done with the reason."""
     from raylth.report import accuracy_vs_rewind, load_barriers, load_results, render_barriers, render_table
 
+    if graph.num_computed:
+        here = f"{graph.num_computed} stages computed here, {len(graph.cached)} were in the store"
+        console.print(here, highlight=False, soft_wrap=True)
     results = load_results(run.folder)
     sparse_done = ((results["stage"] == "sparse") & (results["status"] == "done")).any()
     if sparse_done:

@@ -6,6 +6,7 @@ it starts again and refills from the store on disk.
 """
 
 import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,25 @@ HELD_KINDS = ("dense", "imp")  # what the actors are handed right after training
 
 
 class CheckpointActor:
-    """Holds the files of a share of the keys; what it does not hold it reads, verified, from the store."""
+    """Holds the files of a share of the keys; what it does not hold it reads, verified, from the store.
 
-    def __init__(self, root: str) -> None:
-        self.store = Store(root)
-        self.refs: dict[tuple[str, str], ray.ObjectRef[np.ndarray]] = {}
+    It keeps at most `budget` bytes and lets go of what was not asked for longest; a reader that still has an object keeps
+    it alive. Ray spills to disk what the object store cannot hold.
+    """
+
+    def __init__(self, root: str, budget: int) -> None:
+        self.store, self.budget = Store(root), budget
+        self.refs: OrderedDict[tuple[str, str], ray.ObjectRef[np.ndarray]] = OrderedDict()
+        self.sizes: dict[tuple[str, str], int] = {}
 
     def hold(self, key: str, name: str, buffer: np.ndarray) -> None:
         """Take over a file's bytes that were just published."""
         self.refs[key, name] = ray.put(buffer)
+        self.refs.move_to_end((key, name))
+        self.sizes[key, name] = buffer.nbytes
+        while len(self.refs) > 1 and sum(self.sizes.values()) > self.budget:
+            dropped, _ = self.refs.popitem(last=False)
+            del self.sizes[dropped]
 
     def fetch(self, key: str, name: str) -> list[Any]:
         """Return the reference to a file's bytes, in a list so that Ray hands over the reference itself.
@@ -37,14 +48,21 @@ class CheckpointActor:
         Raises BrokenArtefact when the file must be read and is not what was published.
         """
         if (key, name) not in self.refs:
-            self.refs[key, name] = ray.put(self.store.read(key, name))
+            self.hold(key, name, self.store.read(key, name))
+        self.refs.move_to_end((key, name))
         return [self.refs[key, name]]
 
 
-def start_checkpoint_actors(root: Path, number: int) -> list[Any]:
-    """Start the actors, spread over the cluster's nodes; they take no CPU and restart for ever."""
+def start_checkpoint_actors(root: Path, number: int, budget: int | None = None) -> list[Any]:
+    """Start the actors, spread over the cluster's nodes; they take no CPU and restart for ever.
+
+    Each holds at most `budget` bytes; None: what makes all of them together a third of the smallest object store.
+    """
+    if budget is None:
+        stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+        budget = int(min(stores) / 3 / number)
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(CheckpointActor)
-    return [remote.remote(str(root)) for _ in range(number)]
+    return [remote.remote(str(root), budget) for _ in range(number)]
 
 
 class CheckpointReader:

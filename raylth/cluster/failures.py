@@ -1,5 +1,6 @@
 """Why a worker ended, and what to do about it: preempted, out of memory and crashed are different things."""
 
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -41,13 +42,24 @@ def bigger_share(share: Share) -> Share | None:
     return None if shares == 1 else Share(cpus=share.cpus, gpus=1 / (shares - 1))
 
 
+def _error_of(trial: Any) -> Exception | None:
+    """Return what Tune noted in the driver's own folder; `get_pickled_error` looks where nothing was copied to yet."""
+    if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
+        found: Exception = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        return found
+    return RuntimeError(Path(trial.error_file).read_text().strip().splitlines()[-1]) if trial.error_file else None
+
+
 class Autopsy(FIFOScheduler):
     """Tells the searcher why a trial's worker ended; Tune itself tells it only that it did."""
 
-    def __init__(self, causes: dict[str, str]) -> None:
+    def __init__(self, causes: dict[str, tuple[str, str]]) -> None:
         super().__init__()
-        self.causes = causes  # trial -> cause, read by the searcher
+        self.causes = causes  # trial -> (cause, what was raised), read by the searcher
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Note the cause; Tune calls this just before the searcher."""
-        self.causes[trial.trial_id] = cause_of(trial.get_pickled_error())
+        error = _error_of(trial)
+        raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        detail = str(raised).strip().splitlines()
+        self.causes[trial.trial_id] = cause_of(error), f"{type(raised).__name__}: {detail[0] if detail else ''}"

@@ -72,7 +72,11 @@ def run_on_ray(
             stages={key: stage.to_dict() for key, stage in graph.stages.items() if graph.states[key] != "done"},
             dataset=[ray.put(dataset)],
             data_sha256=dataset.fingerprint(),
-            checkpoints=start_checkpoint_actors(store.root.resolve(), plan.config.resources.checkpoint_actors),
+            checkpoints=start_checkpoint_actors(
+                store.root.resolve(),
+                plan.config.resources.checkpoint_actors,
+                plan.config.resources.checkpoint_bytes,
+            ),
             board=start_board(),
             errors=str(errors.resolve()),
             evaluate_every=plan.config.log.evaluate_every,
@@ -168,7 +172,7 @@ class _Interrupt:
 
 def _start_ray(address: str | None, verbose: bool) -> None:
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    level = logging.INFO if verbose else logging.ERROR
+    level = logging.INFO if verbose else logging.CRITICAL  # what goes wrong is told by us, once
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(level)
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "ignore_reinit_error": False}

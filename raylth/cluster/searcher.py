@@ -13,6 +13,8 @@ from raylth.store import Store
 
 __all__ = ["GraphSearcher"]
 
+ELSEWHERE_DELAY = 2.0  # seconds until a stage that another sweep computes is asked for again
+
 
 class GraphSearcher(Searcher):
     """Walks a graph of stages for Tune. A trial receives a key and its share of a machine, nothing else.
@@ -30,7 +32,7 @@ class GraphSearcher(Searcher):
         super().__init__()
         self.graph, self.store, self.resources = graph, store, resources
         self.running: dict[str, Stage] = {}  # trial -> stage
-        self.causes: dict[str, str] = {}  # trial -> why its worker ended; Autopsy writes it
+        self.causes: dict[str, tuple[str, str]] = {}  # trial -> why its worker ended, and the error; Autopsy writes it
         self.times: dict[tuple[str, str], int] = {}  # (stage key, cause) -> how often
         self.shares: dict[str, Share] = {}  # stage key -> its share, where it had to grow
         self.delayed: list[tuple[float, str]] = []  # heap of (when, stage key)
@@ -54,9 +56,12 @@ class GraphSearcher(Searcher):
         """Take a stage's end into the graph: done, diverged, failed, or to be run again."""
         stage = self.running.pop(trial_id)
         if error or result is None:
-            self._worker_ended(stage, self.causes.pop(trial_id, CRASHED))
+            self._worker_ended(stage, *self.causes.pop(trial_id, (CRASHED, "no reason known")))
         elif result["outcome"] == "done":
+            self.graph.num_computed += result["computed"]
             self.graph.finish(stage.key)
+        elif result["outcome"] == "elsewhere":  # another sweep on this store is at it
+            self._hold(stage, ELSEWHERE_DELAY)
         elif result["outcome"] == "diverged":
             self.graph.diverge(stage.key, result["error"])
             self.notes.append(f"{stage.name} diverged: {result['error']}")
@@ -66,11 +71,11 @@ class GraphSearcher(Searcher):
             self.graph.retry(stage.key)
             self.graph.lose(result["broken"])
         elif result["outcome"] == "out of memory":
-            self._worker_ended(stage, OUT_OF_MEMORY)
+            self._worker_ended(stage, OUT_OF_MEMORY, result["error"])
         else:
             self._fail(stage, result["error"])
 
-    def _worker_ended(self, stage: Stage, cause: str) -> None:
+    def _worker_ended(self, stage: Stage, cause: str, detail: str) -> None:
         times = self.times[stage.key, cause] = self.times.get((stage.key, cause), 0) + 1
         self.graph.incidents[cause] += 1
         if all(self.store.has(key) for key in stage.produces):
@@ -85,15 +90,18 @@ class GraphSearcher(Searcher):
                 return
             self.shares[stage.key] = share
         if cause == CRASHED and times > self.resources.retries:
-            self._fail(stage, f"its worker process died {times} times")
+            self._fail(stage, f"its worker process died {times} times: {detail}")
             return
         wait = 0.0 if cause == CRASHED else delay(times)
         what = {PREEMPTED: "its worker was preempted", OUT_OF_MEMORY: "out of memory", CRASHED: "its worker process died"}
         with_share = f" with {self._shown(stage)}" if cause == OUT_OF_MEMORY else ""
         when = f" in {wait:g} s" if wait else ""
-        self.notes.append(f"{stage.name}: {what[cause]}; started again{with_share}{when} ({times})")
+        self.notes.append(f"{stage.name}: {what[cause]}; started again{with_share}{when} ({times}): {detail}")
+        self._hold(stage, wait)
+
+    def _hold(self, stage: Stage, seconds: float) -> None:
         self.graph.hold(stage.key)
-        heapq.heappush(self.delayed, (time.monotonic() + wait, stage.key))
+        heapq.heappush(self.delayed, (time.monotonic() + seconds, stage.key))
 
     def _share(self, stage: Stage) -> Share:
         share: Share = getattr(self.resources, stage.kind)

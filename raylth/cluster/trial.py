@@ -18,7 +18,7 @@ from ray import tune
 
 from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader
-from raylth.store import BrokenArtefact, Store, write_atomically
+from raylth.store import BrokenArtefact, Lease, Store, write_atomically
 
 if TYPE_CHECKING:
     from raylth.stages import Context
@@ -72,11 +72,15 @@ class StageTrial(tune.Trainable):
         from raylth.stages import Preempted, Stage, run_stage
 
         stage = Stage(**self.shared.stages[self.config["stage"]])
-        result: dict[str, Any] = {"done": True, "outcome": "done", "error": None, "broken": None}
+        result: dict[str, Any] = {"done": True, "outcome": "done", "error": None, "broken": None, "computed": False}
         self.is_busy = True
         try:
             torch.set_num_threads(self.config["cpus"])
-            reason = run_stage(stage, self._context("cuda" if self.config["gpus"] else "cpu"))
+            with Lease(self.store, stage.key) as lease:
+                if not lease.held:
+                    return result | {"outcome": "elsewhere"}
+                result["computed"] = not self.store.has(stage.key)
+                reason = run_stage(stage, self._context("cuda" if self.config["gpus"] else "cpu"))
             if reason is None:
                 for key in stage.produces:
                     self.reader.hand_over(stage.kind, key)

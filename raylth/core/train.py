@@ -88,7 +88,6 @@ def train(
     if state is not None:
         _restore(model, optimizer, state)
     per_epoch = steps_per_epoch(len(split), recipe.batch_size)
-    total_steps = (recipe.schedule_epochs or recipe.epochs) * per_epoch
     device = split.y.device
     losses = list(state.losses) if state else []
     first, loss_before = (state.step, state.loss_sum) if state else (0, 0.0)
@@ -100,12 +99,7 @@ def train(
         draws = Augmentation.draw(len(split), seed, epoch, device) if augment == "flip_crop" else None
         loss_sum = torch.full((), loss_before, dtype=torch.float64, device=device)
         for step, index in enumerate(order.split(recipe.batch_size)[first:], start=first):
-            optimizer.param_groups[0]["lr"] = learning_rate(
-                epoch * per_epoch + step,
-                total_steps=total_steps,
-                peak=recipe.lr,
-                warmup_steps=recipe.warmup_epochs * per_epoch,
-            )
+            optimizer.param_groups[0]["lr"] = _rate(recipe, epoch * per_epoch + step, per_epoch)
             x = split.x[index]
             x = split.normalise(x if draws is None else draws(x, index))
             loss = F.cross_entropy(model(x), split.y[index], label_smoothing=recipe.label_smoothing)
@@ -129,6 +123,16 @@ def train(
     if mask is not None:
         check_mask(model.state_dict(), mask)
     return losses
+
+
+def _rate(recipe: Recipe, step: int, per_epoch: int) -> float:
+    """Return the learning rate of a step, counted from the schedule's start."""
+    return learning_rate(
+        step,
+        total_steps=(recipe.schedule_epochs or recipe.epochs) * per_epoch,
+        peak=recipe.lr,
+        warmup_steps=recipe.warmup_epochs * per_epoch,
+    )
 
 
 def _snapshot(

@@ -22,6 +22,8 @@ class Graph:
     def __init__(self, stages: Iterable[Stage], done: Iterable[str] = (), diverged: Mapping[str, str] | None = None) -> None:
         self.stages = {stage.key: stage for stage in stages}
         self.errors: dict[str, str] = {}  # stage key -> last error line, or how it diverged
+        self.ended: list[str] = []  # keys in the order in which stages ended; one that ran again stands there twice
+        self.num_computed = 0  # stages that this run computed itself
         self.incidents: Counter[str] = Counter()  # cause -> how often a worker ended for it
         self.blockers: dict[str, str] = {}  # blocked stage key -> the failed stage's key
         self._rank = {key: rank for rank, key in enumerate(self.stages)}
@@ -31,6 +33,7 @@ class Graph:
             key: "done" if existing.issuperset(stage.produces) else "waiting" for key, stage in self.stages.items()
         }
         self.cached = frozenset(key for key, state in self.states.items() if state == "done")
+        self.ended += [key for key, state in self.states.items() if state == "done"]
         self._children: dict[str, list[str]] = {key: [] for key in self.stages}
         self._missing: dict[str, set[str]] = {}
         for key, stage in self.stages.items():
@@ -60,6 +63,7 @@ class Graph:
     def finish(self, key: str) -> None:
         """Mark a running stage done; its children may become ready."""
         self.states[key] = "done"
+        self.ended.append(key)
         for child in self._children[key]:
             self._missing[child].discard(key)
             if self._is_ready(child):
@@ -100,6 +104,7 @@ class Graph:
     def _end(self, key: str, state: str, error: str) -> None:
         self.states[key] = state
         self.errors[key] = error
+        self.ended.append(key)
         below = list(self._children[key])
         while below:
             child = below.pop()

@@ -1,5 +1,6 @@
 """Result rows: what a plan calls a network, joined with what its artefact measured."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from raylth.stages.graph import Graph
@@ -18,38 +19,40 @@ LABELS = (
 )  # fmt: skip
 
 
-def result_rows(plan: Plan, graph: Graph, store: Store, run: str) -> dict[str, list[dict[str, Any]]]:
+def result_rows(
+    plan: Plan, graph: Graph, store: Store, run: str, keys: Iterable[str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each dataset: "results" (networks), "curves" (epochs), "permutations" (groups of a match),
-    "barriers" (corrections and splits of a line).
+    "barriers" (corrections and splits of a line), of all stages or of those with the given keys.
 
     A network has a row as soon as it is done, and also when it diverged or failed (`status`, with the reason in `error`).
     """
-    config = plan.config
     tables: dict[str, list[dict[str, Any]]] = {"results": [], "curves": [], "permutations": [], "barriers": []}
-    for key, stage in graph.stages.items():
-        state = graph.states[key]
-        if state not in ("done", "diverged", "failed"):
-            continue
-        identity = {
-            "key": key,
-            "run": run,
-            "sweep": config.name,
-            "stage": stage.kind,
-            "dataset": config.data.name,
-            "model": config.model.name,
-            **{label: stage.labels.get(label) for label in LABELS},
-        }
-        metrics = {} if state == "failed" else store.metrics(key)
-        if stage.kind == "match":
-            for group, correlation in metrics.get("objective", {}).items():
-                quality = {"correlation": correlation, "fixed_share": metrics["fixed_share"][group]}
-                tables["permutations"].append({**identity, "group": group, **quality, "samples": metrics.get("samples")})
-            continue
-        if stage.kind == "connect":
-            tables["barriers"] += [{**identity, **found} for found in metrics.get("barriers", [])]
-            continue
-        measured = {name: metrics.get(name) for name in MEASURED}
-        status = {"status": state, "error": graph.errors.get(key)}
-        tables["results"].append({**identity, **measured, **status})
-        tables["curves"] += [{"key": key, "run": run, **point} for point in metrics.get("curve", [])]
+    for key in graph.stages if keys is None else keys:
+        if graph.states[key] in ("done", "diverged", "failed"):
+            _add_rows(tables, plan, graph, store, run, key)
     return tables
+
+
+def _add_rows(tables: dict[str, list[dict[str, Any]]], plan: Plan, graph: Graph, store: Store, run: str, key: str) -> None:
+    config, stage, state = plan.config, graph.stages[key], graph.states[key]
+    identity = {
+        "key": key,
+        "run": run,
+        "sweep": config.name,
+        "stage": stage.kind,
+        "dataset": config.data.name,
+        "model": config.model.name,
+        **{label: stage.labels.get(label) for label in LABELS},
+    }
+    metrics = {} if state == "failed" else store.metrics(key)
+    if stage.kind == "match":
+        for group, correlation in metrics.get("objective", {}).items():
+            quality = {"correlation": correlation, "fixed_share": metrics["fixed_share"][group]}
+            tables["permutations"].append({**identity, "group": group, **quality, "samples": metrics.get("samples")})
+    elif stage.kind == "connect":
+        tables["barriers"] += [{**identity, **found} for found in metrics.get("barriers", [])]
+    else:
+        measured = {name: metrics.get(name) for name in MEASURED}
+        tables["results"].append({**identity, **measured, "status": state, "error": graph.errors.get(key)})
+        tables["curves"] += [{"key": key, "run": run, **point} for point in metrics.get("curve", [])]

@@ -112,6 +112,7 @@ def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambd
     while (stage := graph.next_ready()) is not None:
         try:
             reason = run_stage(stage, context)
+            graph.num_computed += 1
             if reason is None:
                 graph.finish(stage.key)
             else:

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,10 @@ import pyarrow.parquet as pq
 
 from raylth.store.store import write_atomically
 
-__all__ = ["DATASETS", "TABLE_SCHEMA", "read_table", "write_table"]
+__all__ = ["DATASETS", "TABLE_SCHEMA", "append_rows", "compact_table", "read_table", "write_table"]
 
 TABLE_SCHEMA = 1  # of the columns below
+PART = ".part-"
 
 _NETWORK = [
     ("key", pa.string()),
@@ -48,7 +52,7 @@ DATASETS = {
             ("seconds", pa.float64()),  # of training; not reproducible
             ("device", pa.string()),
             ("data_sha256", pa.string()),
-            ("status", pa.string()),  # done or failed
+            ("status", pa.string()),  # done, diverged or failed
             ("error", pa.string()),
         ]
     ),
@@ -85,13 +89,48 @@ DATASETS = {
 
 def write_table(root: Path, dataset: str, run: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> Path:
     """Write a run's rows of one dataset to `<root>/<dataset>/<run>.parquet`, replacing the file in one step."""
-    metadata = {"raylth_schema": str(TABLE_SCHEMA), "raylth_manifest": json.dumps(manifest)}
-    schema = DATASETS[dataset].with_metadata(metadata)
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
     path = root / dataset / f"{run}.parquet"
-    write_atomically(path, buffer.getvalue())
+    _write(path, pa.Table.from_pylist(rows, schema=DATASETS[dataset]), manifest)
     return path
+
+
+def append_rows(root: Path, dataset: str, run: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> Path:
+    """Write rows of a run that goes on to a part of their own beside its file; `compact_table` joins them.
+
+    A stage's later rows replace its earlier ones.
+    """
+    path = root / dataset / f"{run}{PART}{time.time_ns():020d}-{os.getpid()}.parquet"
+    _write(path, pa.Table.from_pylist(rows, schema=DATASETS[dataset]), manifest)
+    return path
+
+
+def compact_table(root: Path, dataset: str, run: str, order: Mapping[str, int], manifest: dict[str, Any]) -> Path:
+    """Join a run's parts in its one file, stages by their rank in `order`; then the parts are removed."""
+    path = root / dataset / f"{run}.parquet"
+    parts = sorted(path.parent.glob(f"{run}{PART}*.parquet"))
+    seen: set[str] = set()
+    tables = []
+    for part in reversed(parts):  # the latest rows of a stage count
+        table = pq.read_table(part)
+        keys = table["key"].to_pylist()
+        tables.append(table.filter(pa.array([key in order and key not in seen for key in keys], pa.bool_())))
+        seen.update(keys)
+    joined = pa.concat_tables([*tables, DATASETS[dataset].empty_table()], promote_options="default")
+    ranks = pa.array([order[key] for key in joined["key"].to_pylist()], pa.int64())
+    places = pa.array(range(len(joined)), pa.int64())  # the sort keeps the order inside a stage
+    table = joined.append_column("rank", ranks).append_column("place", places)
+    table = table.sort_by([("rank", "ascending"), ("place", "ascending")]).drop_columns(["rank", "place"])
+    _write(path, table, manifest)
+    for part in parts:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _write(path: Path, table: pa.Table, manifest: dict[str, Any]) -> None:
+    metadata = {"raylth_schema": str(TABLE_SCHEMA), "raylth_manifest": json.dumps(manifest)}
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def read_table(root: Path, dataset: str, run: str | None = None) -> pa.Table:
@@ -100,8 +139,10 @@ def read_table(root: Path, dataset: str, run: str | None = None) -> pa.Table:
     Raises FileNotFoundError with the path that was expected when there are none, ValueError for a newer schema.
     """
     folder = root / dataset
-    files = [folder / f"{run}.parquet"] if run is not None else sorted(folder.glob("*.parquet"))
-    if not files or not files[0].exists():
+    files = sorted(folder.glob("*.parquet"))  # a run's parts come after its file
+    if run is not None:
+        files = [file for file in files if file.stem == run or file.stem.startswith(run + PART)]
+    if not files:
         raise FileNotFoundError(f"{folder}: no results here; expected {run or '*'}.parquet")
     tables = []
     for file in files:

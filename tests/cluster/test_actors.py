@@ -66,7 +66,7 @@ def searcher_of(tmp_path, retries=1):
     return GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(retries=retries, dense={"gpus": "1/2"}))
 
 
-OK = {"outcome": "done", "error": None, "broken": None}
+OK = {"outcome": "done", "error": None, "broken": None, "computed": True}
 
 
 def test_the_searcher_waits_for_parents_and_ends_with_the_graph(tmp_path):
@@ -86,7 +86,7 @@ def test_a_worker_that_dies_is_retried_and_then_given_up(tmp_path):
         assert searcher.suggest(trial)["stage"] == "a"
         searcher.on_trial_complete(trial_id=trial, error=True)
     assert searcher.suggest("t3") == Searcher.FINISHED
-    assert searcher.graph.errors == {"a": "its worker process died 2 times"}
+    assert searcher.graph.errors == {"a": "its worker process died 2 times: no reason known"}
     assert searcher.graph.states["b"] == "blocked"
     assert "started again (1)" in searcher.notes[0]
     assert searcher.graph.incidents == {"crashed": 2}
@@ -98,7 +98,7 @@ def test_preemption_is_never_given_up_and_waits_longer_each_time(tmp_path, monke
     for number, wait in enumerate([1, 2, 4, 8, 16, 32, 60, 60]):
         trial = f"t{number}"
         assert searcher.suggest(trial)["stage"] == "a"
-        searcher.causes[trial] = "preempted"
+        searcher.causes[trial] = "preempted", "notice"
         searcher.on_trial_complete(trial_id=trial, error=True)
         now[0] += wait - 0.01
         assert searcher.suggest("early") is None

@@ -116,7 +116,7 @@ def test_a_training_that_diverges_is_a_result_and_is_not_tried_again(sweep_file,
 def test_a_dense_network_that_diverges_blocks_what_needs_it(sweep_file, tmp_path):
     done = sweep(sweep_file, f"storage={tmp_path}", "dense.lr=900", "sparse.sparsities=[0.3]", "sparse.arms=[lth]")
     assert done.returncode == 1
-    assert re.search(r"diverged: dense\(.*network=A.*\n +blocks \d+: imp", done.stdout)
+    assert re.search(r"diverged: dense\(.*network=A.*\n +blocks 4: ", done.stdout)
     assert set(load_results(tmp_path)["status"]) == {"diverged"}
 
 

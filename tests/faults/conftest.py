@@ -63,8 +63,8 @@ class RunningSweep:
             self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
 
-    def workers(self, name: str = "ray::StageTrial", under: int | None = None) -> list[psutil.Process]:
-        """Return the sweep's Ray processes with that title, or those below the process `under`."""
+    def workers(self, name: str = "ray::_Inner", under: int | None = None) -> list[psutil.Process]:
+        """Return the sweep's Ray processes with that title (Tune calls its trials _Inner), or those below `under`."""
         found = []
         for process in psutil.Process(under or self.process.pid).children(recursive=True):
             try:

@@ -18,7 +18,9 @@ HARMS = ("flip", "truncate", "remove")
 
 def small_plan():
     sparse = {"arms": ["lth", "permuted"], "sparsities": [0.5], "rewinds": [1]}
-    return make_plan(tiny_sweep(data={"num_train": 200, "num_test": 50}, match={"epochs": [4]}, sparse=sparse))
+    return make_plan(
+        tiny_sweep(data={"name": "digits", "num_train": 200, "num_test": 50}, match={"epochs": [4]}, sparse=sparse)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def tiny_disk(tmp_path):
 def test_a_full_disk_is_said_and_the_sweep_goes_on_when_there_is_space(small, tiny_disk):
     plan, _ = small
     ballast = tiny_disk / "ballast"
-    ballast.write_bytes(b"0" * (2**21 - 300_000))
+    ballast.write_bytes(b"0" * (2**21 - 100_000))
     store = Store(tiny_disk / "store")
     graph: Graph = run_plan(plan, store)
     assert any("No space left on device" in error for error in graph.errors.values()), graph.errors

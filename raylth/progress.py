@@ -1,0 +1,112 @@
+"""How a sweep gets on: its speed, and a file in the store that tells anyone who sees the store."""
+
+import json
+import os
+import platform
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from raylth.stages import Graph
+from raylth.store import write_atomically
+
+__all__ = ["Pace", "StatusFile", "duration", "read_status"]
+
+WINDOW = 30.0  # seconds over which the speed is measured
+WRITE_INTERVAL = 5.0  # seconds between two status files
+SHOWN_ERRORS = 20
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: 48 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Pace:
+    """Epochs per second over the last half minute, and what that says about the time left."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.samples: deque[tuple[float, int]] = deque()  # (time, epochs trained in this run)
+
+    def note(self, epochs: int) -> None:
+        """Take in how many epochs this run has trained by now."""
+        now = time.monotonic()
+        self.samples.append((now, epochs))
+        while now - self.samples[0][0] > WINDOW:
+            self.samples.popleft()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+    @property
+    def rate(self) -> float:
+        """Epochs per second; 0 before there is anything to tell."""
+        if not self.samples:
+            return 0.0
+        (first, before), (last, after) = self.samples[0], self.samples[-1]
+        return (after - before) / (last - first) if last > first else 0.0
+
+    def left(self, graph: Graph) -> float | None:
+        """Seconds that the epochs ahead take at this rate; None when that cannot be said."""
+        ahead = sum(
+            stage.epochs
+            for key, stage in graph.stages.items()
+            if key not in graph.cached and graph.states[key] not in ("diverged", "failed", "blocked")
+        )
+        ahead -= self.samples[-1][1] if self.samples else 0
+        return ahead / self.rate if self.rate > 0 and ahead > 0 else None
+
+
+class StatusFile:
+    """Writes `runs/<run>/status.json` every few seconds and at the end; `raylth status` reads it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "status.json"
+        self.pace = Pace()
+        self.written = float("-inf")
+
+    def update(self, graph: Graph, epochs: int, *, state: str = "running") -> None:
+        """Write what there is to tell, if the last time is long enough ago or the run is no longer "running"."""
+        now = time.monotonic()
+        if state == "running" and now - self.written < WRITE_INTERVAL:
+            return
+        self.written = now
+        self.pace.note(epochs)
+        errors = [
+            {"stage": graph.stages[key].name, "state": graph.states[key], "error": error, "blocks": blocks}
+            for key, error in list(graph.errors.items())[:SHOWN_ERRORS]
+            for blocks in [sum(blocker == key for blocker in graph.blockers.values())]
+        ]
+        status = {
+            "state": state,
+            "time": time.time(),
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "stages": {kind: dict(counts) for kind, counts in graph.count().items()},
+            "epochs": epochs,
+            "epochs_per_second": self.pace.rate,
+            "elapsed_seconds": self.pace.elapsed,
+            "left_seconds": self.pace.left(graph),
+            "incidents": dict(graph.incidents),
+            "errors": errors,
+            "num_errors": len(graph.errors),
+        }
+        write_atomically(self.path, json.dumps(status, indent=1).encode())
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """Return what a run last wrote about itself, None when it never did."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "status.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    return found

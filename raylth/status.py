@@ -1,0 +1,76 @@
+"""How the sweeps of a store get on: `python -m raylth.status STORE`, from any machine that sees the store."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raylth.progress import duration, read_status
+from raylth.stages.graph import STATES
+
+__all__ = ["main"]
+
+SILENCE = 60.0  # seconds without a word after which a running sweep's driver counts as gone
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 2 when there is no sweep in that folder."""
+    parser = argparse.ArgumentParser(prog="python -m raylth.status", description="Show how the sweeps of a store get on.")
+    parser.add_argument("store", metavar="STORE", help="the store's folder (`storage` in the sweep file)")
+    parser.add_argument("--json", action="store_true", help="print it as JSON, one object per sweep")
+    options = parser.parse_args(arguments)
+    folders = sorted(Path(options.store).glob("runs/*"))
+    found = {folder.name: status for folder in folders if (status := read_status(folder)) is not None}
+    if not found:
+        print(f"{options.store}: no sweep has run here; expected {options.store}/runs/<sweep>/status.json", file=sys.stderr)
+        return 2
+    newest_last = sorted(found.items(), key=lambda item: item[1]["time"])
+    if options.json:
+        for name, status in newest_last:
+            print(json.dumps({"run": name, **status, "state": _state(status)}))
+        return 0
+    console = Console()
+    for name, status in newest_last:
+        _show(console, name, status)
+    return 0
+
+
+def _state(status: dict[str, Any]) -> str:
+    """A sweep that says it is running but has been silent is lost."""
+    return "lost" if status["state"] == "running" and time.time() - status["time"] > SILENCE else str(status["state"])
+
+
+def _show(console: Console, name: str, status: dict[str, Any]) -> None:
+    state, ago = _state(status), duration(max(0.0, time.time() - status["time"]))
+    table = Table(title=f"{name}: {state}, told {ago} ago by {status['host']}", title_justify="left")
+    table.add_column("stage")
+    for heading in STATES:
+        table.add_column(heading, justify="right")
+    for kind, counts in status["stages"].items():
+        table.add_row(kind, *(str(counts.get(heading, 0)) for heading in STATES))
+    console.print(table)
+    speed = f"{status['epochs_per_second']:.1f} epochs/s, elapsed {duration(status['elapsed_seconds'])}"
+    if state == "running" and status["left_seconds"] is not None:
+        speed += f", about {duration(status['left_seconds'])} left"
+    console.print(speed, highlight=False)
+    if status["incidents"]:
+        counted = ", ".join(f"{times} {cause}" for cause, times in sorted(status["incidents"].items()))
+        console.print(f"workers that ended: {counted}", highlight=False)
+    for entry in status["errors"]:
+        blocks = f"; blocks {entry['blocks']}" if entry["blocks"] else ""
+        console.print(Text(f"{entry['state']}: {entry['stage']}: {entry['error']}{blocks}", style="red"), soft_wrap=True)
+    if status["num_errors"] > len(status["errors"]):
+        console.print(f"and {status['num_errors'] - len(status['errors'])} more", highlight=False)
+    if state == "lost":
+        console.print(f"its driver has been silent for {ago}; running the same sweep file again goes on", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

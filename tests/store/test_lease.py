@@ -1,0 +1,65 @@
+"""Leases between processes that share a store."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from raylth.store import Lease, Store, lease
+
+KEY = "ab" + "0" * 62
+HOLD = """
+import sys, time
+from raylth.store import Lease, Store
+with Lease(Store(sys.argv[1]), sys.argv[2]) as lease:
+    print(lease.held, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that holds the lease."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path), KEY], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "True"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_one_at_a_time_and_free_again_afterwards(tmp_path):
+    with Lease(Store(tmp_path), KEY) as first:
+        assert first.held
+        with Lease(Store(tmp_path), KEY) as second:
+            assert not second.held
+        with Lease(Store(tmp_path), KEY) as third:
+            assert not third.held, "who did not get it does not give it back either"
+    with Lease(Store(tmp_path), KEY) as later:
+        assert later.held
+
+
+def test_another_process_is_respected_until_it_is_dead(tmp_path, other):
+    with Lease(Store(tmp_path), KEY) as mine:
+        assert not mine.held
+    other.kill()
+    other.wait()
+    with Lease(Store(tmp_path), KEY) as mine:
+        assert mine.held, "the lease of a process of this machine that is dead is over at once"
+
+
+def test_a_machine_that_is_not_heard_of_loses_it_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "DURATION", 0.3)
+    path = tmp_path / "leases" / KEY[:2] / f"{KEY}.json"
+    path.parent.mkdir(parents=True)
+    elsewhere = {"token": "x", "until": time.time() + 0.2, "boot": "another machine", "pid": 1, "started": 0}
+    path.write_text(json.dumps(elsewhere))
+    with Lease(Store(tmp_path), KEY) as mine:
+        assert not mine.held
+    time.sleep(0.25)
+    with Lease(Store(tmp_path), KEY) as mine:
+        assert mine.held
+        time.sleep(0.5)
+        with Lease(Store(tmp_path), KEY) as second:
+            assert not second.held, "a lease that is held is renewed"
