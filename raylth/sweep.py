@@ -3,7 +3,9 @@
 import argparse
 import json
 import shlex
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 
@@ -121,6 +123,8 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
         try:
             _run(plan, graph, store, run, load_data(config.data), console, recorder, status, address, verbose)
         except KeyboardInterrupt:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while the last things are saved
             recorder.close()
             status.update(graph, 0, state="stopped")
             done = sum(state == "done" for state in graph.states.values())

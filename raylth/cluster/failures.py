@@ -9,9 +9,10 @@ from ray.tune.schedulers import FIFOScheduler
 from raylth.config import Share
 from raylth.stages import Preempted
 
-__all__ = ["CRASHED", "OUT_OF_MEMORY", "PREEMPTED", "Autopsy", "bigger_share", "cause_of", "delay"]
+__all__ = ["CRASHED", "NOT_STARTED", "OUT_OF_MEMORY", "PREEMPTED", "Autopsy", "bigger_share", "cause_of", "delay"]
 
 PREEMPTED, OUT_OF_MEMORY, CRASHED = "preempted", "out of memory", "crashed"
+NOT_STARTED = "not started"  # Tune ended an actor that was still starting, because another had become free
 LONGEST_DELAY = 60.0  # seconds
 
 
@@ -21,6 +22,8 @@ def cause_of(error: BaseException | None) -> str:
         error = error.cause
     if isinstance(error, Preempted) or getattr(error, "preempted", False):
         return PREEMPTED
+    if "never ran" in str(error) or "SchedulingCancelled" in str(error):
+        return NOT_STARTED
     if isinstance(error, ray.exceptions.OutOfMemoryError | MemoryError) or "memory pressure" in str(error):
         return OUT_OF_MEMORY
     return CRASHED

@@ -6,13 +6,14 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raylth.cluster.failures import CRASHED, OUT_OF_MEMORY, PREEMPTED, bigger_share, delay
+from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, bigger_share, delay
 from raylth.config import ResourcesConfig, Share
 from raylth.stages import Graph, Stage
 from raylth.store import Store
 
 __all__ = ["GraphSearcher"]
 
+MOST_CANCELLED_STARTS = 20  # of one stage, before they count as crashes
 ELSEWHERE_DELAY = 2.0  # seconds until a stage that another sweep computes is asked for again
 
 
@@ -77,6 +78,9 @@ class GraphSearcher(Searcher):
 
     def _worker_ended(self, stage: Stage, cause: str, detail: str) -> None:
         times = self.times[stage.key, cause] = self.times.get((stage.key, cause), 0) + 1
+        if cause == NOT_STARTED and times <= MOST_CANCELLED_STARTS:  # nothing was lost, and nobody need know
+            self._hold(stage, delay(times))
+            return
         self.graph.incidents[cause] += 1
         if all(self.store.has(key) for key in stage.produces):
             self.graph.finish(stage.key)  # it ended after publishing
@@ -89,7 +93,7 @@ class GraphSearcher(Searcher):
                 self._fail(stage, f"out of memory {times} times, at last with {self._shown(stage)}")
                 return
             self.shares[stage.key] = share
-        if cause == CRASHED and times > self.resources.retries:
+        if cause in (CRASHED, NOT_STARTED) and times > self.resources.retries:
             self._fail(stage, f"its worker process died {times} times: {detail}")
             return
         wait = 0.0 if cause == CRASHED else delay(times)

@@ -109,6 +109,20 @@ def test_preemption_is_never_given_up_and_waits_longer_each_time(tmp_path, monke
     assert searcher.graph.states["a"] == "done"
 
 
+def test_an_actor_that_tune_ends_while_it_starts_costs_the_stage_nothing(tmp_path, monkeypatch):
+    searcher, now = searcher_of(tmp_path, retries=0), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for number in range(20):
+        assert searcher.suggest(f"t{number}")["stage"] == "a"
+        searcher.causes[f"t{number}"] = "not started", "ActorDiedError"
+        searcher.on_trial_complete(trial_id=f"t{number}", error=True)
+        assert searcher.suggest("at once") is None
+        now[0] += 61
+    assert not searcher.notes
+    assert not searcher.graph.incidents
+    assert searcher.suggest("last")["stage"] == "a"
+
+
 def test_out_of_memory_gets_a_larger_share_until_there_is_none(tmp_path, monkeypatch):
     searcher, now = searcher_of(tmp_path, retries=0), [0.0]
     searcher.resources = ResourcesConfig(dense={"gpus": "1/3"}, retries=0)
@@ -131,6 +145,7 @@ def test_out_of_memory_gets_a_larger_share_until_there_is_none(tmp_path, monkeyp
         (ray.exceptions.OutOfMemoryError("x"), "out of memory"),
         (ray.exceptions.RayTaskError("step", "", MemoryError()), "out of memory"),
         (ray.exceptions.ActorDiedError(), "crashed"),
+        (RuntimeError("The actor never ran - it was cancelled before it started running."), "not started"),
     ],
 )
 def test_the_cause_of_a_workers_end(error, cause):
