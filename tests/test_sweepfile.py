@@ -72,7 +72,7 @@ def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path):
     [
         ("a: [1\nb: 2", ":2: not YAML"),
         ("- 1\n- 2", "expected settings such as 'name: my-sweep', found list"),
-        ("", "expected settings such as 'name: my-sweep', found NoneType"),
+        ("", "expected settings such as 'name: my-sweep', found nothing"),
         ("name: !!python/object/apply:os.system [echo]", ":1: not YAML"),
         ("name: x", "model: is required"),
     ],
