@@ -15,6 +15,7 @@ from raylth.core.data import DATASETS
 from raylth.core.models import MODELS, build_model
 from raylth.core.train import Recipe
 from raylth.registry import Registry, UnknownName
+from raylth.store import locate
 
 __all__ = [
     "ARM_NAMES",
@@ -51,6 +52,11 @@ def _unique(values: list[Any]) -> list[Any]:
         if values.count(value) > 1:
             raise ValueError(f"{value!r} is listed twice")
     return values
+
+
+def _is_place(text: str) -> str:
+    locate(text)
+    return text
 
 
 def _fraction(value: Any) -> Any:
@@ -286,7 +292,12 @@ class SweepConfig(Settings):
     """One sweep file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="The sweep's name in results and folders.")
-    storage: str = Field("raylth-store", min_length=1, description="Folder of the store; shared by any number of sweeps.")
+    storage: Annotated[str, AfterValidator(_is_place)] = Field(
+        "raylth-store",
+        min_length=1,
+        description="Where the store is: a folder (also on NFS), s3://bucket/prefix or gs://bucket/prefix; shared by any "
+        "number of sweeps. Credentials come from the environment.",
+    )
     seeds: SeedsConfig = SeedsConfig()
     data: DataConfig
     model: ModelConfig

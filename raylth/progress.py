@@ -5,11 +5,10 @@ import os
 import platform
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 from raylth.stages import Graph
-from raylth.store import write_atomically
+from raylth.store import Location
 
 __all__ = ["Pace", "StatusFile", "duration", "read_status"]
 
@@ -69,7 +68,7 @@ class Pace:
 class StatusFile:
     """Writes `runs/<run>/status.json` every few seconds and at the end; `raylth status` reads it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         self.path = folder / "status.json"
         self.pace = Pace()
         self.written = float("-inf")
@@ -100,13 +99,13 @@ class StatusFile:
             "errors": errors,
             "num_errors": len(graph.errors),
         }
-        write_atomically(self.path, json.dumps(status, indent=1).encode())
+        self.path.write(json.dumps(status, indent=1).encode())
 
 
-def read_status(folder: Path) -> dict[str, Any] | None:
+def read_status(folder: Location) -> dict[str, Any] | None:
     """Return what a run last wrote about itself, None when it never did."""
     try:
-        found: dict[str, Any] = json.loads((folder / "status.json").read_bytes())
+        found: dict[str, Any] = json.loads((folder / "status.json").read())
     except FileNotFoundError:
         return None
     return found

@@ -15,7 +15,7 @@ from typing import Any
 
 from raylth.config import SweepConfig
 from raylth.stages import Graph, Plan, result_rows
-from raylth.store import Store, fingerprint, write_atomically
+from raylth.store import Location, Store, fingerprint
 from raylth.store.tables import DATASETS, append_rows, compact_table, write_table
 
 __all__ = ["Recorder", "Run"]
@@ -39,22 +39,22 @@ class Run:
         return cls(config, store, f"{config.name}-{fingerprint(science)[:8]}")
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Location:
         """The run's folder; `raylth.report.load_results` takes it."""
         return self.store.root / "runs" / self.name
 
     @property
-    def figure(self) -> Path:
+    def figure(self) -> Location:
         """Accuracy against the rewind point, as PNG."""
         return self.folder / "accuracy_vs_rewind.png"
 
     @property
-    def errors(self) -> Path:
+    def errors(self) -> Location:
         """The folder of failed stages' tracebacks."""
         return self.folder / "errors"
 
     @property
-    def results(self) -> Path:
+    def results(self) -> Location:
         """The Parquet file with this run's networks."""
         return self.store.root / "results" / f"{self.name}.parquet"
 
@@ -63,7 +63,7 @@ class Run:
         manifest = self._manifest(states)
         for dataset, rows in tables.items():
             write_table(self.store.root, dataset, self.name, rows, manifest)
-        write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        (self.folder / "manifest.json").write(json.dumps(manifest, indent=1).encode())
 
     def append(self, tables: Mapping[str, list[dict[str, Any]]], states: Mapping[str, Mapping[str, int]]) -> None:
         """Write rows of a run that goes on; `compact` joins them in the end."""
@@ -71,14 +71,14 @@ class Run:
         for dataset, rows in tables.items():
             if rows:
                 append_rows(self.store.root, dataset, self.name, rows, manifest)
-        write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        (self.folder / "manifest.json").write(json.dumps(manifest, indent=1).encode())
 
     def compact(self, order: Mapping[str, int], states: Mapping[str, Mapping[str, int]]) -> None:
         """Join all rows that were appended, in the order of the stages' keys, in one file per dataset."""
         manifest = self._manifest(states)
         for dataset in DATASETS:
             compact_table(self.store.root, dataset, self.name, order, manifest)
-        write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        (self.folder / "manifest.json").write(json.dumps(manifest, indent=1).encode())
 
     def _manifest(self, states: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
         return {

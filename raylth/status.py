@@ -5,7 +5,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from raylth.progress import duration, read_status
 from raylth.stages.graph import STATES
+from raylth.store import locate
 
 __all__ = ["main"]
 
@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("store", metavar="STORE", help="the store's folder (`storage` in the sweep file)")
     parser.add_argument("--json", action="store_true", help="print it as JSON, one object per sweep")
     options = parser.parse_args(arguments)
-    folders = sorted(Path(options.store).glob("runs/*"))
-    found = {folder.name: status for folder in folders if (status := read_status(folder)) is not None}
+    runs = locate(options.store) / "runs"
+    found = {name: status for name in runs.names() if (status := read_status(runs / name)) is not None}
     if not found:
         print(f"{options.store}: no sweep has run here; expected {options.store}/runs/<sweep>/status.json", file=sys.stderr)
         return 2

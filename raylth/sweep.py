@@ -1,6 +1,7 @@
 """The command line of a sweep: `python -m raylth.sweep FILE [key.path=value ...]`. Running it again is the resume."""
 
 import argparse
+import io
 import json
 import shlex
 import signal
@@ -111,9 +112,10 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
     plan, store = _plan(config), Store(config.storage)
     run = Run.open(config, store)
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "writable").write(b"")
+        (run.folder / "writable").remove()
     except OSError as error:
-        raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror}") from error
+        raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror or error}") from error
     graph = scan(plan, store, note=lambda line: console.print(Text(line, style="yellow")))
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
     if not graph.finished:
@@ -184,7 +186,9 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
         title = f"{run.config.name}: {run.config.data.name}, {run.config.model.name}"
         console.print(render_table(results, title, max_width=console.width))
         figure = accuracy_vs_rewind(results, f"{run.config.name}: test accuracy vs rewind point")
-        figure.savefig(run.figure)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        run.figure.write(picture.getvalue())
         console.print(f"figure : {run.figure}", highlight=False, soft_wrap=True)
     barriers = load_barriers(run.folder)
     if len(barriers):

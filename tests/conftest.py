@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from raylth.config import SweepConfig
+from tests.buckets import bucket_servers, place  # noqa: F401  # fixtures
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -10,7 +10,7 @@ from raylth.report import load_curves, load_results
 from raylth.runs import Recorder, Run
 from raylth.stages import Graph, make_plan, result_rows, run_plan
 from raylth.status import main
-from raylth.store import Store
+from raylth.store import Store, locate
 from tests.conftest import tiny_sweep
 
 
@@ -42,7 +42,7 @@ def test_rows_are_there_while_the_sweep_runs_and_joined_in_its_order_at_the_end(
             assert set(half["key"]) == {key for key in written if graph.stages[key].kind != "match"}
             assert half["key"].is_unique
     recorder.close()
-    files = sorted(path.name for path in (store.root / "results").iterdir())
+    files = sorted(path.name for path in (store.root.path / "results").iterdir())
     assert files == [f"{run.name}.parquet"], "no part is left"
     frame = load_results(run.folder)
     expected = result_rows(plan, done, store, run.name)
@@ -59,10 +59,10 @@ def test_status_shows_every_sweep_and_says_when_one_is_lost(finished, tmp_path, 
     first = graph.next_ready()
     graph.fail(first.key, "RuntimeError: no")
     graph.incidents["preempted"] = 2
-    file = StatusFile(tmp_path / "runs" / "a-1")
+    file = StatusFile(locate(tmp_path) / "runs/a-1")
     file.update(graph, 5)
     everything = Graph(plan.stages, [key for stage in plan.stages for key in stage.produces])
-    StatusFile(tmp_path / "runs" / "b-2").update(everything, 9, state="finished")
+    StatusFile(locate(tmp_path) / "runs/b-2").update(everything, 9, state="finished")
     assert main([str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "a-1: running, told 0 s ago" in shown

@@ -2,13 +2,12 @@
 
 An artefact's file travels as one flat buffer, which readers on the node of the object store map without a copy. The
 actor calls `ray.put` itself and keeps the reference, so it owns the object; if it dies its objects die with it, and
-it starts again and refills from the store on disk.
+it starts again and refills from the store.
 """
 
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ class CheckpointActor:
         return [self.refs[key, name]]
 
 
-def start_checkpoint_actors(root: Path, number: int, budget: int | None = None) -> list[Any]:
+def start_checkpoint_actors(root: str, number: int, budget: int | None = None) -> list[Any]:
     """Start the actors, spread over the cluster's nodes; they take no CPU and restart for ever.
 
     Each holds at most `budget` bytes; None: what makes all of them together a third of the smallest object store.
@@ -62,7 +61,7 @@ def start_checkpoint_actors(root: Path, number: int, budget: int | None = None) 
         stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
         budget = int(min(stores) / 3 / number)
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(CheckpointActor)
-    return [remote.remote(str(root), budget) for _ in range(number)]
+    return [remote.remote(root, budget) for _ in range(number)]
 
 
 class CheckpointReader:
@@ -77,7 +76,7 @@ class CheckpointReader:
     def load(self, key: str, name: str) -> dict[str, np.ndarray]:
         """Return a file's named arrays as read-only views of the object store.
 
-        Raises BrokenArtefact when the file is damaged on disk.
+        Raises BrokenArtefact when the file is damaged.
         """
         try:
             (ref,) = ray.get(self._actor(key).fetch.remote(key, name))
@@ -89,7 +88,7 @@ class CheckpointReader:
         return decode_tensors(buffer)
 
     def hand_over(self, kind: str, key: str) -> None:
-        """Give the actors what a dense or IMP stage has just published, so that readers need not go to disk."""
+        """Give the actors what a dense or IMP stage has just published, so that readers need not go to the store."""
         if kind not in HELD_KINDS:
             return
         for name in self.store.files(key):

@@ -9,9 +9,20 @@ from ray.tune.schedulers import FIFOScheduler
 from raylth.config import Share
 from raylth.stages import Preempted
 
-__all__ = ["CRASHED", "NOT_STARTED", "OUT_OF_MEMORY", "PREEMPTED", "Autopsy", "bigger_share", "cause_of", "delay"]
+__all__ = [
+    "CRASHED",
+    "NOT_STARTED",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "UNREACHABLE",
+    "Autopsy",
+    "bigger_share",
+    "cause_of",
+    "delay",
+]
 
 PREEMPTED, OUT_OF_MEMORY, CRASHED = "preempted", "out of memory", "crashed"
+UNREACHABLE = "storage unreachable"
 NOT_STARTED = "not started"  # Tune ended an actor that was still starting, because another had become free
 LONGEST_DELAY = 60.0  # seconds
 

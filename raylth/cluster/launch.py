@@ -8,7 +8,6 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,7 +23,7 @@ from raylth.cluster.trial import Shared, StageTrial
 from raylth.config import ResourcesConfig
 from raylth.core.data import ArrayDataset
 from raylth.stages import STAGES, Graph, Plan
-from raylth.store import Store
+from raylth.store import Location, Store
 
 __all__ = ["ClusterError", "run_on_ray"]
 
@@ -52,7 +51,7 @@ def run_on_ray(
     store: Store,
     dataset: ArrayDataset,
     *,
-    errors: Path,
+    errors: Location,
     watch: Watch,
     address: str | None = None,
     verbose: bool = False,
@@ -68,17 +67,17 @@ def run_on_ray(
     try:
         _check_shares(plan.config.resources)
         shared = Shared(
-            root=str(store.root.resolve()),
+            root=str(store.root.absolute()),
             stages={key: stage.to_dict() for key, stage in graph.stages.items() if graph.states[key] != "done"},
             dataset=[ray.put(dataset)],
             data_sha256=dataset.fingerprint(),
             checkpoints=start_checkpoint_actors(
-                store.root.resolve(),
+                str(store.root.absolute()),
                 plan.config.resources.checkpoint_actors,
                 plan.config.resources.checkpoint_bytes,
             ),
             board=start_board(),
-            errors=str(errors.resolve()),
+            errors=str(errors.absolute()),
             evaluate_every=plan.config.log.evaluate_every,
             state_every=plan.config.resources.state_every,
             state_seconds=plan.config.resources.state_seconds,

@@ -1,19 +1,29 @@
 """The Tune searcher that knows what depends on what: it suggests a stage when that stage's own parents exist."""
 
+import contextlib
 import heapq
+import random
 import time
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, bigger_share, delay
+from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, UNREACHABLE, bigger_share, delay
 from raylth.config import ResourcesConfig, Share
 from raylth.stages import Graph, Stage
 from raylth.store import Store
 
 __all__ = ["GraphSearcher"]
 
+MOST_UNREACHABLE = 10  # times that a stage meets a store that does not answer; with the waits about 6 minutes
 MOST_CANCELLED_STARTS = 20  # of one stage, before they count as crashes
+WHAT = {
+    PREEMPTED: "its worker was preempted",
+    OUT_OF_MEMORY: "out of memory",
+    CRASHED: "its worker process died",
+    NOT_STARTED: "its worker process did not start",
+    UNREACHABLE: "the store did not answer",
+}
 ELSEWHERE_DELAY = 2.0  # seconds until a stage that another sweep computes is asked for again
 
 
@@ -25,6 +35,7 @@ class GraphSearcher(Searcher):
 
     - preempted: started again, however often;
     - out of memory: started again with the next larger share of a GPU, up to a whole one;
+    - the store does not answer: started again ten times, after longer and longer waits;
     - crashed: started again `resources.retries` times;
     - a stage's own error: failed at once, it would happen again.
     """
@@ -62,7 +73,7 @@ class GraphSearcher(Searcher):
             self.graph.num_computed += result["computed"]
             self.graph.finish(stage.key)
         elif result["outcome"] == "elsewhere":  # another sweep on this store is at it
-            self._hold(stage, ELSEWHERE_DELAY)
+            self._hold(stage, ELSEWHERE_DELAY * random.uniform(0.5, 1.5))  # two that met do not meet again
         elif result["outcome"] == "diverged":
             self.graph.diverge(stage.key, result["error"])
             self.notes.append(f"{stage.name} diverged: {result['error']}")
@@ -73,6 +84,8 @@ class GraphSearcher(Searcher):
             self.graph.lose(result["broken"])
         elif result["outcome"] == "out of memory":
             self._worker_ended(stage, OUT_OF_MEMORY, result["error"])
+        elif result["outcome"] == "unreachable":
+            self._worker_ended(stage, UNREACHABLE, result["error"])
         else:
             self._fail(stage, result["error"])
 
@@ -82,26 +95,37 @@ class GraphSearcher(Searcher):
             self._hold(stage, delay(times))
             return
         self.graph.incidents[cause] += 1
-        if all(self.store.has(key) for key in stage.produces):
-            self.graph.finish(stage.key)  # it ended after publishing
-            return
-        share: Share | None = self._share(stage)
-        if cause == OUT_OF_MEMORY:
-            share = bigger_share(self._share(stage))
-            has_grown = share is not None and share != self._share(stage)
-            if share is None or not (has_grown or times <= self.resources.retries):
-                self._fail(stage, f"out of memory {times} times, at last with {self._shown(stage)}")
+        with contextlib.suppress(OSError):  # a store that does not answer: looked at again later
+            if all(self.store.has(key) for key in stage.produces):
+                self.store.drop_state(stage.key)  # it ended after publishing
+                self.graph.finish(stage.key)
                 return
-            self.shares[stage.key] = share
-        if cause in (CRASHED, NOT_STARTED) and times > self.resources.retries:
-            self._fail(stage, f"its worker process died {times} times: {detail}")
+        why_not = self._grow(stage, times) if cause == OUT_OF_MEMORY else self._given_up(cause, times, detail)
+        if why_not is not None:
+            self._fail(stage, why_not)
             return
         wait = 0.0 if cause == CRASHED else delay(times)
-        what = {PREEMPTED: "its worker was preempted", OUT_OF_MEMORY: "out of memory", CRASHED: "its worker process died"}
         with_share = f" with {self._shown(stage)}" if cause == OUT_OF_MEMORY else ""
         when = f" in {wait:g} s" if wait else ""
-        self.notes.append(f"{stage.name}: {what[cause]}; started again{with_share}{when} ({times}): {detail}")
+        self.notes.append(f"{stage.name}: {WHAT[cause]}; started again{with_share}{when} ({times}): {detail}")
         self._hold(stage, wait)
+
+    def _given_up(self, cause: str, times: int, detail: str) -> str | None:
+        """Return why a stage is not started again, None when it is."""
+        if cause in (CRASHED, NOT_STARTED) and times > self.resources.retries:
+            return f"its worker process died {times} times: {detail}"
+        if cause == UNREACHABLE and times > MOST_UNREACHABLE:
+            return f"the store did not answer {times} times: {detail}"
+        return None
+
+    def _grow(self, stage: Stage, times: int) -> str | None:
+        """Give a stage that ran out of memory the next larger share; return why it is given up, None when it is not."""
+        share = bigger_share(self._share(stage))
+        has_grown = share is not None and share != self._share(stage)
+        if share is None or not (has_grown or times <= self.resources.retries):
+            return f"out of memory {times} times, at last with {self._shown(stage)}"
+        self.shares[stage.key] = share
+        return None
 
     def _hold(self, stage: Stage, seconds: float) -> None:
         self.graph.hold(stage.key)

@@ -9,7 +9,6 @@ import os
 import signal
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from ray import tune
 
 from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader
-from raylth.store import BrokenArtefact, Lease, Store, write_atomically
+from raylth.store import BrokenArtefact, Lease, StorageUnreachable, Store, locate
 
 if TYPE_CHECKING:
     from raylth.stages import Context
@@ -90,11 +89,13 @@ class StageTrial(tune.Trainable):
             raise  # Tune takes the process out of use, and the searcher starts the stage elsewhere
         except BrokenArtefact as broken:
             result |= {"outcome": "broken", "broken": broken.key, "error": str(broken)}
+        except StorageUnreachable as error:
+            result |= {"outcome": "unreachable", "error": str(error)}
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
             result |= {"outcome": "out of memory", "error": str(error).partition("\n")[0]}
         except Exception as error:  # anything a stage raises is reported; Tune would end the process
             result |= {"outcome": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
-            write_atomically(Path(self.shared.errors) / f"{stage.key}.txt", traceback.format_exc().encode())
+            (locate(self.shared.errors) / f"{stage.key}.txt").write(traceback.format_exc().encode())
         finally:
             self.is_busy = False
             self.chalk.flush()

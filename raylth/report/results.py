@@ -5,12 +5,13 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from raylth.store import Location, locate
 from raylth.store.tables import read_table
 
 __all__ = ["load_barriers", "load_curves", "load_permutations", "load_results"]
 
 
-def load_results(run_dir: str | Path) -> pd.DataFrame:
+def load_results(run_dir: str | Path | Location) -> pd.DataFrame:
     """Load one row per finished network.
 
     `run_dir` is a store, or one run's folder inside it (`<store>/runs/<run>`), which gives that run's rows only. In a
@@ -21,23 +22,23 @@ def load_results(run_dir: str | Path) -> pd.DataFrame:
     return _load(run_dir, "results", ["sweep", "key"])
 
 
-def load_curves(run_dir: str | Path) -> pd.DataFrame:
+def load_curves(run_dir: str | Path | Location) -> pd.DataFrame:
     """Load one row per network and trained epoch; test columns are missing where no evaluation was made."""
     return _load(run_dir, "curves", ["key", "epoch"])
 
 
-def load_permutations(run_dir: str | Path) -> pd.DataFrame:
+def load_permutations(run_dir: str | Path | Location) -> pd.DataFrame:
     """Load one row per match and symmetry group: the mean correlation of matched units and the share left in place."""
     return _load(run_dir, "permutations", ["sweep", "key", "group"])
 
 
-def load_barriers(run_dir: str | Path) -> pd.DataFrame:
+def load_barriers(run_dir: str | Path | Location) -> pd.DataFrame:
     """Load one row per line between pi(A) and B, correction and split: the barriers of loss (nats) and error (points)."""
     return _load(run_dir, "barriers", ["sweep", "key", "correction", "split"])
 
 
-def _load(run_dir: str | Path, dataset: str, identity: list[str]) -> pd.DataFrame:
-    folder = Path(run_dir)
+def _load(run_dir: str | Path | Location, dataset: str, identity: list[str]) -> pd.DataFrame:
+    folder = run_dir if isinstance(run_dir, Location) else locate(run_dir)
     is_run = folder.parent.name == "runs" and (folder / "manifest.json").exists()
     table = read_table(folder.parent.parent if is_run else folder, dataset, folder.name if is_run else None)
     nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}

@@ -1,7 +1,7 @@
 """What a stage runs with: a store, the data on a device, and where progress goes. No part of it can change a result."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from raylth.config import DataConfig
 from raylth.core.allocator import keep_freed_memory
 from raylth.core.data import ArrayDataset, Split, load_dataset, to_device
 from raylth.stages.stage import Artefact
+from raylth.stages.uploads import Uploads
 from raylth.store import Store
 
 __all__ = ["Context", "Load", "load_data", "make_context"]
@@ -37,6 +38,7 @@ class Context:
     state_seconds: float = 0.0  # at least so far apart
     stopping: Callable[[], bool] = lambda: False  # whether the process was asked to stop
     publish: Callable[[str, Artefact], None] = _publishes_nothing  # what is finished before its stage is
+    uploads: Uploads = field(default_factory=Uploads)  # writes that go on behind the stage
 
 
 def load_data(data: DataConfig) -> ArrayDataset:

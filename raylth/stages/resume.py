@@ -27,6 +27,7 @@ class Resume:
 
     def __init__(self, key: str, context: Context) -> None:
         self.store, self.key, self.data_sha256 = context.store, key, context.data_sha256
+        self.uploads, self.is_saving = context.uploads, False
         self.every, self.seconds, self.stopping = context.state_every, context.state_seconds, context.stopping
         self.saved_at = time.monotonic()
 
@@ -48,15 +49,27 @@ class Resume:
         return state, numbers["beside"]
 
     def step(self, epochs: int, step: int, snapshot: Snapshot, beside: Callable[[], dict[str, Any]]) -> None:
-        """Take notice of a step: save when it is time. Raises Preempted, after saving, when the process must stop."""
+        """Take notice of a step: save when it is time, and when the last save has arrived.
+
+        Raises Preempted, after saving, when the process must stop.
+        """
         stopping = self.stopping()
         is_due = self.every > 0 and step == 0 and epochs % self.every == 0
-        if not stopping and not (is_due and time.monotonic() - self.saved_at >= self.seconds):
+        is_due = is_due and time.monotonic() - self.saved_at >= self.seconds and not self.is_saving
+        if not stopping and not is_due:
             return
         state = snapshot()
         tensors = {"weights": state_arrays(state.weights), "momentum": state_arrays(state.momentum)}
         numbers = {name: getattr(state, name) for name in NUMBERS}
-        self.store.save_state(self.key, tensors, {**numbers, "data_sha256": self.data_sha256, "beside": beside()})
+        numbers |= {"data_sha256": self.data_sha256, "beside": beside()}
+
+        def save() -> None:
+            self.store.save_state(self.key, tensors, numbers)
+            self.is_saving = False
+
+        self.is_saving = True
+        self.uploads.submit(save)
         self.saved_at = time.monotonic()
         if stopping:
+            self.uploads.wait()
             raise Preempted(f"asked to stop after {epochs} epochs and {step} steps; saved")

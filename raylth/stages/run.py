@@ -1,6 +1,7 @@
 """Runs one stage, or a whole plan one stage after another in this process."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,8 @@ from raylth.stages.match import match
 from raylth.stages.plan import Plan
 from raylth.stages.sparse import sparse
 from raylth.stages.stage import Artefact, Stage
-from raylth.store import BrokenArtefact, Store
+from raylth.stages.uploads import Uploads
+from raylth.store import BrokenArtefact, DiskLocation, Store
 
 __all__ = ["STAGES", "StageFailed", "run_plan", "run_stage", "scan"]
 
@@ -46,6 +48,7 @@ def run_stage(stage: Stage, context: Context) -> str | None:
     if store.has(stage.key) and (reason := divergence(store.metrics(stage.key))) is not None:
         return reason
     if all(store.has(key) for key in stage.produces):
+        store.drop_state(stage.key)  # of a process that ended just after publishing
         return None
     for role, key in stage.parents.items():
         found = store.metrics(key)["data_sha256"]
@@ -60,11 +63,13 @@ def run_stage(stage: Stage, context: Context) -> str | None:
         store.publish(key, kind=stage.kind, tensors=artefact.tensors, metrics=metrics)
 
     reason = None
-    try:
-        artefacts = STAGES[stage.kind](stage, replace(context, publish=publish))
-    except Diverged as error:
-        reason = str(error)
-        artefacts = {stage.key: Artefact({}, {"diverged": reason})}
+    with Uploads() as uploads:
+        behind = replace(context, uploads=uploads, publish=lambda *found: uploads.submit(lambda: publish(*found)))
+        try:
+            artefacts = STAGES[stage.kind](stage, behind)
+        except Diverged as error:
+            reason = str(error)
+            artefacts = {stage.key: Artefact({}, {"diverged": reason})}
     for key, artefact in artefacts.items():
         publish(key, artefact)
     store.drop_state(stage.key)
@@ -77,26 +82,37 @@ def divergence(metrics: dict[str, Any]) -> str | None:
     return found
 
 
-def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: None) -> Graph:
-    """Find what the store already holds of a plan: every byte is verified, what is broken is set aside and named.
+def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: None, *, thorough: bool | None = None) -> Graph:
+    """Find what the store already holds of a plan; what is broken is set aside and named. Nothing is computed.
 
-    `note` is told one line per broken artefact. Nothing is computed.
+    `thorough` reads and hashes every byte, which is what None means for a disk; in a bucket, where reading costs money and
+    the service keeps checksums of its own, the files' sizes are compared, and bytes are verified when they are used.
+    `note` is told one line per broken artefact.
     """
+    if thorough is None:
+        thorough = isinstance(store.root, DiskLocation)
+    held = store.held()
+    published = [(stage, key) for stage in plan.stages for key in stage.produces if key in held]
+
+    def look(entry: tuple[Stage, str]) -> str | BrokenArtefact | None:
+        try:
+            return divergence(store.verify(entry[1], None if thorough else held[entry[1]]))
+        except BrokenArtefact as broken:
+            return broken
+
     done, diverged = set(), {}
-    for stage in plan.stages:
-        for key in stage.produces:
-            if not store.folder(key).exists():
+    with ThreadPoolExecutor(store.root.parallel) as pool:
+        for (stage, key), found in zip(published, pool.map(look, published), strict=True):
+            if isinstance(found, BrokenArtefact):
+                note(f"{stage.name}: {found}; set aside as {store.set_aside(key)}, will be computed again")
                 continue
-            if not store.has(key):
-                continue  # interrupted before its manifest: not there, and written anew
-            try:
-                reason = divergence(store.verify(key))
-                done.add(key)
-                if reason is not None and key == stage.key:
-                    diverged[key] = reason
-            except BrokenArtefact as broken:
-                note(f"{stage.name}: {broken}; set aside as {store.set_aside(key)}, will be computed again")
-    return Graph(plan.stages, done, diverged)
+            done.add(key)
+            if found is not None and key == stage.key:
+                diverged[key] = found
+    graph = Graph(plan.stages, done, diverged)
+    for key in store.states() & graph.cached:
+        store.drop_state(key)
+    return graph
 
 
 def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambda stage: None) -> Graph:

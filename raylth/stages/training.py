@@ -83,7 +83,7 @@ def fit(
         mask=mask,
         on_epoch=record,
         on_step=lambda epochs, step, snapshot: resume.step(
-            epochs, step, snapshot, lambda: {"curve": curve, "seconds": time.perf_counter() - start}
+            epochs, step, snapshot, lambda: {"curve": list(curve), "seconds": time.perf_counter() - start}
         ),
         state=state,
     )

@@ -2,17 +2,22 @@
 
 from raylth.store.canonical import canonical_json, fingerprint
 from raylth.store.lease import Lease
-from raylth.store.store import BrokenArtefact, NewerStore, Store, write_atomically
+from raylth.store.location import DiskLocation, Location, StorageUnreachable, locate, write_atomically
+from raylth.store.store import BrokenArtefact, NewerStore, Store
 from raylth.store.tensors import decode_tensors, encode_tensors
 
 __all__ = [
     "BrokenArtefact",
+    "DiskLocation",
     "Lease",
+    "Location",
     "NewerStore",
+    "StorageUnreachable",
     "Store",
     "canonical_json",
     "decode_tensors",
     "encode_tensors",
     "fingerprint",
+    "locate",
     "write_atomically",
 ]

@@ -1,7 +1,8 @@
 """Leases: who is computing an artefact now, so that two sweeps on one store do not do the same work at the same time.
 
-A lease is a courtesy, not a lock: whoever loses one still publishes the same bytes under the same key. It ends when it is
-given back, when it is not renewed, or when its process is known to be dead.
+Whoever wants one writes a claim of its own and then looks for others: two that claim at once see each other, whatever the
+medium, and both step back. A lease is a courtesy, not a lock: whoever loses one still publishes the same bytes under the
+same key. It ends when it is given back, when it is not renewed, or when its process is known to be dead.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from raylth.store.store import Store, write_atomically
+from raylth.store.store import Store
 
 __all__ = ["Lease"]
 
@@ -27,26 +28,19 @@ class Lease:
     """The lease of one key; `held` tells whether it was got. Use as a context manager."""
 
     def __init__(self, store: Store, key: str) -> None:
-        self.path = store.root / "leases" / key[:2] / f"{key}.json"
-        self.token = uuid.uuid4().hex
+        self.key, self.folder = key, store.root / "leases" / key[:2]
+        self.claim = self.folder / f"{key}.{uuid.uuid4().hex}.json"
         self.held = False
         self._given_back = threading.Event()
 
     def __enter__(self) -> "Lease":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            if not self._is_over():
-                return self
-            write_atomically(self.path, self._content())
-            self.held = self._read().get("token") == self.token  # another may have taken it over at the same moment
-        else:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self._content())
-            self.held = True
+        self._write()
+        others = [name for name in self.folder.names() if name.startswith(self.key) and name != self.claim.name]
+        self.held = not any(self._is_live(name) for name in others)
         if self.held:
             threading.Thread(target=self._renew, daemon=True).start()
+        else:
+            self.claim.remove()
         return self
 
     def __exit__(
@@ -54,37 +48,39 @@ class Lease:
     ) -> None:
         self._given_back.set()
         if self.held:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a store that is away for a while: the claim ends by itself
+                self.claim.remove()
 
     def _renew(self) -> None:
         while not self._given_back.wait(DURATION / 3):
-            with contextlib.suppress(OSError):  # a store that is away for a while: the lease may end, nothing breaks
-                write_atomically(self.path, self._content())
+            with contextlib.suppress(OSError):
+                self._write()
+        with contextlib.suppress(OSError):
+            self.claim.remove()  # given back while it was being renewed
 
-    def _content(self) -> bytes:
+    def _write(self) -> None:
         process = {"boot": _boot(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-        return json.dumps({"token": self.token, "until": time.time() + DURATION, **process}).encode()
+        self.claim.write(json.dumps({"until": time.time() + DURATION, **process}).encode(), durable=False)
 
-    def _read(self) -> dict[str, Any]:
+    def _is_live(self, name: str) -> bool:
+        """Whether a claim counts: it has not ended, and its process is not a dead one of this machine. If not, remove it."""
+        claim = self.folder / name
         try:
-            found: dict[str, Any] = json.loads(self.path.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return found
-
-    def _is_over(self) -> bool:
-        """Whether the lease that is there has ended, or its process is a dead one of this machine."""
-        found = self._read()
-        if not found:  # given back just now, or written just now
-            return not self.path.exists() or time.time() - self.path.stat().st_mtime > DURATION
-        if found["until"] < time.time():
-            return True
-        if found["boot"] != _boot():
+            found: dict[str, Any] = json.loads(claim.read())
+        except FileNotFoundError:  # given back just now
             return False
-        try:
-            return bool(psutil.Process(found["pid"]).create_time() != found["started"])
-        except psutil.NoSuchProcess:
-            return True
+        if found["until"] < time.time() or (found["boot"] == _boot() and not _runs(found["pid"], found["started"])):
+            claim.remove()
+            return False
+        return True
+
+
+def _runs(pid: int, started: float) -> bool:
+    """Whether the process of this machine that had this number and began at this time is still there."""
+    try:
+        return bool(psutil.Process(pid).create_time() == started)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _boot() -> str:

@@ -7,15 +7,12 @@
           /results/  /curves/  /permutations/                 Parquet, one file per run (raylth.store.tables)
           /runs/<run>/                                        manifest, figures and errors of one sweep file
 
-A file is written under a temporary name, flushed to disk and renamed; its final name carries its own hash, so two
-writers of one key cannot mix their files. Everything inside is relative: a store that is moved or copied goes on working.
+A file appears whole or not at all (raylth.store.location); its name carries its own hash, so two writers of one key cannot
+mix their files. Everything inside is relative: a store that is moved or copied goes on working, also from disk to a bucket.
 """
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from raylth.store.canonical import fingerprint
+from raylth.store.location import Location, locate
 from raylth.store.tensors import decode_tensors, encode_tensors
 
-__all__ = ["SCHEMA", "BrokenArtefact", "NewerStore", "Store", "write_atomically"]
+__all__ = ["SCHEMA", "BrokenArtefact", "NewerStore", "Store"]
 
 SCHEMA = 1  # of a manifest; raise it when an older program could not read what is written
 MANIFEST = "MANIFEST.json"
@@ -47,12 +45,12 @@ class NewerStore(RuntimeError):
 
 
 class Store:
-    """The artefacts below one folder. Values in, files out: it holds no state but the path."""
+    """The artefacts below one location: a path, s3:// or gs://. Values in, files out: it holds no state but the place."""
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Path | Location) -> None:
+        self.root = root if isinstance(root, Location) else locate(root)
 
-    def folder(self, key: str) -> Path:
+    def folder(self, key: str) -> Location:
         """Return the folder of an artefact, whether or not it exists."""
         return self.root / "artefacts" / key[:2] / key
 
@@ -60,11 +58,25 @@ class Store:
         """Tell whether an artefact was published. Reading it verifies it; `verify` does so without using it."""
         return (self.folder(key) / MANIFEST).exists()
 
-    def verify(self, key: str) -> Any:
-        """Read all of an artefact's bytes and return its metrics; BrokenArtefact unless all is what was published."""
+    def held(self) -> dict[str, dict[str, int]]:
+        """Return the sizes of the files of every artefact that was published, by key: one listing, nothing is read."""
+        artefacts: dict[str, dict[str, int]] = {}
+        for path, size in (self.root / "artefacts").files().items():
+            _, key, name = path.split("/", 2)
+            artefacts.setdefault(key, {})[name] = size
+        return {key: sizes for key, sizes in artefacts.items() if MANIFEST in sizes}
+
+    def verify(self, key: str, sizes: Mapping[str, int] | None = None) -> Any:
+        """Return an artefact's metrics after a look at all of it; BrokenArtefact unless all is what was published.
+
+        With the `sizes` that its files have (`held`), those are compared, and nothing but the manifest is read.
+        """
         folder, manifest = self.folder(key), self._manifest(key)
-        for name in manifest["files"]:
-            self._read(key, name, folder, manifest)
+        for name, entry in manifest["files"].items():
+            if sizes is None:
+                self._read(key, name, folder, manifest)
+            else:
+                _check_size(key, entry, sizes.get(entry["path"]))
         return manifest["metrics"]
 
     def publish(self, key: str, *, kind: str, tensors: Mapping[str, Mapping[str, np.ndarray]], metrics: Any) -> None:
@@ -78,10 +90,9 @@ class Store:
     def save_state(self, key: str, tensors: Mapping[str, Mapping[str, np.ndarray]], numbers: Any) -> None:
         """Save the state of the training that is to publish `key`, in place of the one before; as atomic as `publish`."""
         folder = self._state_folder(key)
-        before = set(folder.glob("*.safetensors"))
-        self._write(folder, key, "state", tensors, numbers)
-        for stale in before - {folder / entry["path"] for entry in self._manifest(key, folder)["files"].values()}:
-            stale.unlink(missing_ok=True)
+        written = self._write(folder, key, "state", tensors, numbers)
+        for stale in set(folder.names()) - written:
+            (folder / stale).remove()
 
     def load_state(self, key: str) -> tuple[dict[str, dict[str, np.ndarray]], Any] | None:
         """Return the arrays and numbers of the last state that was saved, verified, or None when there is none.
@@ -95,28 +106,32 @@ class Store:
         files = {name: decode_tensors(self._read(key, name, folder, manifest)) for name in manifest["files"]}
         return files, manifest["metrics"]
 
+    def states(self) -> set[str]:
+        """Return the keys of the trainings that have a state."""
+        return {path.split("/")[1] for path in (self.root / "states").files()}
+
     def drop_state(self, key: str) -> None:
         """Remove a training's state, whether or not there is one."""
-        shutil.rmtree(self._state_folder(key), ignore_errors=True)
+        self._state_folder(key).remove()
 
-    def _state_folder(self, key: str) -> Path:
+    def _state_folder(self, key: str) -> Location:
         return self.root / "states" / key[:2] / key
 
     def _write(
-        self, folder: Path, key: str, kind: str, tensors: Mapping[str, Mapping[str, np.ndarray]], metrics: Any
-    ) -> None:
-        """Write each group of arrays as one file, then the manifest with every file's hash."""
-        folder.mkdir(parents=True, exist_ok=True)
+        self, folder: Location, key: str, kind: str, tensors: Mapping[str, Mapping[str, np.ndarray]], metrics: Any
+    ) -> set[str]:
+        """Write each group of arrays as one file, then the manifest with every file's hash; return all names."""
         files = {}
         for name, arrays in tensors.items():
             data = encode_tensors(arrays)
             digest = hashlib.sha256(data).hexdigest()
             path = folder / f"{name}.{digest[:16]}.safetensors"
-            write_atomically(path, data)
+            path.write(data)
             files[name] = {"path": path.name, "bytes": len(data), "sha256": digest}
         body = {"schema": SCHEMA, "key": key, "kind": kind, "files": files, "metrics": metrics}
         manifest = {"sha256": fingerprint(body), **body}
-        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
+        (folder / MANIFEST).write(json.dumps(manifest, indent=1, allow_nan=False).encode())
+        return {MANIFEST, *(str(entry["path"]) for entry in files.values())}
 
     def files(self, key: str) -> tuple[str, ...]:
         """Return the names of an artefact's files."""
@@ -130,17 +145,16 @@ class Store:
         """Return one file's verified bytes, (num_bytes,) uint8; BrokenArtefact when they are not what was published."""
         return self._read(key, name, self.folder(key), self._manifest(key))
 
-    def _read(self, key: str, name: str, folder: Path, manifest: dict[str, Any]) -> np.ndarray:
+    def _read(self, key: str, name: str, folder: Location, manifest: dict[str, Any]) -> np.ndarray:
         files = manifest["files"]
         if name not in files:
             raise KeyError(f"artefact {key[:12]} has no file {name!r} (it has {', '.join(files)})")
         path = folder / files[name]["path"]
         try:
-            data = path.read_bytes()
+            data = path.read()
         except FileNotFoundError as error:
             raise BrokenArtefact(key, f"{path.name} is missing") from error
-        if len(data) != files[name]["bytes"]:
-            raise BrokenArtefact(key, f"{path.name} has {len(data)} bytes, expected {files[name]['bytes']}")
+        _check_size(key, files[name], len(data))
         if hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
             raise BrokenArtefact(key, f"{path.name} does not match its SHA-256")
         return np.frombuffer(data, dtype=np.uint8)
@@ -149,19 +163,18 @@ class Store:
         """Return one file's arrays, verified."""
         return decode_tensors(self.read(key, name))
 
-    def set_aside(self, key: str) -> Path:
+    def set_aside(self, key: str) -> Location:
         """Move a broken artefact out of the way, so that its stage is computed again; returns where it lies now."""
         target = self.root / "broken"
-        target.mkdir(parents=True, exist_ok=True)
-        number = sum(1 for entry in target.iterdir() if entry.name.startswith(key))
+        number = sum(1 for name in target.names() if name.startswith(key))
         aside = target / f"{key}-{number}"
-        os.replace(self.folder(key), aside)
+        self.folder(key).move(aside)
         return aside
 
-    def _manifest(self, key: str, folder: Path | None = None) -> dict[str, Any]:
+    def _manifest(self, key: str, folder: Location | None = None) -> dict[str, Any]:
         path = (folder or self.folder(key)) / MANIFEST
         try:
-            manifest = json.loads(path.read_bytes())
+            manifest = json.loads(path.read())
             body = {name: value for name, value in manifest.items() if name != "sha256"}
             intact = manifest["sha256"] == fingerprint(body) and body["key"] == key
         except FileNotFoundError as error:
@@ -177,21 +190,9 @@ class Store:
         return manifest
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either all there or not there: temporary name, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _check_size(key: str, entry: Mapping[str, Any], size: int | None) -> None:
+    """Raise BrokenArtefact unless a file has the size that its manifest says; None is a file that is not there."""
+    if size is None:
+        raise BrokenArtefact(key, f"{entry['path']} is missing")
+    if size != entry["bytes"]:
+        raise BrokenArtefact(key, f"{entry['path']} has {size} bytes, expected {entry['bytes']}")

@@ -5,13 +5,12 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raylth.store.store import write_atomically
+from raylth.store.location import Location
 
 __all__ = ["DATASETS", "TABLE_SCHEMA", "append_rows", "compact_table", "read_table", "write_table"]
 
@@ -87,14 +86,14 @@ DATASETS = {
 }
 
 
-def write_table(root: Path, dataset: str, run: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> Path:
+def write_table(root: Location, dataset: str, run: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> Location:
     """Write a run's rows of one dataset to `<root>/<dataset>/<run>.parquet`, replacing the file in one step."""
     path = root / dataset / f"{run}.parquet"
     _write(path, pa.Table.from_pylist(rows, schema=DATASETS[dataset]), manifest)
     return path
 
 
-def append_rows(root: Path, dataset: str, run: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> Path:
+def append_rows(root: Location, dataset: str, run: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> Location:
     """Write rows of a run that goes on to a part of their own beside its file; `compact_table` joins them.
 
     A stage's later rows replace its earlier ones.
@@ -104,14 +103,14 @@ def append_rows(root: Path, dataset: str, run: str, rows: list[dict[str, Any]], 
     return path
 
 
-def compact_table(root: Path, dataset: str, run: str, order: Mapping[str, int], manifest: dict[str, Any]) -> Path:
+def compact_table(root: Location, dataset: str, run: str, order: Mapping[str, int], manifest: dict[str, Any]) -> Location:
     """Join a run's parts in its one file, stages by their rank in `order`; then the parts are removed."""
-    path = root / dataset / f"{run}.parquet"
-    parts = sorted(path.parent.glob(f"{run}{PART}*.parquet"))
+    folder = root / dataset
+    parts = [folder / name for name in folder.names() if name.startswith(run + PART)]  # in the order of their times
     seen: set[str] = set()
     tables = []
     for part in reversed(parts):  # the latest rows of a stage count
-        table = pq.read_table(part)
+        table = _read(part)
         keys = table["key"].to_pylist()
         tables.append(table.filter(pa.array([key in order and key not in seen for key in keys], pa.bool_())))
         seen.update(keys)
@@ -120,35 +119,45 @@ def compact_table(root: Path, dataset: str, run: str, order: Mapping[str, int], 
     places = pa.array(range(len(joined)), pa.int64())  # the sort keeps the order inside a stage
     table = joined.append_column("rank", ranks).append_column("place", places)
     table = table.sort_by([("rank", "ascending"), ("place", "ascending")]).drop_columns(["rank", "place"])
+    path = folder / f"{run}.parquet"
     _write(path, table, manifest)
     for part in parts:
-        part.unlink(missing_ok=True)
+        part.remove()
     return path
 
 
-def _write(path: Path, table: pa.Table, manifest: dict[str, Any]) -> None:
+def _read(path: Location) -> pa.Table:
+    return pq.read_table(pa.BufferReader(path.read()))
+
+
+def _write(path: Location, table: pa.Table, manifest: dict[str, Any]) -> None:
     metadata = {"raylth_schema": str(TABLE_SCHEMA), "raylth_manifest": json.dumps(manifest)}
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), buffer)
-    write_atomically(path, buffer.getvalue())
+    path.write(buffer.getvalue())
 
 
-def read_table(root: Path, dataset: str, run: str | None = None) -> pa.Table:
+def read_table(root: Location, dataset: str, run: str | None = None) -> pa.Table:
     """Read one run's rows of a dataset, or all runs' when `run` is None.
 
     Raises FileNotFoundError with the path that was expected when there are none, ValueError for a newer schema.
     """
     folder = root / dataset
-    files = sorted(folder.glob("*.parquet"))  # a run's parts come after its file
+    names = sorted((name for name in folder.names() if name.endswith(".parquet")), key=_parts_last)
     if run is not None:
-        files = [file for file in files if file.stem == run or file.stem.startswith(run + PART)]
-    if not files:
+        names = [name for name in names if name == f"{run}.parquet" or name.startswith(run + PART)]
+    if not names:
         raise FileNotFoundError(f"{folder}: no results here; expected {run or '*'}.parquet")
     tables = []
-    for file in files:
-        table = pq.read_table(file)
+    for name in names:
+        table = _read(folder / name)
         version = int((table.schema.metadata or {}).get(b"raylth_schema", b"0"))
         if version > TABLE_SCHEMA:
-            raise ValueError(f"{file}: written by a newer raylth (schema {version}; this one reads {TABLE_SCHEMA})")
+            raise ValueError(f"{folder / name}: written by a newer raylth (schema {version}; this one reads {TABLE_SCHEMA})")
         tables.append(table.replace_schema_metadata(None))
     return pa.concat_tables(tables, promote_options="default")
+
+
+def _parts_last(name: str) -> tuple[str, bool, str]:
+    """Order files so that a run's parts come after its file: later rows replace earlier ones."""
+    return name.removesuffix(".parquet").partition(PART)[0], PART in name, name

@@ -36,7 +36,7 @@ def store(tmp_path) -> Store:
 
 
 def test_checkpoints_are_held_read_without_a_copy_and_refilled_after_a_crash(cluster, store):
-    actors = start_checkpoint_actors(store.root, 2)
+    actors = start_checkpoint_actors(str(store.root), 2)
     reader = CheckpointReader(actors, store)
     reader.hand_over("dense", KEYS[1])
     for number, key in enumerate(KEYS):
@@ -53,9 +53,9 @@ def test_checkpoints_are_held_read_without_a_copy_and_refilled_after_a_crash(clu
 
 
 def test_a_broken_checkpoint_is_named_to_the_reader(cluster, store):
-    path = next(store.folder(KEYS[2]).glob("weights*"))
+    path = next(store.folder(KEYS[2]).path.glob("weights*"))
     path.write_bytes(b"damaged")
-    reader = CheckpointReader(start_checkpoint_actors(store.root, 1), store)
+    reader = CheckpointReader(start_checkpoint_actors(str(store.root), 1), store)
     with pytest.raises(BrokenArtefact, match=path.name) as caught:
         reader.load(KEYS[2], "weights")
     assert caught.value.key == KEYS[2]

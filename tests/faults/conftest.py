@@ -54,8 +54,8 @@ def wait_until(condition: Callable[[], object], what: str) -> object:
 class RunningSweep:
     """`python -m raylth.sweep` on a store of its own."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.store = Store(folder / "store")
+    def __init__(self, folder: Path, *options: str, storage: str | None = None) -> None:
+        self.store = Store(storage or folder / "store")
         self.file = folder / "faults.yaml"
         self.file.write_text(yaml.safe_dump(fault_sweep().model_dump(mode="json", exclude_defaults=True)))
         self.command = [sys.executable, "-m", "raylth.sweep", str(self.file), f"storage={self.store.root}", *options]
@@ -98,8 +98,8 @@ def start_sweep(tmp_path):
     """Start a sweep; it is taken down at the test's end."""
     started: list[RunningSweep] = []
 
-    def start(*options: str) -> RunningSweep:
-        started.append(RunningSweep(tmp_path, *options))
+    def start(*options: str, storage: str | None = None) -> RunningSweep:
+        started.append(RunningSweep(tmp_path, *options, storage=storage))
         return started[-1]
 
     yield start
@@ -116,4 +116,4 @@ def assert_undisturbed(reference, store: Store) -> None:
                 np.testing.assert_array_equal(expected.read(key, name), store.read(key, name), err_msg=stage.name)
             first, second = ({k: v for k, v in s.metrics(key).items() if k != "seconds"} for s in (expected, store))
             assert first == second, stage.name
-    assert not list((store.root / "states").glob("*/*/*")), "no state is left of a finished training"
+    assert not (store.root / "states").files(), "no state is left of a finished training"

@@ -46,13 +46,13 @@ def test_every_file_in_turn_is_named_set_aside_and_made_again(small, tmp_path, h
     """Of the stages, only the one that made the file is computed again."""
     plan, expected = small
     store = Store(tmp_path / "store")
-    shutil.copytree(expected.root, store.root)
+    shutil.copytree(expected.root.path, store.root.path)
     owner = {key: stage for stage in plan.stages for key in stage.produces}
-    files = sorted(path.relative_to(store.root) for path in store.root.glob("artefacts/*/*/*"))
+    files = sorted(path.relative_to(store.root.path) for path in store.root.path.glob("artefacts/*/*/*"))
     assert len(files) > 2 * len(owner)
     aside = 0
     for file in files:
-        harm(store.root / file, how)
+        harm(store.root.path / file, how)
         key, notes, computed = file.parts[2], [], []
         graph = scan(plan, store, notes.append)
         if how == "remove" and file.name == "MANIFEST.json":
@@ -62,7 +62,7 @@ def test_every_file_in_turn_is_named_set_aside_and_made_again(small, tmp_path, h
             assert key[:12] in notes[0]
             assert file.name in notes[0]
             aside += 1
-            assert len(list((store.root / "broken").iterdir())) == aside, "set aside, not deleted"
+            assert len(list((store.root.path / "broken").iterdir())) == aside, "set aside, not deleted"
         assert [k for k, state in graph.states.items() if state != "done"] == [owner[key].key]
         run_plan(plan, store, computed.append)
         assert [stage.key for stage in computed] == [owner[key].key]
@@ -71,18 +71,18 @@ def test_every_file_in_turn_is_named_set_aside_and_made_again(small, tmp_path, h
 
 def test_a_store_that_was_copied_elsewhere_goes_on(small, tmp_path):
     plan, expected = small
-    shutil.copytree(expected.root, tmp_path / "elsewhere")
+    shutil.copytree(expected.root.path, tmp_path / "elsewhere")
     assert scan(plan, Store(tmp_path / "elsewhere")).finished
 
 
 def test_a_store_of_a_newer_version_is_refused_with_both_versions(small, tmp_path, monkeypatch, capsys):
     plan, expected = small
-    shutil.copytree(expected.root, tmp_path / "store")
+    shutil.copytree(expected.root.path, tmp_path / "store")
     store = Store(tmp_path / "store")
     key = plan.stages[0].key
     manifest = store._manifest(key)
     body = {name: value for name, value in manifest.items() if name != "sha256"} | {"schema": 7}
-    (store.folder(key) / "MANIFEST.json").write_text(json.dumps({"sha256": fingerprint(body), **body}))
+    (store.folder(key).path / "MANIFEST.json").write_text(json.dumps({"sha256": fingerprint(body), **body}))
     with pytest.raises(NewerStore, match=r"schema 7; this one reads up to 1"):
         scan(plan, store)
     config = plan.config.model_dump_json(exclude_defaults=True)
@@ -111,7 +111,7 @@ def test_a_full_disk_is_said_and_the_sweep_goes_on_when_there_is_space(small, ti
     assert any("No space left on device" in error for error in graph.errors.values()), graph.errors
     done = [key for key, state in graph.states.items() if state == "done"]
     assert done, "what fitted is there"
-    assert not list(store.root.rglob("*.tmp")), "nothing half-written is left"
+    assert not list(store.root.path.rglob("*.tmp")), "nothing half-written is left"
     ballast.unlink()
     computed = []
     graph = run_plan(plan, store, computed.append)

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from raylth.report import accuracy_table, accuracy_vs_rewind, load_results, render_table
+from raylth.store import locate
 from raylth.store.tables import read_table, write_table
 
 
@@ -28,7 +29,7 @@ ROWS = [
 
 @pytest.fixture
 def results(tmp_path):
-    write_table(tmp_path, "results", "r-1", ROWS, {"config": {}})
+    write_table(locate(tmp_path), "results", "r-1", ROWS, {"config": {}})
     return load_results(tmp_path)
 
 
@@ -84,17 +85,17 @@ def test_the_figure_has_a_panel_per_cell_and_a_line_per_arm(results, tmp_path):
 
 
 def test_one_row_per_network_when_runs_of_a_sweep_share_it(tmp_path):
-    write_table(tmp_path, "results", "r-1", ROWS, {})
-    write_table(tmp_path, "results", "r-2", [{**entry, "run": "r-2"} for entry in ROWS], {})
+    write_table(locate(tmp_path), "results", "r-1", ROWS, {})
+    write_table(locate(tmp_path), "results", "r-2", [{**entry, "run": "r-2"} for entry in ROWS], {})
     assert load_results(tmp_path)["key"].is_unique
     assert set(load_results(tmp_path)["run"]) == {"r-2"}
 
 
 def test_a_newer_or_missing_table_is_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"results: no results here"):
-        read_table(tmp_path, "results")
+        read_table(locate(tmp_path), "results")
     monkeypatch.setattr("raylth.store.tables.TABLE_SCHEMA", 99)
-    write_table(tmp_path, "results", "r-1", ROWS, {})
+    write_table(locate(tmp_path), "results", "r-1", ROWS, {})
     monkeypatch.setattr("raylth.store.tables.TABLE_SCHEMA", 1)
     with pytest.raises(ValueError, match="schema 99"):
-        read_table(tmp_path, "results")
+        read_table(locate(tmp_path), "results")

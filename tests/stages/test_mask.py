@@ -41,7 +41,7 @@ def test_an_exported_mask_that_comes_back_gives_the_same_networks_to_the_bit(wit
         if arm == "lth" and ending != "the store's own":
             export_mask(store, stage.parents["mask"], tmp_path / f"0-{sparsity}{ending}")
         elif arm == "lth":
-            packed = next(store.folder(stage.parents["mask"]).glob("mask.*"))
+            packed = next(store.folder(stage.parents["mask"]).path.glob("mask.*"))
             (tmp_path / f"0-{sparsity}.safetensors").write_bytes(packed.read_bytes())
     suffix = ending if ending.startswith(".") else ".safetensors"
     brought = sweep(sparse={"mask_from": str(tmp_path / f"{{replicate}}-{{sparsity}}{suffix}")})

@@ -1,5 +1,6 @@
 """Trainings that are stopped in their middle and go on: the same bits as without the stop."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -57,8 +58,14 @@ def same(first, second, keys):
     assert [drop(first.metrics(key)) for key in keys] == [drop(second.metrics(key)) for key in keys]
 
 
+@functools.cache
+def data_of():
+    """The generator of MNIST-1D takes seconds."""
+    return load_data(tiny_sweep().data)
+
+
 def context_for(plan, store, **options):
-    return make_context(store, load_data(plan.config.data), evaluate_every=plan.config.log.evaluate_every, **options)
+    return make_context(store, data_of(), evaluate_every=plan.config.log.evaluate_every, **options)
 
 
 def test_a_sweep_whose_every_training_is_stopped_again_and_again_ends_alike(reference, tmp_path):
@@ -80,7 +87,7 @@ def test_a_sweep_whose_every_training_is_stopped_again_and_again_ends_alike(refe
                 stops += 1
     assert stops > 20
     same(expected, store, [key for stage in plan.stages for key in stage.produces])
-    assert not any((store.root / "states").glob("*/*")), "what is finished needs no state"
+    assert not any((store.root.path / "states").glob("*/*")), "what is finished needs no state"
 
 
 def test_a_state_is_saved_every_n_epochs_and_only_the_rest_is_trained(reference, tmp_path):
@@ -95,7 +102,7 @@ def test_a_state_is_saved_every_n_epochs_and_only_the_rest_is_trained(reference,
 
     with pytest.raises(KeyboardInterrupt):
         run_stage(stage, context_for(plan, store, state_every=2, progress=die))
-    assert len(list((store.root / "states").glob("*/*/weights*"))) == 1
+    assert len(list((store.root.path / "states").glob("*/*/weights*"))) == 1
     trained.clear()
     run_stage(stage, context_for(plan, store, state_every=2, progress=trained.append))
     assert trained == [2, 1, 1], "two epochs were there, two are trained"
@@ -115,7 +122,7 @@ def test_a_state_that_cannot_be_trusted_counts_as_none(reference, tmp_path, harm
     context = context_for(plan, store, stopping=stopping)
     with pytest.raises(Preempted, match="after 2 epochs and 2 steps"):
         run_stage(stage, context)
-    (weights,) = (store.root / "states").glob("*/*/weights*")
+    (weights,) = (store.root.path / "states").glob("*/*/weights*")
     if harm == "flip":
         data = bytearray(weights.read_bytes())
         data[-1] ^= 1

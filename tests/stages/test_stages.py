@@ -126,7 +126,7 @@ def test_a_broken_parent_is_set_aside_and_made_again(finished, tmp_path):
     run_plan(plan, store)
     victim, child = one(plan, "dense", network="A"), one(plan, "imp", imp_round=1, landing=False)
     expected = store.read(child.key, "weights").copy()
-    path = next(store.folder(victim.key).glob("weights*"))
+    path = next(store.folder(victim.key).path.glob("weights*"))
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     store.set_aside(child.key)
     notes: list[str] = []
@@ -137,7 +137,7 @@ def test_a_broken_parent_is_set_aside_and_made_again(finished, tmp_path):
     graph = run_plan(plan, store)
     assert set(graph.states.values()) == {"done"}
     np.testing.assert_array_equal(store.read(child.key, "weights"), expected)
-    assert len(list((store.root / "broken").iterdir())) == 2
+    assert len(list((store.root.path / "broken").iterdir())) == 2
 
 
 def test_a_stage_killed_while_publishing_is_computed_again_and_ends_alike(finished, tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_stage_killed_while_publishing_is_computed_again_and_ends_alike(finish
     def die(self, key, *, kind, tensors, metrics):
         if kind == "imp":
             real(self, key, kind=kind, tensors=tensors, metrics=metrics)
-            (self.folder(key) / "MANIFEST.json").unlink()  # the state of the disk just before the last rename
+            (self.folder(key) / "MANIFEST.json").remove()  # the state of the disk just before the last rename
             raise KeyboardInterrupt
         real(self, key, kind=kind, tensors=tensors, metrics=metrics)
 
@@ -193,7 +193,7 @@ def test_changed_data_is_noticed(finished, tmp_path):
     aside = store.set_aside(stage.key)
     with pytest.raises(StageFailed, match="made from data"):
         run_stage(stage, context)
-    aside.rename(store.folder(stage.key))
+    aside.move(store.folder(stage.key))
 
 
 def test_stages_run_from_a_plain_script_and_never_load_ray(tmp_path):

@@ -1,0 +1,290 @@
+"""Where bytes lie: a folder of a disk or of NFS, or a prefix of a bucket (s3://, gs://), behind one small interface.
+
+Both keep one promise: what is written under a name is there whole or not at all, whatever dies meanwhile.
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import tenacity
+
+__all__ = ["BucketLocation", "DiskLocation", "Location", "StorageUnreachable", "locate", "write_atomically"]
+
+T = TypeVar("T")
+
+SCHEMES = ("s3", "gs", "gcs")
+ATTEMPTS = 6  # of one request to a bucket, with waits of 0.5, 1, 2, 4, 8 s between them
+USELESS_TO_REPEAT = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "not found")
+
+
+class StorageUnreachable(OSError):
+    """A bucket that did not answer as it should, however often it was asked; the text names the object."""
+
+
+class Location(ABC):
+    """A file or a folder; it need not exist. A value: names in, bytes out."""
+
+    parallel: int  # requests that are worth making at a time
+
+    @abstractmethod
+    def __truediv__(self, name: str) -> "Location":
+        """Return the location `name` below this one; `name` may hold slashes."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The last part of the path."""
+
+    @property
+    @abstractmethod
+    def parent(self) -> "Location":
+        """The folder that this is in."""
+
+    @abstractmethod
+    def absolute(self) -> "Location":
+        """Return the same location for a process that works in another folder."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """Return a file's bytes; FileNotFoundError when it is not there."""
+
+    @abstractmethod
+    def write(self, data: bytes, *, durable: bool = True) -> None:
+        """Write a file, all of it or nothing, replacing what was there; folders come about by themselves.
+
+        With `durable` it is on the medium when this returns. Raises OSError; nothing half-written is visible.
+        """
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Tell whether there is such a file."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Return the names of a folder's files and folders, sorted; none when it is not there."""
+
+    @abstractmethod
+    def files(self) -> dict[str, int]:
+        """Return every file below a folder: its path from there, and its size in bytes."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove a file, or a folder with everything below it; nothing happens when it is not there."""
+
+    @abstractmethod
+    def move(self, target: "Location") -> None:
+        """Move a folder to `target`, which is of the same kind; the target's folder comes about by itself."""
+
+
+class DiskLocation(Location):
+    """A path of a file system that renames atomically: a local disk, or NFS."""
+
+    parallel = 4
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> "DiskLocation":
+        return DiskLocation(self.path / name)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def parent(self) -> "DiskLocation":
+        return DiskLocation(self.path.parent)
+
+    def absolute(self) -> "DiskLocation":
+        return DiskLocation(self.path.resolve())
+
+    def read(self) -> bytes:
+        return self.path.read_bytes()
+
+    def write(self, data: bytes, *, durable: bool = True) -> None:
+        write_atomically(self.path, data, durable=durable)
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def names(self) -> list[str]:
+        try:
+            return sorted(name for name in os.listdir(self.path) if not name.endswith(".tmp"))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def files(self) -> dict[str, int]:
+        found = {}
+        for folder, _, names in os.walk(self.path):
+            below = os.path.relpath(folder, self.path)
+            for name in names:
+                if not name.endswith(".tmp"):
+                    with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                        size = os.stat(os.path.join(folder, name)).st_size
+                        found[name if below == "." else f"{below}/{name}"] = size
+        return found
+
+    def remove(self) -> None:
+        try:
+            self.path.unlink(missing_ok=True)
+        except (IsADirectoryError, PermissionError):  # macOS says the latter of a folder
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def move(self, target: Location) -> None:
+        assert isinstance(target, DiskLocation)
+        target.path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.path, target.path)
+
+
+class BucketLocation(Location):
+    """A prefix of a bucket, through `pyarrow.fs`. A written object appears whole when its upload ends.
+
+    Requests are repeated; StorageUnreachable comes out when that does not help.
+    """
+
+    parallel = 32
+
+    def __init__(self, system: Any, path: str, prefix: str, query: str) -> None:
+        self.system, self.path = system, path.strip("/")
+        self.prefix, self.query = prefix, query  # "s3://" or "gs://user@", and pyarrow's options
+
+    def __truediv__(self, name: str) -> "BucketLocation":
+        return BucketLocation(self.system, f"{self.path}/{name}", self.prefix, self.query)
+
+    def __str__(self) -> str:
+        return f"{self.prefix}{self.path}{'?' + self.query if self.query else ''}"
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "BucketLocation":
+        return BucketLocation(self.system, self.path.rpartition("/")[0], self.prefix, self.query)
+
+    def absolute(self) -> "BucketLocation":
+        return self
+
+    def read(self) -> bytes:
+        def read() -> bytes:
+            with self.system.open_input_stream(self.path) as stream:
+                data: bytes = stream.read()
+            return data
+
+        return self._ask(read)
+
+    def write(self, data: bytes, *, durable: bool = True) -> None:
+        def write() -> None:
+            with self.system.open_output_stream(self.path) as stream:
+                stream.write(data)
+            size = self.system.get_file_info(self.path).size
+            if size != len(data):
+                raise OSError(f"{size} bytes arrived of {len(data)}")
+
+        self._ask(write)
+
+    def exists(self) -> bool:
+        from pyarrow.fs import FileType
+
+        return bool(self._ask(lambda: self.system.get_file_info(self.path).type) != FileType.NotFound)
+
+    def names(self) -> list[str]:
+        return sorted({path.partition("/")[0] for path in self.files()})
+
+    def files(self) -> dict[str, int]:
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(self.path, recursive=True, allow_not_found=True)  # only S3 lists folders reliably
+        found = self._ask(lambda: self.system.get_file_info(selector))
+        return {info.path[len(self.path) + 1 :]: info.size for info in found if info.is_file}
+
+    def remove(self) -> None:
+        for path in [f"{self.path}/{name}" for name in self.files()] or [self.path]:
+            with contextlib.suppress(FileNotFoundError):
+                self._ask(functools.partial(self.system.delete_file, path))
+
+    def move(self, target: Location) -> None:
+        assert isinstance(target, BucketLocation)
+        for name in self.files():  # a bucket has no folders to rename
+            self._ask(functools.partial(self.system.copy_file, f"{self.path}/{name}", f"{target.path}/{name}"))
+        self.remove()
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        attempts = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            wait=tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_random(0, 0.2),
+            retry=tenacity.retry_if_exception(_may_pass),
+            reraise=True,
+        )
+        try:
+            return attempts(request)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageUnreachable(f"{self.prefix}{self.path}: {str(error).splitlines()[0]}") from error
+
+
+def locate(text: str | Path) -> Location:
+    """Return the location that a setting or an argument names: a path, or `s3://bucket/prefix` or `gs://bucket/prefix`.
+
+    Options such as `?region=eu-west-1` or `?endpoint_override=host:port&scheme=http` are pyarrow's. Raises ValueError, one
+    line, for another scheme, a bucket that is not named, unknown options, and credentials in the text.
+    """
+    if isinstance(text, Path) or "://" not in text:
+        return DiskLocation(text)
+    from pyarrow.fs import FileSystem
+    from pyarrow.lib import ArrowException
+
+    parts = urlsplit(text)
+    if parts.scheme not in SCHEMES:
+        raise ValueError(f"{parts.scheme}:// is unknown (known: a path, s3://bucket/prefix, gs://bucket/prefix)")
+    if parts.password:
+        raise ValueError("credentials belong in the environment or an instance's role, not in the address")
+    if not parts.hostname:
+        raise ValueError(f"{text!r} names no bucket: expected {parts.scheme}://bucket/prefix")
+    try:
+        system, path = FileSystem.from_uri(text)
+    except (ArrowException, ValueError, OSError) as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    user = f"{parts.username}@" if parts.username else ""  # gs://anonymous@bucket
+    return BucketLocation(system, path, f"{parts.scheme}://{user}", parts.query)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether asking again may help."""
+    if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
+        return False
+    return not any(word in str(error) for word in USELESS_TO_REPEAT)
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file so that it is either all there or not there: temporary name, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
