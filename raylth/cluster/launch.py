@@ -55,13 +55,14 @@ def run_on_ray(
     watch: Watch,
     address: str | None = None,
     verbose: bool = False,
+    imports: tuple[str, ...] = (),
 ) -> None:
     """Run what `graph` lacks; on return every stage is done, failed or blocked.
 
     Joins the cluster at `address`, or the one that Ray finds by itself, or starts Ray on this machine. `watch` is called
     about twice a second, and once at the end. A process that is interrupted (SIGINT, SIGTERM) raises KeyboardInterrupt
     here within a second, with everything that had finished in the store. Raises ClusterError for a share of resources
-    that no node has.
+    that no node has. `imports` names modules that workers import first: they may bring stages or networks of their own.
     """
     _start_ray(address, verbose)
     try:
@@ -81,6 +82,7 @@ def run_on_ray(
             evaluate_every=plan.config.log.evaluate_every,
             state_every=plan.config.resources.state_every,
             state_seconds=plan.config.resources.state_seconds,
+            imports=imports,
         )
         searcher = GraphSearcher(graph, store, plan.config.resources)
         _run_tune(searcher, shared, watch, verbose)

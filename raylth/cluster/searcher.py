@@ -10,11 +10,12 @@ from ray.tune.search import Searcher
 
 from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, UNREACHABLE, bigger_share, delay
 from raylth.config import ResourcesConfig, Share
-from raylth.stages import Graph, Stage
+from raylth.stages import Graph, Stage, divergence
 from raylth.store import Store
 
 __all__ = ["GraphSearcher"]
 
+BATCH_SECONDS = 2.0  # of stages that go in one trial
 MOST_UNREACHABLE = 10  # times that a stage meets a store that does not answer; with the waits about 6 minutes
 MOST_CANCELLED_STARTS = 20  # of one stage, before they count as crashes
 WHAT = {
@@ -28,7 +29,10 @@ ELSEWHERE_DELAY = 2.0  # seconds until a stage that another sweep computes is as
 
 
 class GraphSearcher(Searcher):
-    """Walks a graph of stages for Tune. A trial receives a key and its share of a machine, nothing else.
+    """Walks a graph of stages for Tune. A trial receives keys and its share of a machine, nothing else.
+
+    One key, as a rule. Stages that take less than a moment and that nothing waits for come in batches, since a trial costs
+    Tune some hundredths of a second.
 
     `suggest` returns None while everything that is left waits for a running stage or for its time, so no trial ever
     holds resources while it waits, and `FINISHED` when the whole graph is. What a worker's end means depends on its cause:
@@ -43,7 +47,8 @@ class GraphSearcher(Searcher):
     def __init__(self, graph: Graph, store: Store, resources: ResourcesConfig) -> None:
         super().__init__()
         self.graph, self.store, self.resources = graph, store, resources
-        self.running: dict[str, Stage] = {}  # trial -> stage
+        self.running: dict[str, list[Stage]] = {}  # trial -> its stages, in the order in which it runs them
+        self.seconds: dict[str, float] = {}  # kind -> what a stage of it takes, a running mean
         self.causes: dict[str, tuple[str, str]] = {}  # trial -> why its worker ended, and the error; Autopsy writes it
         self.times: dict[tuple[str, str], int] = {}  # (stage key, cause) -> how often
         self.shares: dict[str, Share] = {}  # stage key -> its share, where it had to grow
@@ -60,16 +65,38 @@ class GraphSearcher(Searcher):
         stage = self.graph.next_ready()
         if stage is None:
             return Searcher.FINISHED if self.graph.finished else None
-        self.running[trial_id] = stage
+        stages = self.running[trial_id] = [stage, *self._more_like(stage)]
         share = self._share(stage)
-        return {"stage": stage.key, "cpus": share.cpus, "gpus": share.gpus}
+        return {"stages": [stage.key for stage in stages], "cpus": share.cpus, "gpus": share.gpus}
+
+    def _more_like(self, stage: Stage) -> list[Stage]:
+        """Take what goes with a stage in one trial: nothing when it takes long, or met with trouble before."""
+        seconds = self.seconds.get(stage.kind)
+        if seconds is None or not self._is_fresh(stage):
+            return []
+        fair = self.graph.num_ready / (2 * len(self.running) + 2)  # leave enough for the others, to the end
+        most = int(min(BATCH_SECONDS / max(seconds, 1e-3), fair)) - 1
+        return self.graph.take_leaves(stage, most, self._is_fresh)
+
+    def _is_fresh(self, stage: Stage) -> bool:
+        """Whether a stage never met with trouble."""
+        return not any((stage.key, cause) in self.times for cause in WHAT)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Take a stage's end into the graph: done, diverged, failed, or to be run again."""
-        stage = self.running.pop(trial_id)
-        if error or result is None:
-            self._worker_ended(stage, *self.causes.pop(trial_id, (CRASHED, "no reason known")))
-        elif result["outcome"] == "done":
+        """Take the ends of a trial's stages into the graph."""
+        stages = self.running.pop(trial_id)
+        if not error and result is not None:
+            for stage, ended in zip(stages, result["outcomes"], strict=True):
+                self._ended(stage, ended)
+            return
+        cause, detail = self.causes.pop(trial_id, (CRASHED, "no reason known"))
+        self._worker_ended(stages, cause, detail)
+
+    def _ended(self, stage: Stage, result: dict[str, Any]) -> None:
+        """Take one stage's end into the graph: done, diverged, failed, or to be run again."""
+        if result["outcome"] == "done":
+            before = self.seconds.get(stage.kind, result["seconds"])
+            self.seconds[stage.kind] = 0.8 * before + 0.2 * result["seconds"]
             self.graph.num_computed += result["computed"]
             self.graph.finish(stage.key)
         elif result["outcome"] == "elsewhere":  # another sweep on this store is at it
@@ -83,22 +110,48 @@ class GraphSearcher(Searcher):
             self.graph.retry(stage.key)
             self.graph.lose(result["broken"])
         elif result["outcome"] == "out of memory":
-            self._worker_ended(stage, OUT_OF_MEMORY, result["error"])
+            self._worker_ended([stage], OUT_OF_MEMORY, result["error"])
         elif result["outcome"] == "unreachable":
-            self._worker_ended(stage, UNREACHABLE, result["error"])
+            self._worker_ended([stage], UNREACHABLE, result["error"])
         else:
             self._fail(stage, result["error"])
 
-    def _worker_ended(self, stage: Stage, cause: str, detail: str) -> None:
+    def _worker_ended(self, stages: list[Stage], cause: str, detail: str) -> None:
+        """Take in that a worker ended at the first of its stages that is not in the store; the others are not to blame."""
+        at = stages[-1]
+        with contextlib.suppress(OSError):  # a store that does not answer is looked at again by the next trial
+            at = next((stage for stage in stages if not self._is_published(stage)), at)
+            for stage in stages[: stages.index(at)]:
+                self._take_published(stage)
+        for stage in stages[stages.index(at) + 1 :]:
+            self.graph.retry(stage.key)
+        self._met(at, cause, detail)
+
+    def _is_published(self, stage: Stage) -> bool:
+        """Whether all of a stage is in the store, or how its training diverged."""
+        if not self.store.has(stage.key):
+            return False
+        return divergence(self.store.metrics(stage.key)) is not None or all(self.store.has(key) for key in stage.produces)
+
+    def _take_published(self, stage: Stage) -> None:
+        """Take the end of a stage whose worker ended just after publishing."""
+        self.store.drop_state(stage.key)
+        reason = divergence(self.store.metrics(stage.key))
+        if reason is None:
+            self.graph.finish(stage.key)
+        else:
+            self.graph.diverge(stage.key, reason)
+
+    def _met(self, stage: Stage, cause: str, detail: str) -> None:
+        """Start a stage again whose worker ended, or give it up; what counts depends on the cause."""
         times = self.times[stage.key, cause] = self.times.get((stage.key, cause), 0) + 1
         if cause == NOT_STARTED and times <= MOST_CANCELLED_STARTS:  # nothing was lost, and nobody need know
             self._hold(stage, delay(times))
             return
         self.graph.incidents[cause] += 1
-        with contextlib.suppress(OSError):  # a store that does not answer: looked at again later
-            if all(self.store.has(key) for key in stage.produces):
-                self.store.drop_state(stage.key)  # it ended after publishing
-                self.graph.finish(stage.key)
+        with contextlib.suppress(OSError):
+            if self._is_published(stage):
+                self._take_published(stage)
                 return
         why_not = self._grow(stage, times) if cause == OUT_OF_MEMORY else self._given_up(cause, times, detail)
         if why_not is not None:

@@ -5,8 +5,10 @@ may give its trial to another actor that has just become free, and ends the one 
 a start of several seconds no second worker would ever come up.
 """
 
+import importlib
 import os
 import signal
+import time
 import traceback
 from dataclasses import dataclass
 from types import FrameType
@@ -39,10 +41,11 @@ class Shared:
     evaluate_every: int
     state_every: int
     state_seconds: float
+    imports: tuple[str, ...] = ()  # modules that a worker imports before its first stage
 
 
 class StageTrial(tune.Trainable):
-    """Runs the stage that `config["stage"]` names. The process stays for the next trial (`reuse_actors`)."""
+    """Runs the stages that `config["stages"]` names. The process stays for the next trial (`reuse_actors`)."""
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -65,14 +68,26 @@ class StageTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the stage to its end. A stage's error is a result, not the end of the worker."""
+        """Run the stages, one after another. A stage's error is a result, not the end of the worker."""
+        for module in self.shared.imports:
+            importlib.import_module(module)
+        self.is_busy = True
+        try:
+            return {"done": True, "outcomes": [self._run(key) for key in self.config["stages"]]}
+        finally:
+            self.is_busy = False
+
+    def _run(self, key: str) -> dict[str, Any]:
+        """Run a stage to its end; returns what the searcher is to know of it."""
         import torch
 
         from raylth.stages import Preempted, Stage, run_stage
 
-        stage = Stage(**self.shared.stages[self.config["stage"]])
-        result: dict[str, Any] = {"done": True, "outcome": "done", "error": None, "broken": None, "computed": False}
-        self.is_busy = True
+        stage = Stage(**self.shared.stages[key])
+        result: dict[str, Any] = {"outcome": "done", "error": None, "broken": None, "computed": False}
+        start = time.perf_counter()
+        if self.is_asked_to_stop:
+            raise Preempted("asked to stop between two stages")
         try:
             torch.set_num_threads(self.config["cpus"])
             with Lease(self.store, stage.key) as lease:
@@ -81,8 +96,8 @@ class StageTrial(tune.Trainable):
                 result["computed"] = not self.store.has(stage.key)
                 reason = run_stage(stage, self._context("cuda" if self.config["gpus"] else "cpu"))
             if reason is None:
-                for key in stage.produces:
-                    self.reader.hand_over(stage.kind, key)
+                for made in stage.produces:
+                    self.reader.hand_over(stage.kind, made)
             else:
                 result |= {"outcome": "diverged", "error": reason}
         except Preempted:
@@ -97,11 +112,10 @@ class StageTrial(tune.Trainable):
             result |= {"outcome": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
             (locate(self.shared.errors) / f"{stage.key}.txt").write(traceback.format_exc().encode())
         finally:
-            self.is_busy = False
             self.chalk.flush()
         if result["outcome"] == "out of memory" and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return result
+        return result | {"seconds": time.perf_counter() - start}
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         """SIGTERM: a training saves its state at its next step; a process without work ends at once."""

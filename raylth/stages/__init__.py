@@ -10,7 +10,7 @@ from raylth.stages.mask import export_mask
 from raylth.stages.plan import Plan, make_plan
 from raylth.stages.resume import Preempted
 from raylth.stages.rows import result_rows
-from raylth.stages.run import STAGES, StageFailed, run_plan, run_stage, scan
+from raylth.stages.run import STAGES, StageFailed, divergence, run_plan, run_stage, scan
 from raylth.stages.stage import Artefact, Stage
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Preempted",
     "Stage",
     "StageFailed",
+    "divergence",
     "export_mask",
     "load_data",
     "make_context",

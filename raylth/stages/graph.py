@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from raylth.stages.stage import Stage
 
@@ -59,6 +59,27 @@ class Graph:
                 self.states[key] = "running"
                 return self.stages[key]
         return None
+
+    @property
+    def num_ready(self) -> int:
+        """How many stages may run now."""
+        return len(self._ready)
+
+    def take_leaves(self, like: Stage, most: int, accept: Callable[[Stage], bool]) -> list[Stage]:
+        """Take up to `most` further stages while the next one is of that kind and accepted, if nothing waits for any."""
+        taken: list[Stage] = []
+        if self._children[like.key]:
+            return taken
+        while self._ready and len(taken) < most:
+            key = self._keys[self._ready[0]]
+            stage = self.stages[key]
+            if stage.kind != like.kind or self._children[key] or not accept(stage):
+                break
+            heapq.heappop(self._ready)
+            if self._is_ready(key):
+                self.states[key] = "running"
+                taken.append(stage)
+        return taken
 
     def finish(self, key: str) -> None:
         """Mark a running stage done; its children may become ready."""

@@ -21,7 +21,7 @@ from raylth.stages.stage import Artefact, Stage
 from raylth.stages.uploads import Uploads
 from raylth.store import BrokenArtefact, DiskLocation, Store
 
-__all__ = ["STAGES", "StageFailed", "run_plan", "run_stage", "scan"]
+__all__ = ["STAGES", "StageFailed", "divergence", "run_plan", "run_stage", "scan"]
 
 STAGES: dict[str, Callable[[Stage, Context], dict[str, Artefact]]] = {
     "dense": dense,

@@ -66,15 +66,20 @@ def searcher_of(tmp_path, retries=1):
     return GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(retries=retries, dense={"gpus": "1/2"}))
 
 
-OK = {"outcome": "done", "error": None, "broken": None, "computed": True}
+def ends(*outcomes):
+    """What a trial reports of its stages."""
+    return {"outcomes": [{"error": None, "broken": None, "computed": True, "seconds": 0.01, **end} for end in outcomes]}
+
+
+OK = ends({"outcome": "done"})
 
 
 def test_the_searcher_waits_for_parents_and_ends_with_the_graph(tmp_path):
     searcher = searcher_of(tmp_path)
-    assert searcher.suggest("t1") == {"stage": "a", "cpus": 1, "gpus": 0.5}
+    assert searcher.suggest("t1") == {"stages": ["a"], "cpus": 1, "gpus": 0.5}
     assert searcher.suggest("t2") is None, "b waits for a, so no trial may be made"
     searcher.on_trial_complete(trial_id="t1", result=OK)
-    assert searcher.suggest("t2") == {"stage": "b", "cpus": 1, "gpus": 0.0}
+    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 0.0}
     assert searcher.suggest("t3") is None
     searcher.on_trial_complete(trial_id="t2", result=OK)
     assert searcher.suggest("t3") == Searcher.FINISHED
@@ -83,7 +88,7 @@ def test_the_searcher_waits_for_parents_and_ends_with_the_graph(tmp_path):
 def test_a_worker_that_dies_is_retried_and_then_given_up(tmp_path):
     searcher = searcher_of(tmp_path, retries=1)
     for trial in ("t1", "t2"):
-        assert searcher.suggest(trial)["stage"] == "a"
+        assert searcher.suggest(trial)["stages"] == ["a"]
         searcher.on_trial_complete(trial_id=trial, error=True)
     assert searcher.suggest("t3") == Searcher.FINISHED
     assert searcher.graph.errors == {"a": "its worker process died 2 times: no reason known"}
@@ -97,13 +102,13 @@ def test_preemption_is_never_given_up_and_waits_longer_each_time(tmp_path, monke
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for number, wait in enumerate([1, 2, 4, 8, 16, 32, 60, 60]):
         trial = f"t{number}"
-        assert searcher.suggest(trial)["stage"] == "a"
+        assert searcher.suggest(trial)["stages"] == ["a"]
         searcher.causes[trial] = "preempted", "notice"
         searcher.on_trial_complete(trial_id=trial, error=True)
         now[0] += wait - 0.01
         assert searcher.suggest("early") is None
         now[0] += 0.02
-    assert searcher.suggest("last")["stage"] == "a"
+    assert searcher.suggest("last")["stages"] == ["a"]
     searcher.on_trial_complete(trial_id="last", result=OK)
     assert searcher.graph.incidents == {"preempted": 8}
     assert searcher.graph.states["a"] == "done"
@@ -113,14 +118,14 @@ def test_an_actor_that_tune_ends_while_it_starts_costs_the_stage_nothing(tmp_pat
     searcher, now = searcher_of(tmp_path, retries=0), [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for number in range(20):
-        assert searcher.suggest(f"t{number}")["stage"] == "a"
+        assert searcher.suggest(f"t{number}")["stages"] == ["a"]
         searcher.causes[f"t{number}"] = "not started", "ActorDiedError"
         searcher.on_trial_complete(trial_id=f"t{number}", error=True)
         assert searcher.suggest("at once") is None
         now[0] += 61
     assert not searcher.notes
     assert not searcher.graph.incidents
-    assert searcher.suggest("last")["stage"] == "a"
+    assert searcher.suggest("last")["stages"] == ["a"]
 
 
 def test_out_of_memory_gets_a_larger_share_until_there_is_none(tmp_path, monkeypatch):
@@ -129,7 +134,7 @@ def test_out_of_memory_gets_a_larger_share_until_there_is_none(tmp_path, monkeyp
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for trial, share in (("t1", 1 / 3), ("t2", 1 / 2), ("t3", 1.0)):
         assert searcher.suggest(trial)["gpus"] == share
-        searcher.on_trial_complete(trial_id=trial, result={"outcome": "out of memory", "error": "CUDA", "broken": None})
+        searcher.on_trial_complete(trial_id=trial, result=ends({"outcome": "out of memory", "error": "CUDA"}))
         now[0] += 100
     assert searcher.suggest("t4") == Searcher.FINISHED
     assert searcher.graph.errors == {"a": "out of memory 3 times, at last with 1 CPU, 1 GPU"}
@@ -152,10 +157,51 @@ def test_the_cause_of_a_workers_end(error, cause):
     assert cause_of(error) == cause
 
 
+def leaves(tmp_path, number=100):
+    """A searcher over one dense stage and many arms that depend on it, the dense one done in 10 ms."""
+    stages = [Stage("dense", "a", {}, {}, {})]
+    stages += [Stage("sparse", f"s{n:03}", {}, {"weights": "a"}, {}) for n in range(number)]
+    searcher = GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(retries=1))
+    searcher.suggest("dense")
+    searcher.on_trial_complete(trial_id="dense", result=OK)
+    return searcher
+
+
+def test_short_stages_that_nothing_waits_for_come_in_batches(tmp_path):
+    searcher = leaves(tmp_path)
+    assert searcher.suggest("t0")["stages"] == ["s000"], "nobody knows yet how long an arm takes"
+    searcher.on_trial_complete(trial_id="t0", result=OK)
+    batch = searcher.suggest("t1")["stages"]
+    assert len(batch) == 49, "half of what is left for one worker"
+    assert len(searcher.suggest("t2")["stages"]) == 12, "a quarter of the rest for the second"
+    searcher.seconds["sparse"] = 0.5
+    assert len(searcher.suggest("t3")["stages"]) <= 4, "two seconds' worth"
+    searcher.seconds["sparse"] = 60.0
+    assert len(searcher.suggest("t4")["stages"]) == 1
+    searcher.on_trial_complete(trial_id="t1", result=ends(*[{"outcome": "done"}] * 48, {"outcome": "failed", "error": "x"}))
+    assert searcher.graph.states[batch[47]] == "done"
+    assert searcher.graph.errors == {batch[48]: "x"}
+
+
+def test_of_a_batch_whose_worker_died_only_the_stage_that_ran_is_to_blame(tmp_path):
+    searcher = leaves(tmp_path)
+    searcher.seconds["sparse"] = 0.1
+    batch = searcher.suggest("t1")["stages"]
+    assert len(batch) == 20
+    for key in batch[:2]:
+        searcher.store.publish(key, kind="sparse", tensors={}, metrics={})
+    searcher.store.publish(batch[2], kind="sparse", tensors={}, metrics={"diverged": "in epoch 3"})
+    searcher.on_trial_complete(trial_id="t1", error=True)
+    assert [searcher.graph.states[key] for key in batch[:4]] == ["done", "done", "diverged", "waiting"]
+    assert searcher.times == {(batch[3], "crashed"): 1}
+    assert searcher.suggest("t2")["stages"] == [batch[3]], "alone, so that the next crash is surely its own"
+    assert searcher.suggest("t3")["stages"][0] == batch[4]
+
+
 def test_a_stage_error_is_not_retried(tmp_path):
     searcher = searcher_of(tmp_path)
     searcher.suggest("t1")
-    searcher.on_trial_complete(trial_id="t1", result={"outcome": "failed", "error": "ValueError: no", "broken": None})
+    searcher.on_trial_complete(trial_id="t1", result=ends({"outcome": "failed", "error": "ValueError: no"}))
     assert searcher.suggest("t2") == Searcher.FINISHED
     assert searcher.graph.errors == {"a": "ValueError: no"}
 
@@ -163,6 +209,6 @@ def test_a_stage_error_is_not_retried(tmp_path):
 def test_what_diverged_blocks_its_children_and_is_no_error(tmp_path):
     searcher = searcher_of(tmp_path)
     searcher.suggest("t1")
-    searcher.on_trial_complete(trial_id="t1", result={"outcome": "diverged", "error": "in epoch 3", "broken": None})
+    searcher.on_trial_complete(trial_id="t1", result=ends({"outcome": "diverged", "error": "in epoch 3"}))
     assert searcher.suggest("t2") == Searcher.FINISHED
     assert searcher.graph.states == {"a": "diverged", "b": "blocked"}
