@@ -1,5 +1,10 @@
 """The command line of a sweep: `python -m raylth.sweep FILE [key.path=value ...]`. Running it again is the resume."""
 
+from raylth import terminal
+
+if __name__ == "__main__":  # now: what follows takes seconds to import
+    terminal.end_at_ctrl_c()
+
 import argparse
 import json
 import shlex
@@ -25,7 +30,7 @@ from raylth.view import SweepView
 
 __all__ = ["main", "run_sweep"]
 
-EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, terminal.EXIT_INTERRUPTED
 
 EPILOG = """\
 examples:
@@ -58,21 +63,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
-    address = choose_cluster(options.address)
-    from raylth.cluster.launch import ClusterError  # only now: --schema stays quick
-
     try:
+        address = choose_cluster(options.address)
+        from raylth.cluster.launch import ClusterError  # only now: --schema stays quick
+
+        terminal.raise_at_ctrl_c()
         config = read_sweep(options.file, options.overrides)
         if options.dry_run:
             return print_plan(config)
         command = [options.file, *options.overrides]
         return run_sweep(config, command, address=address, verbose=options.verbose)
+    except KeyboardInterrupt:
+        print(terminal.STOPPED_EARLY, file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (BadSweep, DataError, NewerStore, ClusterError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped before anything was started", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def print_plan(config: SweepConfig) -> int:
