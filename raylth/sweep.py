@@ -7,25 +7,28 @@ if __name__ == "__main__":  # now: what follows takes seconds to import
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raylth.cluster.address import choose_cluster
+from raylth.cluster.address import LOCAL, choose_cluster
 from raylth.config import SweepConfig
-from raylth.core.data import ArrayDataset, DataError
+from raylth.core.data import ArrayDataset, DataError, check_dataset
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
 from raylth.stages import Graph, Plan, load_data, make_plan, scan
 from raylth.store import NewerStore, Store
-from raylth.sweepfile import BadSweep, read_sweep
+from raylth.sweepfile import BadSweep, read_sweep_and_places
 from raylth.view import SweepView
 
 __all__ = ["main", "run_sweep"]
@@ -68,15 +71,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from raylth.cluster.launch import ClusterError  # only now: --schema stays quick
 
         terminal.raise_at_ctrl_c()
-        config = read_sweep(options.file, options.overrides)
-        if options.dry_run:
-            return print_plan(config)
-        command = [options.file, *options.overrides]
-        return run_sweep(config, command, address=address, verbose=options.verbose)
+        config, places = read_sweep_and_places(options.file, options.overrides)
+        try:
+            if options.dry_run:
+                return print_plan(config)
+            command = [options.file, *options.overrides]
+            return run_sweep(config, command, address=address, verbose=options.verbose)
+        except (BadSweep, DataError, ClusterError) as error:
+            raise BadSweep(places.locate(error)) from error
     except KeyboardInterrupt:
         print(terminal.STOPPED_EARLY, file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (BadSweep, DataError, NewerStore, ClusterError) as error:
+    except (BadSweep, NewerStore) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
 
@@ -85,6 +91,8 @@ def print_plan(config: SweepConfig) -> int:
     """Print what a sweep would do, by kind of stage, and what the store already holds."""
     plan = _plan(config)
     graph = scan(plan, Store(config.storage), note=print)
+    if not graph.finished:
+        check_dataset(config.data.name, root=config.data.root, layout=config.data.layout, download=config.data.download)
     table = Table(title=f"plan of {config.name}", title_justify="left")
     for heading in ("stage", "planned", "in the store", "to run", "trainings", "epochs to train"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
@@ -116,18 +124,13 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
     console = Console()
     plan, store = _plan(config), Store(config.storage)
     run = Run.open(config, store)
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror}") from error
+    _check_storage(config.storage)
     graph = scan(plan, store, note=lambda line: console.print(Text(line, style="yellow")))
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
     if not graph.finished:
-        todo = sum(state == "waiting" for state in graph.states.values())
-        held = f"; {len(graph.cached)} are in the store already" if graph.cached else ""
-        console.print(f"{config.name}: {todo} of {len(plan.stages)} stages to run{held}", highlight=False)
+        dataset = load_data(config.data)
         try:
-            _run(plan, graph, store, run, load_data(config.data), console, recorder, status, address, verbose)
+            _run(plan, graph, store, run, dataset, console, recorder, status, address, verbose)
         except KeyboardInterrupt:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while the last things are saved
@@ -160,7 +163,12 @@ def _run(
 ) -> None:
     from raylth.cluster.launch import run_on_ray
 
-    with SweepView(console) as view:
+    name = plan.config.name
+    where = "starting Ray on this machine" if address in (None, LOCAL) else f"joining Ray at {address}"
+    console.print(f"{name}: {where}", highlight=False, soft_wrap=True)
+    todo = sum(state == "waiting" for state in graph.states.values())
+    held = f"; {len(graph.cached)} are in the store already" if graph.cached else ""
+    with SweepView(console, f"{name}: {todo} of {len(plan.stages)} stages to run{held}") as view:
 
         def watch(graph: Graph, epochs: int, notes: list[str]) -> None:
             view.update(graph, epochs, notes)
@@ -174,7 +182,18 @@ def _plan(config: SweepConfig) -> Plan:
     try:
         return make_plan(config)
     except ValueError as error:
-        raise BadSweep(f"{config.name}: {error}") from error
+        raise BadSweep(str(error)) from error
+
+
+def _check_storage(storage: str) -> None:
+    """Raise BadSweep unless the store's folder can be written, or made where it is to lie; leaves nothing behind."""
+    folder = Path(storage).absolute()
+    while not os.path.exists(folder):
+        folder = folder.parent
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BadSweep(f"storage: {storage} cannot be written: {error.strerror}") from error
 
 
 def _report(graph: Graph, run: Run, console: Console) -> int:

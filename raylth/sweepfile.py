@@ -1,8 +1,9 @@
 """Reads a sweep file into a SweepConfig; whatever is wrong becomes one line: file, line, key path, what would be legal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from raylth.config import SweepConfig
 from raylth.registry import nearest
 
-__all__ = ["BadSweep", "read_sweep"]
+__all__ = ["BadSweep", "Places", "read_sweep", "read_sweep_and_places"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -19,11 +20,34 @@ class BadSweep(ValueError):
     """A sweep that cannot be run as written; its text holds one line per mistake."""
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the settings of a sweep were made, for mistakes that come to light after its file was read."""
+
+    file: str
+    sources: Mapping[KeyPath, str] = field(default_factory=dict)  # key path -> "file:line" or "command line"
+
+    def find(self, path: KeyPath) -> str:
+        """Return where a setting was made, or the nearest one above it; the file when it says neither."""
+        return next((self.sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.sources), self.file)
+
+    def locate(self, error: object) -> str:
+        """Return an error's text; where it starts with a setting ("key.path: ..."), that setting's place comes first."""
+        key, separator, _ = str(error).partition(": ")
+        path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+        return f"{self.find(path)}: {error}" if separator and _is_setting(path) else str(error)
+
+
 def read_sweep(file: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read a YAML sweep file, apply `key.path=value` overrides (values are YAML), and validate the whole.
 
     Raises BadSweep: one line per mistake, with the file and line or the override it came from.
     """
+    return read_sweep_and_places(file, overrides)[0]
+
+
+def read_sweep_and_places(file: str | Path, overrides: Sequence[str] = ()) -> tuple[SweepConfig, Places]:
+    """Read a sweep file as `read_sweep` does, and keep where each setting was made."""
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -43,10 +67,11 @@ def read_sweep(file: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     sources: dict[KeyPath, str] = {path: f"{file}:{line}" for path, line in lines.items()}
     for override in overrides:
         _override(raw, override, sources)
+    places = Places(str(file), sources)
     try:
-        return SweepConfig.model_validate(raw)
+        return SweepConfig.model_validate(raw), places
     except ValidationError as error:
-        raise BadSweep("\n".join(_describe(detail, sources, str(file)) for detail in error.errors())) from None
+        raise BadSweep("\n".join(_describe(detail, places) for detail in error.errors())) from None
 
 
 def _override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> None:
@@ -71,7 +96,7 @@ def _override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -
     sources[path] = "command line"
 
 
-def _describe(error: Any, sources: dict[KeyPath, str], file: str) -> str:
+def _describe(error: Any, places: Places) -> str:
     """Turn one of pydantic's errors into "file:line: key.path: what is wrong and what would be right"."""
     path = tuple(part for part in error["loc"])
     kind, context, found = error["type"], error.get("ctx", {}), error.get("input")
@@ -93,8 +118,12 @@ def _describe(error: Any, sources: dict[KeyPath, str], file: str) -> str:
     field, separator, rest = message.partition(": ")
     if kind == "value_error" and separator and field.replace(".", "_").isidentifier():  # a check over several keys
         path, message = (*path, *field.split(".")), rest
-    source = next((sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in sources), file)
-    return f"{source}: {'.'.join(map(str, path))}: {message}"
+    return f"{places.find(path)}: {'.'.join(map(str, path))}: {message}"
+
+
+def _is_setting(path: KeyPath) -> bool:
+    """Tell whether a key path starts with the name of a setting, or of the section and the setting in it."""
+    return path[0] in SweepConfig.model_fields and (len(path) == 1 or path[1] in _model_at(path[:1]).model_fields)
 
 
 def _model_at(path: KeyPath) -> type[BaseModel]:
@@ -102,9 +131,11 @@ def _model_at(path: KeyPath) -> type[BaseModel]:
     model: type[BaseModel] = SweepConfig
     for part in path:
         annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        below = [type_ for type_ in (annotation, *get_args(annotation)) if isinstance(type_, type)]  # X, or X | None
+        found = next((type_ for type_ in below if issubclass(type_, BaseModel)), None)
+        if found is None:
             break
-        model = annotation
+        model = found
     return model
 
 

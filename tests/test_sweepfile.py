@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raylth import sweep
-from raylth.sweepfile import BadSweep, read_sweep
+from raylth.sweepfile import BadSweep, read_sweep, read_sweep_and_places
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "sweeps" / "quickstart.yaml"
@@ -43,6 +43,7 @@ BAD_OVERRIDES = [
     ("dense.lr=.nan", "dense.lr: should be a finite number"),
     ("dense.lr", "'dense.lr' is not of the form key.path=value"),
     ("dense.lr=[", "the value is not YAML"),
+    ("connect.pionts=3", "connect.pionts: unknown key, did you mean 'points'? (known: points, corrections, samples)"),
 ]
 
 
@@ -90,11 +91,76 @@ def test_a_missing_file(tmp_path, capsys):
     assert "none.yaml: cannot be read: No such file or directory" in capsys.readouterr().err
 
 
+LATE = """\
+name: late
+storage: store
+data: {name: digits}
+model: {name: mlp}
+dense: {epochs: 5}
+sparse:
+  arms: [permuted]
+  sparsities: [0.5]
+"""
+CIFAR = [("{name: digits}", "{name: cifar10, root: nowhere}"), ("mlp", "resnet20")]
+LATE_MISTAKES = [
+    (
+        [("[0.5]", "[0.5]\n  mask_from: junk.safetensors")],
+        9,
+        "sparse.mask_from: {folder}/junk.safetensors: not a safetensors",
+    ),
+    ([("[0.5]", "[0.5]\n  mask_from: none.pt")], 9, "sparse.mask_from: {folder}/none.pt: cannot be read: No such file"),
+    (
+        [("[0.5]", "[0.5, 0.999999]")],
+        8,
+        "sparse.sparsities: 0.999999 cannot be reached: a round of 0.2 prunes none of 2 weights",
+    ),
+    ([("dense", "match: {stream_site: {fc9: -2}}\ndense")], 5, "match.stream_site: there is no group 'fc9'"),
+    (CIFAR, 3, "data.root: nowhere/cifar-10-batches-py: expected cifar10's files in torchvision's layout (data_batch_1 is"),
+    (
+        [*CIFAR, ("root: nowhere", "root: nowhere, layout: parquet")],
+        3,
+        "data.root: nowhere: expected cifar10's Parquet files",
+    ),
+    ([("store", "junk.safetensors/store")], 2, "storage: junk.safetensors/store cannot be written: Not a directory"),
+]
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize(("changes", "line", "message"), LATE_MISTAKES, ids=[message for *_, message in LATE_MISTAKES])
+def test_what_is_wrong_around_the_file_is_told_with_its_line(changes, line, message, options, tmp_path, capsys, monkeypatch):
+    if message.startswith("storage"):
+        options = []  # a plan writes nothing
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "junk.safetensors").write_text("hello")
+    text = LATE
+    for old, new in changes:
+        text = text.replace(old, new)
+    Path("late.yaml").write_text(text)
+    assert sweep.main(["late.yaml", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"late.yaml:{line}: {message.format(folder=tmp_path)}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"late.yaml", "junk.safetensors"}
+
+
+def test_places_know_the_file_the_command_line_and_what_is_no_setting():
+    config, places = read_sweep_and_places(QUICKSTART, ["connect.points=5", "sparse={arms: [lth]}"])
+    assert config == read_sweep(QUICKSTART, ["connect.points=5", "sparse={arms: [lth]}"])
+    line = QUICKSTART.read_text().splitlines().index("seeds: {base: 0, replicates: 3}") + 1
+    assert places.locate("seeds.base: no") == f"{QUICKSTART}:{line}: seeds.base: no"
+    assert places.locate("connect.points: no") == "command line: connect.points: no"
+    assert places.locate("sparse.sparsities.0: no") == "command line: sparse.sparsities.0: no"
+    assert places.locate("log.evaluate_every: no") == f"{QUICKSTART}: log.evaluate_every: no"
+    for other in ("/data/x: no", "sparse.sparsitys: no", "cannot reach Ray: no", "name"):
+        assert places.locate(other) == other
+
+
 def test_missing_data_is_named_before_anything_starts(tmp_path, capsys):
     arguments = ["model.name=resnet20", "data.name=cifar10", f"data.root={tmp_path}", f"storage={tmp_path}/store"]
     assert sweep.main([str(QUICKSTART), *arguments]) == 2
     error = capsys.readouterr().err
-    assert str(tmp_path / "cifar-10-batches-py") in error
+    assert error.startswith(f"command line: data.root: {tmp_path / 'cifar-10-batches-py'}: expected")
     assert "data.download=true" in error
     assert error.count("\n") == 1
 

@@ -142,11 +142,17 @@ def test_ctrl_c_saves_what_is_finished_and_the_same_command_goes_on(first_run, s
     pd.testing.assert_frame_equal(load_results(tmp_path).drop(columns=NOT_REPRODUCIBLE), reference, check_exact=True)
 
 
-def test_a_share_that_no_node_has_is_refused(sweep_file, tmp_path):
-    done = sweep(sweep_file, f"storage={tmp_path}", "resources.sparse.cpus=4096")
+def test_a_share_that_no_node_has_is_refused_before_anything_is_made(sweep_file, tmp_path):
+    settings = yaml.safe_load(sweep_file.read_text()) | {"storage": str(tmp_path / "store")}
+    settings["resources"] = {"sparse": {"cpus": 4096}}
+    (tmp_path / "big.yaml").write_text(yaml.safe_dump(settings))
+    done = sweep(tmp_path / "big.yaml")
     assert done.returncode == 2
-    assert re.fullmatch(r"resources\.sparse\.cpus: 4096 asked for, but the largest node has \d+ CPUs\n", done.stderr)
-    assert not list(tmp_path.glob("artefacts/**/*.json"))
+    line = (tmp_path / "big.yaml").read_text().splitlines().index("    cpus: 4096") + 1
+    place = re.escape(f"{tmp_path}/big.yaml:{line}")
+    assert re.fullmatch(rf"{place}: resources\.sparse\.cpus: 4096 asked for, but .* node has \d+ CPUs\n", done.stderr)
+    assert "to run" not in done.stdout
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.fixture
