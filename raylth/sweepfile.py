@@ -14,6 +14,21 @@ from raylth.registry import nearest
 __all__ = ["BadSweep", "Places", "read_sweep", "read_sweep_and_places"]
 
 KeyPath = tuple[str | int, ...]
+COMMAND_LINE = "command line"
+EXPECTED = {  # pydantic's kind of error -> what should be there; what is missing here reads well in its own words
+    "int_type": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+    "string_type": "should be text (in quotes, if need be)",
+    "string_too_short": "should not be empty",
+    "string_pattern_mismatch": "should be of small letters, digits, - and _, the first a letter or a digit",
+    "list_type": "should be a list such as [a, b]",
+    "too_short": "must have at least one entry",
+}
 
 
 class BadSweep(ValueError):
@@ -55,15 +70,17 @@ def read_sweep_and_places(file: str | Path, overrides: Sequence[str] = ()) -> tu
         raise BadSweep(f"{file}: cannot be read: {reason}") from error
     try:
         raw = yaml.safe_load(text)
-        lines = _lines(yaml.compose(text, Loader=yaml.SafeLoader))
+        lines, twice = _lines(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else str(file)
         raise BadSweep(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(raw, dict):
-        raise BadSweep(
-            f"{file}: expected settings such as 'name: my-sweep', found {'nothing' if raw is None else type(raw).__name__}"
-        )
+        kind = "nothing" if raw is None else type(raw).__name__
+        raise BadSweep(f"{file}: expected settings such as 'name: my-sweep', found {kind}")
+    if twice:
+        found = [(line, _dotted(path), f"is there twice, in line {lines[path]} and in line {line}") for path, line in twice]
+        raise BadSweep("\n".join(f"{file}:{line}: {key}: {message}" for line, key, message in found))
     sources: dict[KeyPath, str] = {path: f"{file}:{line}" for path, line in lines.items()}
     for override in overrides:
         _override(raw, override, sources)
@@ -78,47 +95,63 @@ def _override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -
     key, equals, value = override.partition("=")
     path = tuple(key.split("."))
     if not equals or not all(path):
-        raise BadSweep(f"command line: {override!r} is not of the form key.path=value")
+        raise BadSweep(f"{COMMAND_LINE}: {override!r} is not of the form key.path=value")
     try:
         parsed = yaml.safe_load(value)
+        _, twice = _lines(yaml.compose(value, Loader=yaml.SafeLoader), path)
     except yaml.YAMLError as error:
-        raise BadSweep(f"command line: {override!r}: the value is not YAML") from error
+        raise BadSweep(f"{COMMAND_LINE}: {override!r}: the value is not YAML") from error
+    if twice:
+        raise BadSweep(f"{COMMAND_LINE}: {_dotted(twice[0][0])}: is there twice in {override!r}")
     node = raw
-    for part in path[:-1]:
-        child = node.get(part)
-        if not isinstance(child, dict):
-            child = {}
-            node[part] = child
-        node = child
+    for depth, part in enumerate(path[:-1], start=1):
+        if node.get(part) is None:
+            node[part] = {}
+            sources[path[:depth]] = COMMAND_LINE
+        node = node[part]
+        if not isinstance(node, dict):
+            raise BadSweep(f"{COMMAND_LINE}: {key}: {_dotted(path[:depth])} is {_shown(node)}, there is nothing below it")
     node[path[-1]] = parsed
     for known in [known for known in sources if known[: len(path)] == path]:
         del sources[known]
-    sources[path] = "command line"
+    sources[path] = COMMAND_LINE
 
 
 def _describe(error: Any, places: Places) -> str:
     """Turn one of pydantic's errors into "file:line: key.path: what is wrong and what would be right"."""
-    path = tuple(part for part in error["loc"])
+    path = tuple(part for part in error["loc"] if part != "[key]")
     kind, context, found = error["type"], error.get("ctx", {}), error.get("input")
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "invalid_key"):
         known = list(_model_at(path[:-1]).model_fields)
         message = f"unknown key{nearest(str(path[-1]), known)} (known: {', '.join(known)})"
     elif kind == "missing":
         message = "is required"
     elif kind == "literal_error":
         legal = [name.strip().strip("'") for name in context["expected"].replace(" or ", ", ").split(",")]
-        message = f"{found!r} is unknown{nearest(str(found), legal)} (known: {', '.join(legal)})"
+        message = f"{_shown(found)} is unknown{nearest(str(found), legal)} (known: {', '.join(legal)})"
     elif kind == "value_error":
         message = str(context["error"])
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
-        message = f"expected settings below this key, found {found!r}"
+        message = f"expected settings below this key, found {_shown(found)}"
     else:
-        message = f"{error['msg'][0].lower()}{error['msg'][1:].replace('Input should', 'should')}, found {found!r}"
-        message = message.removeprefix("input ")
+        own_words = error["msg"].removeprefix("Input ")
+        message = f"{EXPECTED.get(kind, own_words[0].lower() + own_words[1:])}, found {_shown(found)}"
     field, separator, rest = message.partition(": ")
     if kind == "value_error" and separator and field.replace(".", "_").isidentifier():  # a check over several keys
         path, message = (*path, *field.split(".")), rest
-    return f"{places.find(path)}: {'.'.join(map(str, path))}: {message}"
+    return f"{places.find(path)}: {_dotted(path)}: {message}"
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(map(str, path))
+
+
+def _shown(value: object) -> str:
+    """Write a value much as a sweep file does, at most a line long."""
+    if value is None:
+        return "nothing"
+    text = str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_setting(path: KeyPath) -> bool:
@@ -139,16 +172,22 @@ def _model_at(path: KeyPath) -> type[BaseModel]:
     return model
 
 
-def _lines(node: yaml.Node | None, path: KeyPath = ()) -> dict[KeyPath, int]:
-    """Map every key path of a YAML document to its line, counted from 1."""
+def _lines(node: yaml.Node | None, path: KeyPath = ()) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]:
+    """Map every key path of a YAML document to its line, counted from 1; and list each key that comes again."""
     lines: dict[KeyPath, int] = {}
+    twice: list[tuple[KeyPath, int]] = []
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            child = (*path, key.value)
-            lines[child] = key.start_mark.line + 1
-            lines |= _lines(value, child)
+        entries = [((*path, key.value), key, value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*path, index)] = value.start_mark.line + 1
-            lines |= _lines(value, (*path, index))
-    return lines
+        entries = [((*path, index), value, value) for index, value in enumerate(node.value)]
+    else:
+        return lines, twice
+    for child, key, value in entries:
+        line = key.start_mark.line + 1
+        if child in lines:
+            twice.append((child, line))
+            continue
+        lines_below, twice_below = _lines(value, child)
+        lines |= {child: line, **lines_below}
+        twice += twice_below
+    return lines, twice
