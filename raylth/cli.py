@@ -27,5 +27,4 @@ def main() -> int:
         return 0 if asked_for_help else 2
     terminal.end_at_ctrl_c()
     module = importlib.import_module(COMMANDS[sys.argv[1]][0])
-    status: int = module.main(sys.argv[2:])
-    return status
+    return terminal.run(lambda: module.main(sys.argv[2:]))

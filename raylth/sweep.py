@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if options.dry_run:
                 return print_plan(config)
-            command = [options.file, *options.overrides]
+            command = [options.file, *options.overrides, *(["--address", options.address] if options.address else [])]
             return run_sweep(config, command, address=address, verbose=options.verbose)
         except (BadSweep, DataError, ClusterError) as error:
             raise BadSweep(places.locate(error)) from error
@@ -127,7 +127,9 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
     _check_storage(config.storage)
     graph = scan(plan, store, note=lambda line: console.print(Text(line, style="yellow")))
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
-    if not graph.finished:
+    if graph.finished:
+        console.print(_nothing_to_train(graph, config.name), highlight=False, soft_wrap=True)
+    else:
         dataset = load_data(config.data)
         try:
             _run(plan, graph, store, run, dataset, console, recorder, status, address, verbose)
@@ -139,7 +141,7 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
             done = sum(state == "done" for state in graph.states.values())
             console.print(
                 f"\nstopped: {done} of {len(plan.stages)} stages are finished and saved. To go on, run the same again:\n"
-                f"  python -m raylth.sweep {shlex.join(command)}",
+                f"  {shlex.join([terminal.typed_python(), '-m', 'raylth.sweep', *command])}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -183,6 +185,13 @@ def _plan(config: SweepConfig) -> Plan:
         return make_plan(config)
     except ValueError as error:
         raise BadSweep(str(error)) from error
+
+
+def _nothing_to_train(graph: Graph, name: str) -> str:
+    number, done = len(graph.stages), sum(state == "done" for state in graph.states.values())
+    if done == number:
+        return f"{name}: nothing to train, all {number} stages are in the store"
+    return f"{name}: nothing to train, {done} of {number} stages are done, and what diverged is not tried again"
 
 
 def _check_storage(storage: str) -> None:
@@ -232,4 +241,4 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

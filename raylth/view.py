@@ -74,6 +74,8 @@ class SweepView:
         return f"{', '.join(kinds)}; {self._speed(graph)}"
 
     def _speed(self, graph: Graph) -> str:
-        text = f"{self.pace.rate:.1f} epochs/s, elapsed {duration(self.pace.elapsed)}"
+        idle = "working" if graph.num_computed else "starting"
+        speed = f"{self.pace.rate:.1f} epochs/s" if self.pace.epochs else idle
+        text = f"{speed}, elapsed {duration(self.pace.elapsed)}"
         left = self.pace.left(graph)
         return text if left is None else f"{text}, about {duration(left)} left"
