@@ -58,9 +58,17 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("rewind point k (epochs)")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    caption = f"points: mean over replicates ({_range(cells['n'])}); bars: one standard deviation"
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=len(names), frameon=False, title=caption, title_fontsize=8
+    )
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _range(counts: "pd.Series[int]") -> str:
+    fewest, most = counts.min(), counts.max()
+    return f"n = {most}" if fewest == most else f"n = {fewest} to {most}"
 
 
 def _rank(group: tuple[str, str]) -> tuple[int, str]:

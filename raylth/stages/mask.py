@@ -83,10 +83,14 @@ def export_mask(store: Store, key: str, path: str | Path, *, with_network: bool 
 
     The mask alone is one uint8 tensor of 0 and 1 per weight; with its network it is the state dict of
     `torch.nn.utils.prune`. The ending decides the format: .safetensors, or .pt for `torch.load`.
-    Raises ValueError for another ending, KeyError when the artefact has no mask.
+    Raises ValueError for another ending and for a key that the store does not hold, KeyError when the artefact has no mask.
     """
     path = Path(path)
     _check_ending(path)
+    if not store.has(key):
+        raise ValueError(
+            f"{store.root}: there is no artefact {key!r} here; the column `key` of its results names those that are"
+        )
     alive = {name: torch.tensor(array) for name, array in store.tensors(key, "mask").items()}
     if with_network:
         state = {name: torch.tensor(array) for name, array in store.tensors(key, "weights").items()}

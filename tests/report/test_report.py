@@ -123,9 +123,20 @@ def test_the_figure_has_a_panel_per_cell_and_a_line_per_arm(results, tmp_path):
     assert len(figure.axes) == 4
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["dense", "lth", "permuted @2", "permuted @4", "naive"]
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "points: mean over replicates (n = 1 to 3); bars: one standard deviation"
     figure.savefig(tmp_path / "f.png")
     with pytest.raises(ValueError, match="nothing to draw"):
         accuracy_vs_rewind(results[results["stage"] == "dense"], "t")
+
+
+def test_the_caption_of_the_figure_fits_into_the_narrowest(results):
+    figure = accuracy_vs_rewind(results[results["arm"] != "permuted"], "t")
+    figure.canvas.draw()
+    caption = figure.legends[0].get_title()
+    assert "(n = 2 to 3)" in caption.get_text()
+    box = caption.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_one_row_per_network_when_runs_of_a_sweep_share_it(tmp_path):
