@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from raylth import terminal
+
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {  # name -> (module with a `main`, what it does)
@@ -23,6 +25,6 @@ def main() -> int:
         for name, (_, purpose) in COMMANDS.items():
             print(f"  {name:8} {purpose} (raylth {name} --help)", file=stream)
         return 0 if asked_for_help else 2
+    terminal.end_at_ctrl_c()
     module = importlib.import_module(COMMANDS[sys.argv[1]][0])
-    status: int = module.main(sys.argv[2:])
-    return status
+    return terminal.run(lambda: module.main(sys.argv[2:]))

@@ -81,10 +81,22 @@ def _gpu_share(value: float) -> float:
     return 1 / round(shares)
 
 
-Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable weights that a mask removes.")]
-Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False)]
-GpuShare = Annotated[float, Field(ge=0, le=1), BeforeValidator(_fraction), AfterValidator(_gpu_share)]
-Width = Annotated[float, Field(gt=0, le=64)]
+def _no_bool(value: Any) -> Any:
+    """Refuse what Python would count as 0 or 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"should be a number, found {str(value).lower()} (as YAML reads yes, no, on and off, too)")
+    return value
+
+
+NUMBER = BeforeValidator(_no_bool)  # the last of an Annotated: the JSON schema loses a Field behind it
+Integer = Annotated[int, NUMBER]
+Count = Annotated[PositiveInt, NUMBER]
+Epoch = Annotated[int, Field(ge=0), NUMBER]
+Real = Annotated[float, NUMBER]
+Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable weights that a mask removes."), NUMBER]
+Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False), NUMBER]
+GpuShare = Annotated[float, Field(ge=0, le=1), BeforeValidator(_fraction), AfterValidator(_gpu_share), NUMBER]
+Width = Annotated[float, Field(gt=0, le=64), NUMBER]
 
 
 class Settings(BaseModel):
@@ -96,8 +108,8 @@ class Settings(BaseModel):
 class SeedsConfig(Settings):
     """Every random stream of a sweep is derived from these (SHA-256 of base and role)."""
 
-    base: int = Field(0, ge=0, lt=2**63, description="Base seed of the sweep.")
-    replicates: PositiveInt = Field(3, description="Independent pairs of networks A and B; the paper has 3.")
+    base: Integer = Field(0, ge=0, lt=2**63, description="Base seed of the sweep.")
+    replicates: Count = Field(3, description="Independent pairs of networks A and B; the paper has 3.")
 
 
 class DataConfig(Settings):
@@ -112,8 +124,8 @@ class DataConfig(Settings):
     augment: Literal["auto", "none", "flip_crop"] = Field(
         "auto", description="Training augmentation; auto is flip and crop with padding 4 for CIFAR, none elsewhere."
     )
-    num_train: PositiveInt | None = Field(None, description="Keep only the first training samples.")
-    num_test: PositiveInt | None = Field(None, description="Keep only the first test samples.")
+    num_train: Count | None = Field(None, description="Keep only the first training samples.")
+    num_test: Count | None = Field(None, description="Keep only the first test samples.")
 
     @model_validator(mode="after")
     def _complete(self) -> "DataConfig":
@@ -141,11 +153,11 @@ class ModelConfig(Settings):
 class OptimizerConfig(Settings):
     """SGD; fields that dense, IMP and sparse training share."""
 
-    batch_size: PositiveInt = Field(128, description="Samples per step (paper: 128 on CIFAR).")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum.")
-    weight_decay: float = Field(5e-4, ge=0, lt=1, description="L2 weight decay on every parameter.")
-    warmup_epochs: int = Field(0, ge=0, description="Epochs of linear warm-up before the cosine.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the training loss.")
+    batch_size: Count = Field(128, description="Samples per step (paper: 128 on CIFAR).")
+    momentum: Real = Field(0.9, ge=0, lt=1, description="SGD momentum.")
+    weight_decay: Real = Field(5e-4, ge=0, lt=1, description="L2 weight decay on every parameter.")
+    warmup_epochs: Integer = Field(0, ge=0, description="Epochs of linear warm-up before the cosine.")
+    label_smoothing: Real = Field(0.0, ge=0, lt=1, description="Label smoothing of the training loss.")
 
     def recipe(self, epochs: int, lr: float, **schedule: int) -> Recipe:
         """Return what `core.train` needs for one training of `epochs` epochs."""
@@ -164,16 +176,16 @@ class OptimizerConfig(Settings):
 class DenseConfig(OptimizerConfig):
     """Dense training of A and B."""
 
-    epochs: PositiveInt = Field(200, description="T: epochs of dense training (paper: 200 on CIFAR).")
+    epochs: Count = Field(200, description="T: epochs of dense training (paper: 200 on CIFAR).")
     lr: Rate = Field(0.08, description="Peak learning rate (paper: 0.08 on CIFAR).")
 
 
 class ImpConfig(OptimizerConfig):
     """Iterative magnitude pruning with fine-tuning (the published code runs momentum 0 and weight decay 0)."""
 
-    epochs_per_round: PositiveInt = Field(50, description="Epochs of fine-tuning after each pruning (paper: 50).")
+    epochs_per_round: Count = Field(50, description="Epochs of fine-tuning after each pruning (paper: 50).")
     lr: Rate = Field(0.01, description="Peak learning rate of a round (paper: 0.01).")
-    prune_fraction: float = Field(0.2, gt=0, lt=1, description="Share of the alive weights a round prunes (paper: 0.2).")
+    prune_fraction: Real = Field(0.2, gt=0, lt=1, description="Share of the alive weights a round prunes (paper: 0.2).")
     prune_shortcuts: bool = Field(False, description="Also prune residual shortcut convolutions (paper: no).")
 
 
@@ -198,19 +210,19 @@ class MatchConfig(Settings):
         description="How the permutation is found; several give one permuted arm each. activation: the paper's; weight: Git "
         "Re-Basin, Algorithm 1; learned: its Algorithm 3; identity and random are controls.",
     )
-    epochs: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_unique)] | None = Field(
+    epochs: Annotated[list[Epoch], AfterValidator(_unique)] | None = Field(
         None, min_length=1, description="Epochs of B at which the permutation is found; null is [T]. Below T: Table 15."
     )
-    samples: PositiveInt | None = Field(None, description="Training samples to match on, from the first; null is all.")
+    samples: Count | None = Field(None, description="Training samples to match on, from the first; null is all.")
     sites: Literal["post_activation", "pre_activation"] = Field(
         "post_activation", description="Where activation matching compares units."
     )
-    stream_site: dict[str, int] = Field(
+    stream_site: dict[str, Integer] = Field(
         {},
         description="Group -> which of its activations to watch: -1 the last (default), -2 the last but one. The paper "
         "watches ResNet-20's last stream (layer3.0.conv2) at -2.",
     )
-    learned_epochs: PositiveInt = Field(5, description="Passes of learned matching over the samples.")
+    learned_epochs: Count = Field(5, description="Passes of learned matching over the samples.")
     learned_lr: Rate = Field(0.05, description="Adam's rate in learned matching, relative to each tensor's deviation.")
 
 
@@ -223,7 +235,7 @@ class SparseConfig(OptimizerConfig):
     sparsities: Annotated[list[Sparsity], Field(min_length=1), AfterValidator(_unique)] = Field(
         [0.8, 0.9, 0.95, 0.97], description="Target mask sparsities (paper: 0.80, 0.90, 0.95, 0.97)."
     )
-    rewinds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_unique)] = Field(
+    rewinds: Annotated[list[Epoch], Field(min_length=1), AfterValidator(_unique)] = Field(
         [0],
         description="k: completed epochs of dense training at which the weights are taken; 0 is the initialisation.",
     )
@@ -242,13 +254,13 @@ class SparseConfig(OptimizerConfig):
 class ConnectConfig(Settings):
     """The line from pi(A) to B, one for every permutation that is found."""
 
-    points: int = Field(11, ge=3, description="Equally spaced points, the ends included.")
+    points: Integer = Field(11, ge=3, description="Equally spaced points, the ends included.")
     corrections: Annotated[list[Literal["plain", "reset", "repair"]], Field(min_length=1), AfterValidator(_unique)] = Field(
         ["plain", "repair"],
         description="plain: weights interpolated, nothing else; reset: batch norm's statistics measured anew; repair: "
         "every layer's mean and deviation set to the interpolation of the end points' (Jordan et al. 2023).",
     )
-    samples: PositiveInt | None = Field(
+    samples: Count | None = Field(
         2000, description="Training samples, from the first, for corrections and training loss; null is all."
     )
 
@@ -256,7 +268,7 @@ class ConnectConfig(Settings):
 class Share(Settings):
     """What one stage takes of a machine."""
 
-    cpus: PositiveInt = Field(1, description="CPU cores, also the number of torch threads.")
+    cpus: Count = Field(1, description="CPU cores, also the number of torch threads.")
     gpus: GpuShare = Field(0.0, description="Share of one GPU: 0, or 1/n.")
 
 
@@ -269,15 +281,15 @@ class ResourcesConfig(Settings):
     match: Share = Share()
     connect: Share = Share()
     sparse: Share = Share()
-    checkpoint_actors: PositiveInt = Field(1, description="Actors that hold checkpoints in the object store.")
-    checkpoint_bytes: PositiveInt | None = Field(
+    checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")
+    checkpoint_bytes: Count | None = Field(
         None, description="What one of them holds at most; null: together a third of the smallest object store."
     )
-    retries: int = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
-    state_every: int = Field(
+    retries: Integer = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
+    state_every: Integer = Field(
         10, ge=0, description="Epochs between saved states of a training; 0: only when its process gets SIGTERM."
     )
-    state_seconds: float = Field(
+    state_seconds: Real = Field(
         10.0, ge=0, description="Shortest time between two saved states: nearer ones would cost more than they save."
     )
 
@@ -285,7 +297,7 @@ class ResourcesConfig(Settings):
 class LogConfig(Settings):
     """What is recorded on the way; nothing here changes a result."""
 
-    evaluate_every: int = Field(10, ge=0, description="Epochs between test evaluations of a curve; 0: only at the end.")
+    evaluate_every: Integer = Field(10, ge=0, description="Epochs between test evaluations of a curve; 0: only at the end.")
 
 
 class SweepConfig(Settings):

@@ -1,5 +1,6 @@
 """How a sweep gets on: its speed, and a file in the store that tells anyone who sees the store."""
 
+import contextlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from raylth.store import Location
 __all__ = ["Pace", "StatusFile", "duration", "read_status"]
 
 WINDOW = 30.0  # seconds over which the speed is measured
+ENOUGH = 5.0  # seconds of training that an estimate of the time left needs
 WRITE_INTERVAL = 5.0  # seconds between two status files
 SHOWN_ERRORS = 20
 
@@ -32,14 +34,22 @@ class Pace:
 
     def __init__(self) -> None:
         self.start = time.monotonic()
-        self.samples: deque[tuple[float, int]] = deque()  # (time, epochs trained in this run)
+        self.samples: deque[tuple[float, int]] = deque()  # (time, epochs trained in this run), the first before training
+        self.training_since: float | None = None
 
     def note(self, epochs: int) -> None:
         """Take in how many epochs this run has trained by now."""
         now = time.monotonic()
         self.samples.append((now, epochs))
-        while now - self.samples[0][0] > WINDOW:
+        if epochs and self.training_since is None:
+            self.training_since = now
+        while len(self.samples) > 1 and (self.samples[1][1] == 0 or now - self.samples[0][0] > WINDOW):
             self.samples.popleft()
+
+    @property
+    def epochs(self) -> int:
+        """What was noted last."""
+        return self.samples[-1][1] if self.samples else 0
 
     @property
     def elapsed(self) -> float:
@@ -55,13 +65,15 @@ class Pace:
         return (after - before) / (last - first) if last > first else 0.0
 
     def left(self, graph: Graph) -> float | None:
-        """Seconds that the epochs ahead take at this rate; None when that cannot be said."""
+        """Seconds that the epochs ahead take at this rate; None when that cannot be said, as in the first seconds."""
+        if self.training_since is None or self.samples[-1][0] - self.training_since < ENOUGH:
+            return None
         ahead = sum(
             stage.epochs
             for key, stage in graph.stages.items()
             if key not in graph.cached and graph.states[key] not in ("diverged", "failed", "blocked")
         )
-        ahead -= self.samples[-1][1] if self.samples else 0
+        ahead -= self.epochs
         return ahead / self.rate if self.rate > 0 and ahead > 0 else None
 
 
@@ -99,7 +111,8 @@ class StatusFile:
             "errors": errors,
             "num_errors": len(graph.errors),
         }
-        self.path.write(json.dumps(status, indent=1).encode())
+        with contextlib.suppress(OSError):  # nobody is told; the sweep goes on
+            self.path.write(json.dumps(status, indent=1).encode())
 
 
 def read_status(folder: Location) -> dict[str, Any] | None:

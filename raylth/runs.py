@@ -1,5 +1,6 @@
 """A run: one sweep's settings in one store, with its manifest, rows, figure and error reports."""
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -105,8 +106,11 @@ class Recorder:
     def update(self) -> None:
         """Write what has ended since the last time, if it is a batch or time has come."""
         waiting = len(self.graph.ended) - self.num_written
-        if waiting >= self.batch or (waiting and time.monotonic() - self.written_at >= self.seconds):
-            self._write()
+        since = time.monotonic() - self.written_at
+        if (waiting >= self.batch and since >= min(1.0, self.seconds)) or (waiting and since >= self.seconds):
+            self.written_at = time.monotonic()
+            with contextlib.suppress(OSError):  # a store that does not answer: tried again later
+                self._write()
 
     def close(self) -> None:
         """Write the rest and join all parts."""
@@ -120,7 +124,6 @@ class Recorder:
         rows = result_rows(self.plan, self.graph, self.run.store, self.run.name, keys)
         self.run.append(rows, self.graph.count())
         self.num_written += len(ended)
-        self.written_at = time.monotonic()
 
 
 @functools.cache

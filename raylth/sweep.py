@@ -1,5 +1,10 @@
 """The command line of a sweep: `python -m raylth.sweep FILE [key.path=value ...]`. Running it again is the resume."""
 
+from raylth import terminal
+
+if __name__ == "__main__":  # now: what follows takes seconds to import
+    terminal.end_at_ctrl_c()
+
 import argparse
 import io
 import json
@@ -14,19 +19,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raylth.cluster.address import choose_cluster
+from raylth.cluster.address import LOCAL, choose_cluster
 from raylth.config import SweepConfig
-from raylth.core.data import ArrayDataset, DataError
+from raylth.core.data import ArrayDataset, DataError, check_dataset
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
 from raylth.stages import Graph, Plan, load_data, make_plan, scan
 from raylth.store import NewerStore, Store
-from raylth.sweepfile import BadSweep, read_sweep
+from raylth.sweepfile import BadSweep, read_sweep_and_places
 from raylth.view import SweepView
 
 __all__ = ["main", "run_sweep"]
 
-EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, terminal.EXIT_INTERRUPTED
 
 EPILOG = """\
 examples:
@@ -59,27 +64,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
-    address = choose_cluster(options.address)
-    from raylth.cluster.launch import ClusterError  # only now: --schema stays quick
-
     try:
-        config = read_sweep(options.file, options.overrides)
-        if options.dry_run:
-            return print_plan(config)
-        command = [options.file, *options.overrides]
-        return run_sweep(config, command, address=address, verbose=options.verbose)
-    except (BadSweep, DataError, NewerStore, ClusterError) as error:
+        address = choose_cluster(options.address)
+        from raylth.cluster.launch import ClusterError  # only now: --schema stays quick
+
+        terminal.raise_at_ctrl_c()
+        config, places = read_sweep_and_places(options.file, options.overrides)
+        try:
+            if options.dry_run:
+                return print_plan(config)
+            command = [options.file, *options.overrides, *(["--address", options.address] if options.address else [])]
+            return run_sweep(config, command, address=address, verbose=options.verbose)
+        except (BadSweep, DataError, ClusterError) as error:
+            raise BadSweep(places.locate(error)) from error
+    except KeyboardInterrupt:
+        print(terminal.STOPPED_EARLY, file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (BadSweep, NewerStore) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped before anything was started", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def print_plan(config: SweepConfig) -> int:
     """Print what a sweep would do, by kind of stage, and what the store already holds."""
     plan = _plan(config)
     graph = scan(plan, Store(config.storage), note=print)
+    if not graph.finished:
+        check_dataset(config.data.name, root=config.data.root, layout=config.data.layout, download=config.data.download)
     table = Table(title=f"plan of {config.name}", title_justify="left")
     for heading in ("stage", "planned", "in the store", "to run", "trainings", "epochs to train"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
@@ -112,18 +123,17 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
     plan, store = _plan(config), Store(config.storage)
     run = Run.open(config, store)
     try:
-        (run.folder / "writable").write(b"")
-        (run.folder / "writable").remove()
+        store.root.check_writable()
     except OSError as error:
         raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror or error}") from error
     graph = scan(plan, store, note=lambda line: console.print(Text(line, style="yellow")))
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
-    if not graph.finished:
-        todo = sum(state == "waiting" for state in graph.states.values())
-        held = f"; {len(graph.cached)} are in the store already" if graph.cached else ""
-        console.print(f"{config.name}: {todo} of {len(plan.stages)} stages to run{held}", highlight=False)
+    if graph.finished:
+        console.print(_nothing_to_train(graph, config.name), highlight=False, soft_wrap=True)
+    else:
+        dataset = load_data(config.data)
         try:
-            _run(plan, graph, store, run, load_data(config.data), console, recorder, status, address, verbose)
+            _run(plan, graph, store, run, dataset, console, recorder, status, address, verbose)
         except KeyboardInterrupt:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while the last things are saved
@@ -132,7 +142,7 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
             done = sum(state == "done" for state in graph.states.values())
             console.print(
                 f"\nstopped: {done} of {len(plan.stages)} stages are finished and saved. To go on, run the same again:\n"
-                f"  python -m raylth.sweep {shlex.join(command)}",
+                f"  {shlex.join([terminal.typed_python(), '-m', 'raylth.sweep', *command])}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -156,7 +166,12 @@ def _run(
 ) -> None:
     from raylth.cluster.launch import run_on_ray
 
-    with SweepView(console) as view:
+    name = plan.config.name
+    where = "starting Ray on this machine" if address in (None, LOCAL) else f"joining Ray at {address}"
+    console.print(f"{name}: {where}", highlight=False, soft_wrap=True)
+    todo = sum(state == "waiting" for state in graph.states.values())
+    held = f"; {len(graph.cached)} are in the store already" if graph.cached else ""
+    with SweepView(console, f"{name}: {todo} of {len(plan.stages)} stages to run{held}") as view:
 
         def watch(graph: Graph, epochs: int, notes: list[str]) -> None:
             view.update(graph, epochs, notes)
@@ -170,7 +185,14 @@ def _plan(config: SweepConfig) -> Plan:
     try:
         return make_plan(config)
     except ValueError as error:
-        raise BadSweep(f"{config.name}: {error}") from error
+        raise BadSweep(str(error)) from error
+
+
+def _nothing_to_train(graph: Graph, name: str) -> str:
+    number, done = len(graph.stages), sum(state == "done" for state in graph.states.values())
+    if done == number:
+        return f"{name}: nothing to train, all {number} stages are in the store"
+    return f"{name}: nothing to train, {done} of {number} stages are done, and what diverged is not tried again"
 
 
 def _report(graph: Graph, run: Run, console: Console) -> int:
@@ -211,4 +233,4 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

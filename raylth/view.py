@@ -18,10 +18,14 @@ LIVE_INTERVAL = 0.5
 
 
 class SweepView:
-    """Shows stages by state, epochs per second, elapsed and estimated remaining time. Use as a context manager."""
+    """Shows stages by state, epochs per second, elapsed and estimated remaining time. Use as a context manager.
 
-    def __init__(self, console: Console) -> None:
+    `heading` is printed at the first update, when the sweep is known to run.
+    """
+
+    def __init__(self, console: Console, heading: str) -> None:
         self.console = console
+        self.heading: str | None = heading
         self.pace = Pace()
         self.shown = float("-inf")
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -37,6 +41,9 @@ class SweepView:
 
     def update(self, graph: Graph, epochs: int, notes: list[str]) -> None:
         """Show the state of the graph; `epochs` counts what was trained in this run, notes are printed and stay."""
+        if self.heading is not None:
+            self.console.print(self.heading, highlight=False, soft_wrap=True)
+            self.heading = None
         for note in notes:
             self.console.print(Text(note, style="yellow"), soft_wrap=True)
         now = time.monotonic()
@@ -67,6 +74,8 @@ class SweepView:
         return f"{', '.join(kinds)}; {self._speed(graph)}"
 
     def _speed(self, graph: Graph) -> str:
-        text = f"{self.pace.rate:.1f} epochs/s, elapsed {duration(self.pace.elapsed)}"
+        idle = "working" if graph.num_computed else "starting"
+        speed = f"{self.pace.rate:.1f} epochs/s" if self.pace.epochs else idle
+        text = f"{speed}, elapsed {duration(self.pace.elapsed)}"
         left = self.pace.left(graph)
         return text if left is None else f"{text}, about {duration(left)} left"

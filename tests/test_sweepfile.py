@@ -1,6 +1,7 @@
 """Each kind of bad input: one line with file, place, key path and what would be right; exit status 2; no traceback."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from raylth import sweep
-from raylth.sweepfile import BadSweep, read_sweep
+from raylth.config import SweepConfig
+from raylth.sweepfile import BadSweep, read_sweep, read_sweep_and_places
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "sweeps" / "quickstart.yaml"
@@ -16,8 +18,24 @@ QUICKSTART = ROOT / "sweeps" / "quickstart.yaml"
 BAD_OVERRIDES = [
     ("sparse.sparsitys=[0.5]", "sparse.sparsitys: unknown key, did you mean 'sparsities'?"),
     ("nam=x", "nam: unknown key, did you mean 'name'?"),
-    ("dense.epochs=abc", "dense.epochs: should be a valid integer"),
+    ("dense.epochs=abc", "dense.epochs: should be a whole number, found 'abc'"),
+    ("dense.epochs=2.5", "dense.epochs: should be a whole number, found 2.5"),
+    ("dense.epochs=", "dense.epochs: should be a whole number, found nothing"),
+    ("dense.lr=fast", "dense.lr: should be a number, found 'fast'"),
     ("dense=3", "dense: expected settings below this key, found 3"),
+    ("dense=", "dense: expected settings below this key, found nothing"),
+    ("name=2024", "name: should be text (in quotes, if need be), found 2024"),
+    ("name=My Sweep", "name: should be of small letters, digits, - and _, the first a letter or a digit, found 'My Sweep'"),
+    ("storage=''", "storage: should not be empty, found ''"),
+    ("data.download=3", "data.download: should be true or false, found 3"),
+    ("data.augment=no", "data.augment: false is unknown (known: auto, none, flip_crop)"),
+    ("model.widths=1", "model.widths: should be a list such as [a, b], found 1"),
+    ("sparse.sparsities=[]", "sparse.sparsities: must have at least one entry, found []"),
+    ("match.epochs=[]", "match.epochs: must have at least one entry, found []"),
+    ("match.stream_site={1: -2}", "match.stream_site.1: should be text (in quotes, if need be), found 1"),
+    ("sparse={1: 2}", "sparse.1: unknown key (known: batch_size, momentum"),
+    ("match.stream_site={" + "a" * 60 + ": []}", ": should be a whole number, found []"),
+    ("match.method=[" + "a" * 60 + "]", f"match.method.0: '{'a' * 56}... is unknown (known: activation"),
     ("sparse.sparsities=[0.5, 1.2]", "sparse.sparsities.1: should be less than 1, found 1.2"),
     ("sparse.sparsities=[0.0]", "sparse.sparsities.0: should be greater than 0, found 0.0"),
     ("sparse.rewinds=[50]", "sparse.rewinds: 50 is not below dense.epochs = 40"),
@@ -43,6 +61,7 @@ BAD_OVERRIDES = [
     ("dense.lr=.nan", "dense.lr: should be a finite number"),
     ("dense.lr", "'dense.lr' is not of the form key.path=value"),
     ("dense.lr=[", "the value is not YAML"),
+    ("connect.pionts=3", "connect.pionts: unknown key, did you mean 'points'? (known: points, corrections, samples)"),
 ]
 
 
@@ -55,6 +74,63 @@ def test_a_bad_value_gives_one_line_that_says_what_would_be_legal(override, mess
     assert captured.err.startswith(("command line: ", f"{QUICKSTART}:"))
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("name.x=3", "name.x: name is 'quickstart', there is nothing below it"),
+        ("sparse.sparsities.0=0.5", "sparse.sparsities.0: sparse.sparsities is [0.8, 0.9, 0.95], there is nothing below it"),
+        ("imp.lr.x=3", "imp.lr.x: imp.lr is 0.01, there is nothing below it"),
+        ("storage.x=3", "storage: should be text (in quotes, if need be), found {'x': 3}"),
+        ("dense={lr: 1, epochs: 2, lr: 3}", "dense.lr: is there twice in 'dense={lr: 1, epochs: 2, lr: 3}'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(override, message):
+    with pytest.raises(BadSweep) as caught:
+        read_sweep(QUICKSTART, [override])
+    assert str(caught.value) == f"command line: {message}"
+
+
+def test_a_key_that_is_there_twice_is_named_with_both_lines(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text(
+        "name: twice\ndense:\n  epochs: 5\n  lr: 0.1\n  epochs: 6\ndata: {name: digits}\n"
+        "model: {name: mlp}\nsparse: [{a: 1, b: 2,\n  a: 3}]\nname: again\nmatch: &m {}\nimp: *m\n"
+    )
+    with pytest.raises(BadSweep) as caught:
+        read_sweep(file)
+    assert str(caught.value).splitlines() == [
+        f"{file}:5: dense.epochs: is there twice, in line 3 and in line 5",
+        f"{file}:9: sparse.0.a: is there twice, in line 8 and in line 9",
+        f"{file}:10: name: is there twice, in line 1 and in line 10",
+    ]
+
+
+def number_settings():
+    """Every setting that holds numbers, as an override that sets it, or an entry of it, to a bool."""
+    schema = SweepConfig.model_json_schema()
+
+    def walk(model, path):
+        for name, entry in model["properties"].items():
+            text = json.dumps(entry)
+            below = re.search(r"#/\$defs/(\w+)", text)
+            if below:
+                yield from walk(schema["$defs"][below[1]], [*path, name])
+            elif '"integer"' in text or '"number"' in text:
+                value = "{x: yes}" if '"additionalProperties"' in text else "[yes]" if '"array"' in text else "yes"
+                yield f"{'.'.join([*path, name])}={value}"
+
+    return list(walk(schema, []))
+
+
+def test_true_is_no_number_anywhere():
+    overrides = number_settings()
+    assert {"seeds.base=yes", "sparse.rewinds=[yes]", "match.stream_site={x: yes}", "connect.points=yes"} <= set(overrides)
+    assert len(overrides) > 50
+    for override in overrides:
+        with pytest.raises(BadSweep, match=r": should be a number, found true \(as YAML reads yes, no, on and off, too\)$"):
+            read_sweep(QUICKSTART, [override])
 
 
 def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path):
@@ -90,11 +166,76 @@ def test_a_missing_file(tmp_path, capsys):
     assert "none.yaml: cannot be read: No such file or directory" in capsys.readouterr().err
 
 
+LATE = """\
+name: late
+storage: store
+data: {name: digits}
+model: {name: mlp}
+dense: {epochs: 5}
+sparse:
+  arms: [permuted]
+  sparsities: [0.5]
+"""
+CIFAR = [("{name: digits}", "{name: cifar10, root: nowhere}"), ("mlp", "resnet20")]
+LATE_MISTAKES = [
+    (
+        [("[0.5]", "[0.5]\n  mask_from: junk.safetensors")],
+        9,
+        "sparse.mask_from: {folder}/junk.safetensors: not a safetensors",
+    ),
+    ([("[0.5]", "[0.5]\n  mask_from: none.pt")], 9, "sparse.mask_from: {folder}/none.pt: cannot be read: No such file"),
+    (
+        [("[0.5]", "[0.5, 0.999999]")],
+        8,
+        "sparse.sparsities: 0.999999 cannot be reached: a round of 0.2 prunes none of 2 weights",
+    ),
+    ([("dense", "match: {stream_site: {fc9: -2}}\ndense")], 5, "match.stream_site: there is no group 'fc9'"),
+    (CIFAR, 3, "data.root: nowhere/cifar-10-batches-py: expected cifar10's files in torchvision's layout (data_batch_1 is"),
+    (
+        [*CIFAR, ("root: nowhere", "root: nowhere, layout: parquet")],
+        3,
+        "data.root: nowhere: expected cifar10's Parquet files",
+    ),
+    ([("store", "junk.safetensors/store")], 2, "storage: junk.safetensors/store cannot be written: Not a directory"),
+]
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize(("changes", "line", "message"), LATE_MISTAKES, ids=[message for *_, message in LATE_MISTAKES])
+def test_what_is_wrong_around_the_file_is_told_with_its_line(changes, line, message, options, tmp_path, capsys, monkeypatch):
+    if message.startswith("storage"):
+        options = []  # a plan writes nothing
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "junk.safetensors").write_text("hello")
+    text = LATE
+    for old, new in changes:
+        text = text.replace(old, new)
+    Path("late.yaml").write_text(text)
+    assert sweep.main(["late.yaml", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"late.yaml:{line}: {message.format(folder=tmp_path)}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"late.yaml", "junk.safetensors"}
+
+
+def test_places_know_the_file_the_command_line_and_what_is_no_setting():
+    config, places = read_sweep_and_places(QUICKSTART, ["connect.points=5", "sparse={arms: [lth]}"])
+    assert config == read_sweep(QUICKSTART, ["connect.points=5", "sparse={arms: [lth]}"])
+    line = QUICKSTART.read_text().splitlines().index("seeds: {base: 0, replicates: 3}") + 1
+    assert places.locate("seeds.base: no") == f"{QUICKSTART}:{line}: seeds.base: no"
+    assert places.locate("connect.points: no") == "command line: connect.points: no"
+    assert places.locate("sparse.sparsities.0: no") == "command line: sparse.sparsities.0: no"
+    assert places.locate("log.evaluate_every: no") == f"{QUICKSTART}: log.evaluate_every: no"
+    for other in ("/data/x: no", "sparse.sparsitys: no", "cannot reach Ray: no", "name"):
+        assert places.locate(other) == other
+
+
 def test_missing_data_is_named_before_anything_starts(tmp_path, capsys):
     arguments = ["model.name=resnet20", "data.name=cifar10", f"data.root={tmp_path}", f"storage={tmp_path}/store"]
     assert sweep.main([str(QUICKSTART), *arguments]) == 2
     error = capsys.readouterr().err
-    assert str(tmp_path / "cifar-10-batches-py") in error
+    assert error.startswith(f"command line: data.root: {tmp_path / 'cifar-10-batches-py'}: expected")
     assert "data.download=true" in error
     assert error.count("\n") == 1
 

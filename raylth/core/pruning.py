@@ -55,7 +55,7 @@ def trunk_counts(total: int, fraction: float, target_alive: int) -> list[int]:
     while counts[-1] > target_alive:
         pruned = round(fraction * counts[-1])
         if pruned == 0:
-            raise ValueError(f"a round of {fraction:g} prunes none of {counts[-1]} weights, so no sparsity is reached")
+            raise ValueError(f"a round of {fraction:g} prunes none of {counts[-1]} weights that are alive")
         if counts[-1] - pruned < target_alive:
             break
         counts.append(counts[-1] - pruned)

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raylth.report.tables import ARM_ORDER, accuracy_table
+from raylth.report.tables import ARM_ORDER, accuracy_table, dense_networks
 
 __all__ = ["ARM_COLOURS", "accuracy_vs_rewind"]
 
@@ -22,7 +22,7 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
     """Draw test accuracy against the rewind point, one panel per sparsity (columns) and width (rows).
 
     Points are means over replicates, bars one standard deviation; the dashed line is the dense networks' mean (paper,
-    Figures 5, 6 and 8). Raises ValueError when no sparse network has finished.
+    Figures 5, 6 and 8). Raises ValueError when no sparse network has finished, and for runs that `accuracy_table` refuses.
     """
     cells = accuracy_table(results)
     if cells.empty:
@@ -30,13 +30,12 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
     widths, sparsities = sorted(cells["width"].unique()), sorted(cells["sparsity"].unique())
     figure = Figure(figsize=(1.2 + 3.0 * len(sparsities), 0.9 + 2.9 * len(widths)), dpi=150, layout="constrained")
     axes = figure.subplots(len(widths), len(sparsities), squeeze=False, sharex=True, sharey="row")
-    finished = results[results["status"] == "done"]
+    dense_accuracy = dense_networks(results).groupby("width")["test_accuracy"].mean()
     for row, width in enumerate(widths):
-        dense = finished[(finished["stage"] == "dense") & (finished["width"] == width)]["test_accuracy"].mean()
         for column, sparsity in enumerate(sparsities):
             axis = axes[row, column]
             panel = cells[(cells["width"] == width) & (cells["sparsity"] == sparsity)]
-            axis.axhline(dense, color="black", linestyle="--", linewidth=1, label="dense")
+            axis.axhline(dense_accuracy.get(width, float("nan")), color="black", linestyle="--", linewidth=1, label="dense")
             ordered = sorted(panel.groupby(["arm", "label"], observed=True), key=lambda group: _rank(group[0]))
             for (arm, label), line in ordered:
                 line = line.sort_values("rewind_epoch")
@@ -59,9 +58,17 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("rewind point k (epochs)")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    caption = f"points: mean over replicates ({_range(cells['n'])}); bars: one standard deviation"
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=len(names), frameon=False, title=caption, title_fontsize=8
+    )
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _range(counts: "pd.Series[int]") -> str:
+    fewest, most = counts.min(), counts.max()
+    return f"n = {most}" if fewest == most else f"n = {fewest} to {most}"
 
 
 def _rank(group: tuple[str, str]) -> tuple[int, str]:

@@ -3,7 +3,7 @@
 import pandas as pd
 from rich.table import Table
 
-__all__ = ["ARM_ORDER", "accuracy_table", "arm_labels", "render_barriers", "render_table"]
+__all__ = ["ARM_ORDER", "accuracy_table", "arm_labels", "dense_networks", "render_barriers", "render_table"]
 
 ARM_ORDER = ("lth", "permuted", "naive", "random_permutation", "random")
 CELL = ("width", "sparsity", "rewind_epoch")
@@ -12,12 +12,38 @@ CELL = ("width", "sparsity", "rewind_epoch")
 def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (width, sparsity, rewind_epoch, arm): `mean`, `std` (n - 1) of test accuracy in percent, and `n`.
 
-    An arm matched at several epochs of B has one row each, told apart in `label`. Only networks that finished count.
+    An arm matched at several epochs of B has one row each, told apart in `label`. Only networks that finished count. Raises
+    ValueError when runs that differ in another setting meet in one row: a replicate has one network there.
     """
     arms = results[(results["stage"] == "sparse") & (results["status"] == "done")].copy()
     arms["label"] = arm_labels(arms)
-    groups = arms.groupby([*CELL, "arm", "label"], observed=True)["test_accuracy"]
+    cell = [*CELL, "arm", "label"]
+    groups = _once(arms, cell, ["replicate"]).groupby(cell, observed=True)["test_accuracy"]
     return groups.agg(mean="mean", std="std", n="count").reset_index()
+
+
+def dense_networks(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the dense networks that finished, each once; ValueError when runs give one width different ones."""
+    dense = results[(results["stage"] == "dense") & (results["status"] == "done")]
+    return _once(dense, ["stage", "width"], ["replicate", "network"])
+
+
+def _once(networks: pd.DataFrame, cell: list[str], member: list[str]) -> pd.DataFrame:
+    """Drop what sweeps share; ValueError when a cell then has a member twice, or members of two data sets or models."""
+    networks = networks.drop_duplicates(["key", *cell])
+    clash = networks.duplicated([*cell, *member], keep=False)
+    for column in {"dataset", "model"} & set(networks):
+        clash |= networks.groupby(cell, observed=True)[column].transform("nunique") > 1
+    if clash.any():
+        first = networks[clash].iloc[0]
+        same = networks[clash & (networks[cell] == first[cell]).all(axis=1)]
+        where = ", ".join(f"{name} {first[name]}" for name in cell if name != "arm")  # the label begins with it
+        runs = " and ".join(sorted(set(same["run"])))
+        raise ValueError(
+            f"{where}: {runs} differ in a setting, so their networks are no replicates of each other: "
+            'read one of them, load_results("<store>/runs/<run>")'
+        )
+    return networks
 
 
 def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
@@ -80,7 +106,7 @@ def _cell_text(value: tuple[float, float, int] | None) -> str:
 
 
 def _dense_caption(results: pd.DataFrame) -> str:
-    dense = results[(results["stage"] == "dense") & (results["status"] == "done")]
+    dense = dense_networks(results)
     lines = ["test accuracy in percent, mean ± standard deviation over replicates"]
     for width, rows in dense.groupby("width"):
         accuracy = rows["test_accuracy"]

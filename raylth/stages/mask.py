@@ -6,7 +6,6 @@ one tensor of 0 and 1 per weight, or the state dict of a network that `torch.nn.
 
 import hashlib
 import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from raylth.store import Store, decode_tensors, write_atomically
 __all__ = ["Brought", "export_mask", "mask", "read_mask_file"]
 
 FORMATS = (".safetensors", ".pt", ".pth")
+WRITTEN_BY_TORCH = (b"PK", b"\x80")  # a zip archive, or before torch 1.6 a pickle
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,14 @@ def export_mask(store: Store, key: str, path: str | Path, *, with_network: bool 
 
     The mask alone is one uint8 tensor of 0 and 1 per weight; with its network it is the state dict of
     `torch.nn.utils.prune`. The ending decides the format: .safetensors, or .pt for `torch.load`.
-    Raises ValueError for another ending, KeyError when the artefact has no mask.
+    Raises ValueError for another ending and for a key that the store does not hold, KeyError when the artefact has no mask.
     """
     path = Path(path)
     _check_ending(path)
+    if not store.has(key):
+        raise ValueError(
+            f"{store.root}: there is no artefact {key!r} here; the column `key` of its results names those that are"
+        )
     alive = {name: torch.tensor(array) for name, array in store.tensors(key, "mask").items()}
     if with_network:
         state = {name: torch.tensor(array) for name, array in store.tensors(key, "weights").items()}
@@ -105,11 +109,16 @@ def export_mask(store: Store, key: str, path: str | Path, *, with_network: bool 
 def _decode(path: Path, data: bytes) -> dict[str, Tensor]:
     _check_ending(path)
     if path.suffix == ".safetensors":  # plain, or one of the store's own files with its packed bits
-        return {name: torch.tensor(array) for name, array in decode_tensors(data).items()}
+        try:
+            return {name: torch.tensor(array) for name, array in decode_tensors(data).items()}
+        except ValueError as error:
+            raise ValueError(f"not a safetensors file: its {len(data)} bytes are damaged, or of another kind") from error
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"not a state dict that torch.load reads with weights_only: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # what it makes of strange bytes can be anything
+        if data.startswith(WRITTEN_BY_TORCH):
+            raise ValueError("damaged, or it holds more than tensors: save the network's state_dict()") from error
+        raise ValueError(f"not a file that torch.save wrote: its {len(data)} bytes are of another kind") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError("expected a state dict (name -> tensor)")
     return dict(state)

@@ -47,8 +47,8 @@ class Plan:
 def make_plan(config: SweepConfig) -> Plan:
     """Plan a sweep; reads the files of `sparse.mask_from`.
 
-    Raises ValueError when a sparsity cannot be reached by whole rounds of pruning, when a mask's file does not fit,
-    and when `match.stream_site` names what the network does not have.
+    Raises ValueError, which starts with the setting's key path, when a sparsity cannot be reached by whole rounds of
+    pruning, when a mask's file does not fit, and when `match.stream_site` names what the network does not have.
     """
     stages: dict[str, Stage] = {}
     for width in config.model.widths:
@@ -161,7 +161,10 @@ class _Pair:
         imp = self.config.imp
         total = self._num_prunable()
         alive = {sparsity: num_landing_alive(total, sparsity) for sparsity in self.config.sparse.sparsities}
-        counts = trunk_counts(total, imp.prune_fraction, min(alive.values()))
+        try:
+            counts = trunk_counts(total, imp.prune_fraction, min(alive.values()))
+        except ValueError as error:
+            raise ValueError(f"sparse.sparsities: {max(alive):g} cannot be reached: {error}") from error
         trunk: list[Stage] = []
         for number, kept in enumerate(counts[1:], start=1):
             parent = trunk[-1].key if trunk else dense
@@ -199,7 +202,10 @@ class _Pair:
         """Read A's mask for one sparsity from its file; the file's bytes, not its place, decide the key."""
         prune_shortcuts = self.config.imp.prune_shortcuts
         path = self._mask_path(sparsity)
-        brought = read_mask_file(path, self._shapes(), prune_shortcuts=prune_shortcuts)
+        try:
+            brought = read_mask_file(path, self._shapes(), prune_shortcuts=prune_shortcuts)
+        except ValueError as error:
+            raise ValueError(f"sparse.mask_from: {error}") from error
         found = mask_sparsity(brought.mask)
         if abs(found - sparsity) > SPARSITY_TOLERANCE:
             raise ValueError(

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import shutil
+import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -68,6 +69,10 @@ class Location(ABC):
         """Tell whether there is such a file."""
 
     @abstractmethod
+    def check_writable(self) -> None:
+        """Raise OSError unless files can be written here; leaves nothing behind."""
+
+    @abstractmethod
     def names(self) -> list[str]:
         """Return the names of a folder's files and folders, sorted; none when it is not there."""
 
@@ -117,6 +122,12 @@ class DiskLocation(Location):
 
     def exists(self) -> bool:
         return self.path.exists()
+
+    def check_writable(self) -> None:
+        folder = self.path.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        tempfile.TemporaryFile(dir=folder).close()
 
     def names(self) -> list[str]:
         try:
@@ -198,6 +209,11 @@ class BucketLocation(Location):
         from pyarrow.fs import FileType
 
         return bool(self._ask(lambda: self.system.get_file_info(self.path).type) != FileType.NotFound)
+
+    def check_writable(self) -> None:
+        probe = self / f"writable-{uuid.uuid4().hex}"
+        probe.write(b"")
+        probe.remove()
 
     def names(self) -> list[str]:
         return sorted({path.partition("/")[0] for path in self.files()})

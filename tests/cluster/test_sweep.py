@@ -20,6 +20,7 @@ from raylth.report import load_curves, load_permutations, load_results
 from raylth.stages import make_plan, run_plan
 from raylth.store import Store
 from raylth.sweepfile import read_sweep
+from raylth.terminal import typed_python
 from tests.conftest import tiny_sweep
 
 NOT_REPRODUCIBLE = ["seconds"]
@@ -79,6 +80,7 @@ def test_the_second_run_trains_nothing_and_prints_the_same(first_run, sweep_file
     assert again.returncode == 0
     assert "stages to run" not in again.stdout
     assert "epochs/s" not in again.stdout
+    assert re.match(r"tiny: nothing to train, all \d+ stages are in the store\n", again.stdout)
     assert table_of(again.stdout) == table_of(first_run.stdout)
     plan = sweep(sweep_file, "--dry-run").stdout
     assert re.search(r"sparse\s+│\s+24\s+│\s+24\s+│\s+0", plan)
@@ -110,6 +112,9 @@ def test_a_training_that_diverges_is_a_result_and_is_not_tried_again(sweep_file,
     again = sweep(sweep_file, *arguments)
     assert again.returncode == 0
     assert "to run" not in again.stdout
+    assert re.match(
+        r"tiny: nothing to train, \d+ of \d+ stages are done, and what diverged is not tried again\n", again.stdout
+    )
     assert "diverged: sparse(" in again.stdout
 
 
@@ -122,7 +127,8 @@ def test_a_dense_network_that_diverges_blocks_what_needs_it(sweep_file, tmp_path
 
 def test_ctrl_c_saves_what_is_finished_and_the_same_command_goes_on(first_run, sweep_file, tmp_path):
     arguments = [sweep_file, f"storage={tmp_path}"]
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    started = [*command(*arguments), "--address", "local"]
+    process = subprocess.Popen(started, stdout=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("artefacts/*/*/MANIFEST.json"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -132,7 +138,7 @@ def test_ctrl_c_saves_what_is_finished_and_the_same_command_goes_on(first_run, s
     saved = re.search(r"stopped: (\d+) of (\d+) stages are finished and saved", output)
     assert saved
     assert 0 < int(saved[1]) < int(saved[2])
-    assert f"python -m raylth.sweep {sweep_file} storage={tmp_path}" in output
+    assert f"  {typed_python()} -m raylth.sweep {sweep_file} storage={tmp_path} --address local\n" in output
     again = sweep(*arguments)
     assert again.returncode == 0
     held = re.search(r"(\d+) are in the store already", again.stdout)
@@ -142,11 +148,17 @@ def test_ctrl_c_saves_what_is_finished_and_the_same_command_goes_on(first_run, s
     pd.testing.assert_frame_equal(load_results(tmp_path).drop(columns=NOT_REPRODUCIBLE), reference, check_exact=True)
 
 
-def test_a_share_that_no_node_has_is_refused(sweep_file, tmp_path):
-    done = sweep(sweep_file, f"storage={tmp_path}", "resources.sparse.cpus=4096")
+def test_a_share_that_no_node_has_is_refused_before_anything_is_made(sweep_file, tmp_path):
+    settings = yaml.safe_load(sweep_file.read_text()) | {"storage": str(tmp_path / "store")}
+    settings["resources"] = {"sparse": {"cpus": 4096}}
+    (tmp_path / "big.yaml").write_text(yaml.safe_dump(settings))
+    done = sweep(tmp_path / "big.yaml")
     assert done.returncode == 2
-    assert re.fullmatch(r"resources\.sparse\.cpus: 4096 asked for, but the largest node has \d+ CPUs\n", done.stderr)
-    assert not list(tmp_path.glob("artefacts/**/*.json"))
+    line = (tmp_path / "big.yaml").read_text().splitlines().index("    cpus: 4096") + 1
+    place = re.escape(f"{tmp_path}/big.yaml:{line}")
+    assert re.fullmatch(rf"{place}: resources\.sparse\.cpus: 4096 asked for, but .* node has \d+ CPUs\n", done.stderr)
+    assert "to run" not in done.stdout
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.fixture

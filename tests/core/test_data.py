@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raylth.core.data import DATASETS, DataError, load_dataset, to_device
+from raylth.core.data import DATASETS, DataError, check_dataset, load_dataset, to_device
 from tests.conftest import SHARED_DATA
 
 
@@ -81,7 +81,7 @@ def test_each_kind_of_broken_data_is_named_with_its_path(tmp_path):
     def load(**options):
         return load_dataset("cifar10", **{"root": str(tmp_path), "layout": "parquet", **options})
 
-    with pytest.raises(DataError, match=r"cifar-10-batches-py: expected cifar10's files.*data.download=true"):
+    with pytest.raises(DataError, match=r"^data.root: .*cifar-10-batches-py: expected cifar10's files.*data.download=true"):
         load(layout="torchvision")
     with pytest.raises(DataError, match=r"expected cifar10's Parquet files named train-\*\.parquet, found none"):
         load()
@@ -105,6 +105,30 @@ def test_each_kind_of_broken_data_is_named_with_its_path(tmp_path):
     write_parquet(tmp_path, "test", [good], [1])
     with pytest.raises(DataError, match=r"data.num_train: 5 asked for, but the train split has 1"):
         load(num_train=5)
+
+
+def test_missing_files_are_noticed_without_reading_an_image(tmp_path):
+    check_dataset("digits")
+    torchvision = {"root": str(tmp_path), "layout": "torchvision"}
+    check_dataset("cifar100", **torchvision, download=True)
+    with pytest.raises(DataError, match=r"^data.root: .*cifar-100-python: .*\(train is missing\); data.download=true"):
+        check_dataset("cifar100", **torchvision)
+    (tmp_path / "cifar-100-python").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "cifar-100-python" / name).write_bytes(b"never read")
+    with pytest.raises(DataError, match=r"\(meta is missing\)"):
+        check_dataset("cifar100", **torchvision)
+    (tmp_path / "cifar-100-python" / "meta").write_bytes(b"never read")
+    check_dataset("cifar100", **torchvision)
+    parquet = {"root": str(tmp_path), "layout": "parquet"}
+    write_parquet(tmp_path, "train", [b"never decoded"], [1])
+    with pytest.raises(DataError, match=r"^data.root: .*Parquet files named test-\*\.parquet, found none"):
+        check_dataset("cifar10", **parquet)
+    write_parquet(tmp_path, "test", [b"never decoded"], [1], column="klass")
+    with pytest.raises(DataError, match="expected a column label, found img, klass"):
+        check_dataset("cifar10", **parquet)
+    write_parquet(tmp_path, "test", [b"never decoded"], [1])
+    check_dataset("cifar10", **parquet)
 
 
 @pytest.mark.skipif(not (SHARED_DATA / "cifar10-jpeg").exists(), reason="real CIFAR-10 is not beside this checkout")

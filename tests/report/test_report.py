@@ -41,6 +41,51 @@ def test_mean_and_deviation_over_finished_replicates(results):
     assert cells.loc["permuted @2", "mean"] == 50.0
 
 
+def other_run(rows, **changes):
+    """The same cells in a run that differs in a setting: other networks, other keys."""
+    return rows.assign(key=rows["key"] + " of r-2", run="r-2", **changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"schedule": "rewound"}, {"dataset": "digits", "replicate": 7}, {"model": "vgg11"}])
+def test_networks_of_runs_that_differ_are_not_replicates(results, changes):
+    results = results.assign(dataset="mnist1d", model="mlp", schedule="fresh")
+    lth = results[results["arm"] == "lth"]
+    with pytest.raises(ValueError, match="no replicates") as caught:
+        accuracy_table(pd.concat([results, other_run(lth.iloc[:1], **changes)]))
+    assert str(caught.value) == (
+        "width 1.0, sparsity 0.9, rewind_epoch 0, label lth: r-1 and r-2 differ in a setting, so their networks are no "
+        'replicates of each other: read one of them, load_results("<store>/runs/<run>")'
+    )
+
+
+def test_runs_that_meet_in_no_cell_stand_in_one_table(results):
+    """Another sparsity, width, rewind point, match epoch or method, and a replicate that failed the first time."""
+    permuted = results[results["arm"] == "permuted"]
+    elsewhere = [
+        other_run(results, **{name: value}) for name, value in (("sparsity", 0.5), ("width", 2.0), ("rewind_epoch", 3))
+    ]
+    methods = [other_run(permuted, match_method=method) for method in ("weight", "learned")]
+    again = other_run(results[results["status"] == "failed"], status="done", test_accuracy=42.0)
+    cells = accuracy_table(pd.concat([results, *elsewhere, *methods, again]))
+    assert cells["n"].max() == 3
+    assert {"permuted @2", "permuted weight @2", "permuted learned @4"} <= set(cells["label"])
+
+
+def test_a_network_that_two_sweeps_share_counts_once(results):
+    shared = pd.concat([results, results.assign(sweep="other", run="other-1")])
+    pd.testing.assert_frame_equal(accuracy_table(shared), accuracy_table(results))
+    assert "dense: 70.5 ± 0.7 (n = 2)" in str(render_table(shared, "t").caption)
+
+
+@pytest.mark.parametrize("draw", [render_table, accuracy_vs_rewind])
+def test_dense_networks_of_runs_that_differ_are_not_pooled(results, draw):
+    dense = results[results["stage"] == "dense"]
+    pair = pd.concat([results, dense.assign(network="B", key=dense["key"] + " B")])
+    assert draw(pair, "t") is not None
+    with pytest.raises(ValueError, match=r"^stage dense, width 1.0: r-1 and r-2 differ"):
+        draw(pd.concat([results, other_run(dense)]), "t")
+
+
 def test_the_terminal_table_orders_arms_and_names_dense(results):
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(render_table(results, "a title"))
@@ -79,9 +124,20 @@ def test_the_figure_has_a_panel_per_cell_and_a_line_per_arm(results, tmp_path):
     assert len(figure.axes) == 4
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["dense", "lth", "permuted @2", "permuted @4", "naive"]
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "points: mean over replicates (n = 1 to 3); bars: one standard deviation"
     figure.savefig(tmp_path / "f.png")
     with pytest.raises(ValueError, match="nothing to draw"):
         accuracy_vs_rewind(results[results["stage"] == "dense"], "t")
+
+
+def test_the_caption_of_the_figure_fits_into_the_narrowest(results):
+    figure = accuracy_vs_rewind(results[results["arm"] != "permuted"], "t")
+    figure.canvas.draw()
+    caption = figure.legends[0].get_title()
+    assert "(n = 2 to 3)" in caption.get_text()
+    box = caption.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_one_row_per_network_when_runs_of_a_sweep_share_it(tmp_path):

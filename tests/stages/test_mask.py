@@ -105,7 +105,10 @@ def test_a_file_that_changes_after_planning_stops_its_stage(tmp_path):
     ("tensors", "settings", "message"),
     [
         (None, {}, "m.safetensors: cannot be read: No such file"),
-        (b"not a mask", {}, "m.safetensors: not a safetensors buffer"),
+        (b"hello", {}, "m.safetensors: not a safetensors file: its 5 bytes are damaged, or of another kind"),
+        (b"not a mask" * 9, {}, "m.safetensors: not a safetensors file: its 90 bytes are damaged, or of another kind"),
+        (b"some text", {"mask_from": "m.pt"}, "m.pt: not a file that torch.save wrote: its 9 bytes are of another kind"),
+        (b"PK\3\4...", {"mask_from": "m.pt"}, "m.pt: damaged, or it holds more than tensors"),
         ({}, {}, "m.safetensors: there is no mask in it"),
         (
             {"fc1.weight": torch.ones(32, 41)},
@@ -123,7 +126,7 @@ def test_a_file_that_changes_after_planning_stops_its_stage(tmp_path):
 def test_a_bad_file_is_one_line_and_nothing_is_started(tmp_path, monkeypatch, capsys, tensors, settings, message):
     monkeypatch.chdir(tmp_path)
     if isinstance(tensors, bytes):
-        (tmp_path / "m.safetensors").write_bytes(tensors)
+        (tmp_path / settings.get("mask_from", "m.safetensors")).write_bytes(tensors)
     elif tensors is not None:
         save_file(tensors, tmp_path / "m.safetensors")
     sparse = {"arms": ["naive"], "sparsities": [0.5], "mask_from": "m.safetensors", **settings}
@@ -131,6 +134,7 @@ def test_a_bad_file_is_one_line_and_nothing_is_started(tmp_path, monkeypatch, ca
     (tmp_path / "sweep.yaml").write_text(config)
     assert main(["sweep.yaml"]) == 2
     error = capsys.readouterr().err.strip()
+    assert error.startswith("sweep.yaml:1: sparse.")
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "raylth-store").exists()
@@ -147,3 +151,7 @@ def test_export_refuses_what_nobody_reads(with_imp, tmp_path):
     plan, store = with_imp
     with pytest.raises(ValueError, match=r"a.npz: the ending is none of .safetensors, .pt, .pth"):
         export_mask(store, plan.stages[-1].key, tmp_path / "a.npz")
+    for key in ("0" * 64, plan.stages[-1].key[:12]):
+        with pytest.raises(ValueError, match=f"there is no artefact '{key}' here"):
+            export_mask(store, key, tmp_path / "a.pt")
+    assert not list(tmp_path.iterdir())

@@ -33,6 +33,15 @@ def test_files_come_back_and_go(place):
         (root / "a/b").read()
 
 
+def test_a_probe_leaves_nothing_behind(place, tmp_path):
+    root = locate(place)
+    root.check_writable()
+    assert root.files() == {}
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="Not a directory"):
+        (locate(tmp_path) / "file/store").check_writable()
+
+
 def test_folders_move_and_go(place):
     root = locate(place)
     for name in ("x/1", "x/y/2"):

@@ -13,6 +13,7 @@ __all__ = [
     "DataError",
     "DatasetInfo",
     "Split",
+    "check_dataset",
     "cifar10",
     "cifar100",
     "digits",
@@ -40,3 +41,8 @@ def load_dataset(
     """
     dataset = DATASETS[name].load(root=root, layout=layout, download=download)
     return dataset.first(num_train, num_test)
+
+
+def check_dataset(name: str, *, root: str | None = None, layout: str = "torchvision", download: bool = False) -> None:
+    """Raise DataError when files of the named data set are missing; their contents are not looked at."""
+    DATASETS[name].check(root=root, layout=layout, download=download)

@@ -1,7 +1,11 @@
 """CIFAR-10 and CIFAR-100, from torchvision's files or from Parquet as the Hugging Face hub stores them."""
 
+import contextlib
+import functools
 import io
+import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,8 @@ STD = {"cifar10": (62.99, 62.09, 66.70), "cifar100": (68.17, 65.39, 70.42)}
 CLASSES = {"cifar10": 10, "cifar100": 100}
 LABEL_COLUMNS = {"cifar10": ("label",), "cifar100": ("fine_label", "label")}
 IMAGE_COLUMNS = ("img", "image")
+TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # its class
+SPLITS = ("train", "test")
 
 
 def cifar10(*, root: str | None, layout: str, download: bool) -> ArrayDataset:
@@ -28,49 +34,95 @@ def cifar100(*, root: str | None, layout: str, download: bool) -> ArrayDataset:
     return _load("cifar100", root, layout, download)
 
 
+def check(name: str, *, root: str | None, layout: str, download: bool) -> None:
+    """Raise DataError when files are missing and nothing fetches them; no image is read."""
+    folder = _folder(name, root, layout)
+    with _blamed_on_root():
+        if layout == "parquet":
+            for split in SPLITS:
+                for file in _parquet_files(name, folder, split):
+                    _columns(name, file)
+        elif not download:
+            _check_torchvision(name, folder)
+
+
 def _load(name: str, root: str | None, layout: str, download: bool) -> ArrayDataset:
-    if root is None:
-        raise DataError(f"data.root: {name} lies in files, so data.root must name their folder")
-    if layout == "parquet":
-        parts = [_read_parquet(name, Path(root), split) for split in ("train", "test")]
-    elif layout == "torchvision":
-        parts = [_read_torchvision(name, Path(root), train, download) for train in (True, False)]
-    else:
-        raise DataError(f"data.layout: {layout!r} is not a layout of {name} (known: parquet, torchvision)")
+    folder = _folder(name, root, layout)
+    with _blamed_on_root():
+        if layout == "parquet":
+            parts = [_read_parquet(name, folder, split) for split in SPLITS]
+        else:
+            parts = [_read_torchvision(name, folder, split, download) for split in SPLITS]
     (train_x, train_y), (test_x, test_y) = parts
     return ArrayDataset(train_x, train_y, test_x, test_y, MEAN[name], STD[name])
 
 
-def _read_torchvision(name: str, root: Path, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+def _folder(name: str, root: str | None, layout: str) -> Path:
+    if root is None:
+        raise DataError(f"data.root: {name} lies in files, so data.root must name their folder")
+    if layout not in ("parquet", "torchvision"):
+        raise DataError(f"data.layout: {layout!r} is not a layout of {name} (known: parquet, torchvision)")
+    return Path(root)
+
+
+@contextlib.contextmanager
+def _blamed_on_root() -> Iterator[None]:
+    """Put the setting that names the folder before what is wrong in it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"data.root: {error}") from error
+
+
+def _check_torchvision(name: str, root: Path) -> None:
     from torchvision import datasets
 
-    dataset_class = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    kind = getattr(datasets, TORCHVISION[name])
+    folder = root / kind.base_folder
+    files = [file for file, *_ in (*kind.train_list, *kind.test_list)] + [kind.meta["filename"]]
+    for file in files:
+        if not os.path.isfile(folder / file):
+            raise DataError(_torchvision_reason(name, folder, f"{file} is missing", download=False))
+
+
+def _read_torchvision(name: str, root: Path, split: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    from torchvision import datasets
+
+    kind = getattr(datasets, TORCHVISION[name])
+    if not download:
+        _check_torchvision(name, root)
     try:
-        dataset = dataset_class(root=str(root), train=train, download=download)  # checks the files' MD5 first
+        dataset = kind(root=str(root), train=split == "train", download=download)  # checks the files' MD5 first
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        expected = root / dataset_class.base_folder
-        hint = "" if download else "; data.download=true fetches them"
         reason = str(error).splitlines()[0]
-        raise DataError(f"{expected}: expected {name}'s files in torchvision's layout ({reason}){hint}") from error
+        raise DataError(_torchvision_reason(name, root / kind.base_folder, reason, download)) from error
     images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))  # (N, H, W, C) -> (N, C, H, W)
     return images, np.asarray(dataset.targets, dtype=np.int64)
+
+
+def _torchvision_reason(name: str, folder: Path, reason: str, download: bool) -> str:
+    hint = "" if download else "; data.download=true fetches them"
+    return f"{folder}: expected {name}'s files in torchvision's layout ({reason}){hint}"
+
+
+def _parquet_files(name: str, root: Path, split: str) -> list[Path]:
+    files = sorted(root.glob(f"**/{split}-*.parquet")) or sorted(root.glob(f"**/{split}.parquet"))
+    if not files:
+        raise DataError(f"{root}: expected {name}'s Parquet files named {split}-*.parquet, found none")
+    return files
 
 
 def _read_parquet(name: str, root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = sorted(root.glob(f"**/{split}-*.parquet")) or sorted(root.glob(f"**/{split}.parquet"))
-    if not files:
-        raise DataError(f"{root}: expected {name}'s Parquet files named {split}-*.parquet, found none")
     images, labels = [], []
-    for file in files:
+    for file in _parquet_files(name, root, split):
+        image_column, label_column = _columns(name, file)
         try:
-            table = pq.read_table(file)
+            table = pq.read_table(file, columns=[image_column, label_column])
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{file}: expected a Parquet file ({str(error).splitlines()[0]})") from error
-        image_column = _column(file, table.column_names, IMAGE_COLUMNS)
-        label_column = _column(file, table.column_names, LABEL_COLUMNS[name])
         images.append(_decode(file, table[image_column]))
         labels.append(table[label_column].to_numpy().astype(np.int64))
     x, y = np.concatenate(images), np.concatenate(labels)
@@ -79,6 +131,18 @@ def _read_parquet(name: str, root: Path, split: str) -> tuple[np.ndarray, np.nda
     if y.min() < 0 or y.max() >= CLASSES[name]:
         raise DataError(f"{root}: labels of {name} lie in 0..{CLASSES[name] - 1}, found {y.min()}..{y.max()}")
     return x, y
+
+
+def _columns(name: str, file: Path) -> tuple[str, str]:
+    """Return the names of a Parquet file's columns of images and labels; reads its footer only."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = pq.read_schema(file).names
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file}: expected a Parquet file ({str(error).splitlines()[0]})") from error
+    return _column(file, names, IMAGE_COLUMNS), _column(file, names, LABEL_COLUMNS[name])
 
 
 def _column(file: Path, columns: list[str], accepted: tuple[str, ...]) -> str:
@@ -107,5 +171,8 @@ def _decode(file: Path, column: object) -> np.ndarray:
 
 for _name, _load_function in (("cifar10", cifar10), ("cifar100", cifar100)):
     DATASETS.register(_name)(
-        DatasetInfo(SHAPE, CLASSES[_name], 50_000, 10_000, augment="flip_crop", from_files=True, load=_load_function)
-    )
+        DatasetInfo(
+            SHAPE, CLASSES[_name], 50_000, 10_000, augment="flip_crop", from_files=True, load=_load_function,
+            check=functools.partial(check, _name),
+        )
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""What a command shares with the terminal that it was typed in. Imports nothing heavy: it comes before the rest."""
+
+import io
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+__all__ = ["EXIT_INTERRUPTED", "STOPPED_EARLY", "end_at_ctrl_c", "raise_at_ctrl_c", "run", "typed_python"]
+
+EXIT_INTERRUPTED = 130
+STOPPED_EARLY = "stopped before anything was started"
+
+
+def end_at_ctrl_c() -> None:
+    """Let Ctrl-C end the process on the spot, with one line and status 130, until `raise_at_ctrl_c`.
+
+    For the seconds in which modules are imported: whoever imports at that moment would print a KeyboardInterrupt, or
+    swallow it. Does nothing outside the main thread.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _end)
+
+
+def raise_at_ctrl_c() -> None:
+    """Give Ctrl-C back its usual KeyboardInterrupt, if `end_at_ctrl_c` took it."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def run(command: Callable[[], int]) -> int:
+    """Run a command and return its exit status; when its reader leaves (`| head`), it ends quietly with status 0."""
+    try:
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 0
+
+
+def typed_python() -> str:
+    """Return this interpreter as a person here types it: from the current folder, by its name alone, or its whole path."""
+    import shutil
+    from pathlib import Path
+
+    python = Path(sys.executable)
+    if python.parent == Path.cwd():
+        return f"./{python.name}"
+    if python.is_relative_to(Path.cwd()):
+        return str(python.relative_to(Path.cwd()))
+    return python.name if shutil.which(python.name) == str(python) else str(python)
+
+
+def _reader_left() -> bool:
+    """Tell whether nobody reads standard output any more; what is still to be written then goes nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except io.UnsupportedOperation:
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"{STOPPED_EARLY}\n".encode())  # print may be in the middle of something
+    os._exit(EXIT_INTERRUPTED)

@@ -1,0 +1,69 @@
+"""What a person sees while a sweep runs, by a clock that the test turns."""
+
+import time
+
+import pytest
+from rich.console import Console
+
+from raylth.stages import Graph, Stage
+from raylth.view import PLAIN_INTERVAL, SweepView
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def view(clock):
+    with open("/dev/null", "w") as nowhere:
+        yield SweepView(Console(record=True, file=nowhere, width=200), "two stages to run")
+
+
+def graph_of(*epochs):
+    return Graph([Stage("dense", str(number), {}, {}, {}, length) for number, length in enumerate(epochs)])
+
+
+def tell(view, clock, graph, seconds, epochs):
+    """Let time pass, update, and return the line's speed."""
+    clock[0] += seconds
+    view.update(graph, epochs, [])
+    return view.console.export_text().splitlines()[-1].partition("; ")[2]
+
+
+def test_the_time_left_waits_for_seconds_of_training_and_leaves_the_start_out(view, clock):
+    """Ray starts for 20 s, then two epochs are trained a second; 1,000 are ahead."""
+    graph = graph_of(600, 400)
+    assert tell(view, clock, graph, 0, 0) == "starting, elapsed 0 s"
+    assert tell(view, clock, graph, 20, 0) == "starting, elapsed 20 s"
+    first = tell(view, clock, graph, PLAIN_INTERVAL, 20)
+    assert first == "2.0 epochs/s, elapsed 30 s", "no estimate from one sample"
+    assert tell(view, clock, graph, PLAIN_INTERVAL, 40) == "2.0 epochs/s, elapsed 40 s, about 8 min 00 s left"
+
+
+def test_an_estimate_needs_five_seconds_of_training(view, clock, monkeypatch):
+    monkeypatch.setattr("raylth.view.PLAIN_INTERVAL", 0.5)
+    graph = graph_of(1000)
+    tell(view, clock, graph, 0, 0)
+    shown = [tell(view, clock, graph, 0.5, number) for number in range(1, 13)]
+    assert [" left" in text for text in shown] == [False] * 10 + [True] * 2
+    assert shown[-1].endswith("about 8 min 14 s left")
+
+
+def test_work_that_trains_nothing_is_no_start(view, clock):
+    graph = graph_of(0, 0)
+    graph.num_computed = 1
+    assert tell(view, clock, graph, 3, 0) == "working, elapsed 3 s"
+
+
+def test_the_heading_stands_once_before_the_first_line(view, clock):
+    graph = graph_of(5)
+    for _ in range(2):
+        clock[0] += PLAIN_INTERVAL
+        view.update(graph, 0, [])
+    lines = view.console.export_text().splitlines()
+    assert lines[0] == "two stages to run"
+    assert lines.count("two stages to run") == 1
+    assert len(lines) == 3
