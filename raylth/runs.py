@@ -1,6 +1,5 @@
 """A run: one sweep's settings in one store, with its manifest, rows, figure and error reports."""
 
-import contextlib
 import functools
 import importlib.metadata
 import json
@@ -101,16 +100,20 @@ class Recorder:
         self.run, self.plan, self.graph = run, plan, graph
         self.batch, self.seconds = batch, seconds
         self.num_written = 0  # of `graph.ended`
-        self.written_at = time.monotonic()
+        self.tried_at, self.has_failed = time.monotonic(), False
 
     def update(self) -> None:
         """Write what has ended since the last time, if it is a batch or time has come."""
         waiting = len(self.graph.ended) - self.num_written
-        since = time.monotonic() - self.written_at
-        if (waiting >= self.batch and since >= min(1.0, self.seconds)) or (waiting and since >= self.seconds):
-            self.written_at = time.monotonic()
-            with contextlib.suppress(OSError):  # a store that does not answer: tried again later
+        if not waiting:
+            return
+        since = time.monotonic() - self.tried_at
+        if since >= self.seconds or (waiting >= self.batch and not self.has_failed):
+            self.tried_at, self.has_failed = time.monotonic(), False
+            try:
                 self._write()
+            except OSError:  # a store that does not answer: tried again later
+                self.has_failed = True
 
     def close(self) -> None:
         """Write the rest and join all parts."""
