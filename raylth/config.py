@@ -4,21 +4,19 @@ Settings that decide results (the science) and settings that decide where and ho
 `resources`, `log`) stand in different models; only the first enter a stage's key.
 """
 
-import math
-from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raylth.core.data import DATASETS
 from raylth.core.models import MODELS, build_model
 from raylth.core.train import Recipe
-from raylth.registry import Registry, UnknownName
-from raylth.store import locate
+from raylth.values import AUTO, Count, Epoch, GpuShare, Integer, Rate, Real, Sparsity, Width, is_place, known, unique
 
 __all__ = [
     "ARM_NAMES",
+    "AUTO",
     "DataConfig",
     "DenseConfig",
     "ImpConfig",
@@ -34,69 +32,6 @@ __all__ = [
 
 ArmName = Literal["lth", "naive", "permuted", "random", "random_permutation"]
 ARM_NAMES: tuple[ArmName, ...] = ("lth", "naive", "permuted", "random", "random_permutation")
-
-
-def _known(registry: Registry[Any]) -> AfterValidator:
-    def check(name: str) -> str:
-        try:
-            registry[name]
-        except UnknownName as error:
-            raise ValueError(str(error)) from error
-        return name
-
-    return AfterValidator(check)
-
-
-def _unique(values: list[Any]) -> list[Any]:
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{value!r} is listed twice")
-    return values
-
-
-def _is_place(text: str) -> str:
-    locate(text)
-    return text
-
-
-def _fraction(value: Any) -> Any:
-    """Read "1/3" as a number, since 0.333 in a file is a guess at it."""
-    if isinstance(value, str) and "/" in value:
-        try:
-            return float(Fraction(value))
-        except (ValueError, ZeroDivisionError) as error:
-            raise ValueError(f"{value!r} is not a fraction such as 1/3") from error
-    return value
-
-
-def _gpu_share(value: float) -> float:
-    """Accept 0 and 1/n: other fractions can hang Ray's scheduler (ray #52133)."""
-    if value == 0:
-        return value
-    shares = 1 / value
-    if abs(shares - round(shares)) > 1e-3 * shares or round(shares) < 1:
-        lower = max(1, math.floor(shares))
-        legal = " or ".join(f"1/{n}" if n > 1 else "1" for n in sorted({lower, lower + 1}))
-        raise ValueError(f"{value:g} is not 0 or 1/n; the nearest legal shares are {legal}")
-    return 1 / round(shares)
-
-
-def _no_bool(value: Any) -> Any:
-    """Refuse what Python would count as 0 or 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"should be a number, found {str(value).lower()} (as YAML reads yes, no, on and off, too)")
-    return value
-
-
-NUMBER = BeforeValidator(_no_bool)  # the last of an Annotated: the JSON schema loses a Field behind it
-Integer = Annotated[int, NUMBER]
-Count = Annotated[PositiveInt, NUMBER]
-Epoch = Annotated[int, Field(ge=0), NUMBER]
-Real = Annotated[float, NUMBER]
-Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable weights that a mask removes."), NUMBER]
-Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False), NUMBER]
-GpuShare = Annotated[float, Field(ge=0, le=1), BeforeValidator(_fraction), AfterValidator(_gpu_share), NUMBER]
-Width = Annotated[float, Field(gt=0, le=64), NUMBER]
 
 
 class Settings(BaseModel):
@@ -115,7 +50,7 @@ class SeedsConfig(Settings):
 class DataConfig(Settings):
     """The data set; its files' place does not enter a key, their layout does (the images can differ)."""
 
-    name: Annotated[str, _known(DATASETS)] = Field(description="Data set, by name.")
+    name: Annotated[str, known(DATASETS)] = Field(description="Data set, by name.")
     root: str | None = Field(None, description="Folder of its files; data sets that come embedded need none.")
     layout: Literal["torchvision", "parquet"] = Field(
         "torchvision", description="How the files lie: torchvision's, or Parquet as the Hugging Face hub stores images."
@@ -144,8 +79,8 @@ class DataConfig(Settings):
 class ModelConfig(Settings):
     """The architecture; each width is a sweep axis of its own."""
 
-    name: Annotated[str, _known(MODELS)] = Field(description="Network, by name.")
-    widths: Annotated[list[Width], Field(min_length=1), AfterValidator(_unique)] = Field(
+    name: Annotated[str, known(MODELS)] = Field(description="Network, by name.")
+    widths: Annotated[list[Width], Field(min_length=1), AfterValidator(unique)] = Field(
         [1.0], description="Multipliers of every hidden width; the paper has 1 to 16."
     )
 
@@ -203,14 +138,14 @@ class MatchConfig(Settings):
     method: Annotated[
         list[MatchMethod],
         Field(min_length=1),
-        AfterValidator(_unique),
+        AfterValidator(unique),
         BeforeValidator(_listed, json_schema_input_type=MatchMethod | list[MatchMethod]),
     ] = Field(
         ["activation"],
         description="How the permutation is found; several give one permuted arm each. activation: the paper's; weight: Git "
         "Re-Basin, Algorithm 1; learned: its Algorithm 3; identity and random are controls.",
     )
-    epochs: Annotated[list[Epoch], AfterValidator(_unique)] | None = Field(
+    epochs: Annotated[list[Epoch], AfterValidator(unique)] | None = Field(
         None, min_length=1, description="Epochs of B at which the permutation is found; null is [T]. Below T: Table 15."
     )
     samples: Count | None = Field(None, description="Training samples to match on, from the first; null is all.")
@@ -229,13 +164,13 @@ class MatchConfig(Settings):
 class SparseConfig(OptimizerConfig):
     """Sparse training: one network per arm, sparsity and rewind point."""
 
-    arms: Annotated[list[ArmName], AfterValidator(_unique)] = Field(
+    arms: Annotated[list[ArmName], AfterValidator(unique)] = Field(
         ["lth", "naive", "permuted"], description="Which weights and which mask (design table)."
     )
-    sparsities: Annotated[list[Sparsity], Field(min_length=1), AfterValidator(_unique)] = Field(
+    sparsities: Annotated[list[Sparsity], Field(min_length=1), AfterValidator(unique)] = Field(
         [0.8, 0.9, 0.95, 0.97], description="Target mask sparsities (paper: 0.80, 0.90, 0.95, 0.97)."
     )
-    rewinds: Annotated[list[Epoch], Field(min_length=1), AfterValidator(_unique)] = Field(
+    rewinds: Annotated[list[Epoch], Field(min_length=1), AfterValidator(unique)] = Field(
         [0],
         description="k: completed epochs of dense training at which the weights are taken; 0 is the initialisation.",
     )
@@ -255,7 +190,7 @@ class ConnectConfig(Settings):
     """The line from pi(A) to B, one for every permutation that is found."""
 
     points: Integer = Field(11, ge=3, description="Equally spaced points, the ends included.")
-    corrections: Annotated[list[Literal["plain", "reset", "repair"]], Field(min_length=1), AfterValidator(_unique)] = Field(
+    corrections: Annotated[list[Literal["plain", "reset", "repair"]], Field(min_length=1), AfterValidator(unique)] = Field(
         ["plain", "repair"],
         description="plain: weights interpolated, nothing else; reset: batch norm's statistics measured anew; repair: "
         "every layer's mean and deviation set to the interpolation of the end points' (Jordan et al. 2023).",
@@ -269,7 +204,9 @@ class Share(Settings):
     """What one stage takes of a machine."""
 
     cpus: Count = Field(1, description="CPU cores, also the number of torch threads.")
-    gpus: GpuShare = Field(0.0, description="Share of one GPU: 0, or 1/n.")
+    gpus: GpuShare = Field(
+        0.0, description="Share of one GPU: 0, 1/n, or auto: what fits by its memory, measured once in the first steps."
+    )
 
 
 class ResourcesConfig(Settings):
@@ -304,7 +241,7 @@ class SweepConfig(Settings):
     """One sweep file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="The sweep's name in results and folders.")
-    storage: Annotated[str, AfterValidator(_is_place)] = Field(
+    storage: Annotated[str, AfterValidator(is_place)] = Field(
         "raylth-store",
         min_length=1,
         description="Where the store is: a folder (also on NFS), s3://bucket/prefix or gs://bucket/prefix; shared by any "

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "raylth"
 LAYERS = [  # lowest first; a module may import from its own room and from rooms below
     ("seeding", "registry", "steps", "terminal"),
     ("core", "store"),
+    ("values",),
     ("config", "report"),
     ("sweepfile", "stages"),
     ("runs", "progress"),

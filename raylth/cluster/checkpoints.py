@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from raylth.store import Store, decode_tensors
+from raylth.store import BrokenArtefact, Store, decode_tensors
 
 __all__ = ["CheckpointActor", "CheckpointReader", "start_checkpoint_actors"]
 
+NO_ROOM = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
 HELD_KINDS = ("dense", "imp")  # what the actors are handed right after training
 
 
@@ -33,13 +34,23 @@ class CheckpointActor:
         self.sizes: dict[tuple[str, str], int] = {}
 
     def hold(self, key: str, name: str, buffer: np.ndarray) -> None:
-        """Take over a file's bytes that were just published."""
-        self.refs[key, name] = ray.put(buffer)
+        """Take over a file's bytes that were just published, in place of older ones where there is no room."""
+        while True:
+            try:
+                self.refs[key, name] = ray.put(buffer)
+                break
+            except NO_ROOM:
+                if not self.refs:
+                    raise
+                self._drop_oldest()
         self.refs.move_to_end((key, name))
         self.sizes[key, name] = buffer.nbytes
         while len(self.refs) > 1 and sum(self.sizes.values()) > self.budget:
-            dropped, _ = self.refs.popitem(last=False)
-            del self.sizes[dropped]
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        dropped, _ = self.refs.popitem(last=False)
+        del self.sizes[dropped]
 
     def fetch(self, key: str, name: str) -> list[Any]:
         """Return the reference to a file's bytes, in a list so that Ray hands over the reference itself.
@@ -82,7 +93,9 @@ class CheckpointReader:
             (ref,) = ray.get(self._actor(key).fetch.remote(key, name))
             buffer = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from error  # what the actor raised: BrokenArtefact
+            if isinstance(error.cause, BrokenArtefact):
+                raise error.cause from error
+            buffer = self.store.read(key, name)  # the object store and the disk that it spills to are full
         except (ray.exceptions.ActorUnavailableError, ray.exceptions.ActorDiedError, ray.exceptions.ObjectLostError):
             buffer = self.store.read(key, name)  # the actor or its object is gone; it refills when it is back
         return decode_tensors(buffer)

@@ -6,7 +6,6 @@ from typing import Any
 import ray
 from ray.tune.schedulers import FIFOScheduler
 
-from raylth.config import Share
 from raylth.stages import Preempted
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "PREEMPTED",
     "UNREACHABLE",
     "Autopsy",
-    "bigger_share",
     "cause_of",
     "delay",
 ]
@@ -43,17 +41,6 @@ def cause_of(error: BaseException | None) -> str:
 def delay(times: int) -> float:
     """Return the seconds to wait before a stage is started again for the `times`-th time: 1, 2, 4, ... 60."""
     return min(LONGEST_DELAY, 2.0 ** (times - 1))
-
-
-def bigger_share(share: Share) -> Share | None:
-    """Return the next larger legal share of a GPU after it ran out of memory, None when it was the whole of one.
-
-    A stage on the CPU alone keeps its share: it is started again when others may have given memory back.
-    """
-    if share.gpus == 0:
-        return share
-    shares = round(1 / share.gpus)
-    return None if shares == 1 else Share(cpus=share.cpus, gpus=1 / (shares - 1))
 
 
 def _error_of(trial: Any) -> Exception | None:

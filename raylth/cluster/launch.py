@@ -14,13 +14,15 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.callback import Callback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylth.cluster.board import start_board
 from raylth.cluster.checkpoints import start_checkpoint_actors
 from raylth.cluster.failures import Autopsy
+from raylth.cluster.gpus import total_bytes
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.trial import Shared, StageTrial
-from raylth.config import ResourcesConfig
+from raylth.config import AUTO, ResourcesConfig
 from raylth.core.data import ArrayDataset
 from raylth.stages import STAGES, Graph, Plan
 from raylth.store import Location, Store
@@ -84,7 +86,7 @@ def run_on_ray(
             state_seconds=plan.config.resources.state_seconds,
             imports=imports,
         )
-        searcher = GraphSearcher(graph, store, plan.config.resources)
+        searcher = GraphSearcher(graph, store, plan.config.resources, gpu_table())
         _run_tune(searcher, shared, watch, verbose)
     finally:
         ray.shutdown()
@@ -184,14 +186,25 @@ def _start_ray(address: str | None, verbose: bool) -> None:
         raise ClusterError(f"cannot reach or start Ray {where}: {str(error).splitlines()[0]}") from error
 
 
+def gpu_table() -> list[tuple[str, int]]:
+    """Return the name and the bytes of memory of every GPU of the cluster."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    ask = ray.remote(num_cpus=0)(total_bytes)
+    asked = [ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes]
+    return [gpu for found in ray.get(asked) for gpu in found]
+
+
 def _check_shares(resources: ResourcesConfig) -> None:
     """Refuse a share that no node could ever give, instead of waiting for it for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for kind in STAGES:
         share = getattr(resources, kind)
-        for field, resource, asked in (("cpus", "CPU", share.cpus), ("gpus", "GPU", share.gpus)):
+        gpus = 1.0 if share.gpus == AUTO else share.gpus
+        for field, resource, asked in (("cpus", "CPU", share.cpus), ("gpus", "GPU", gpus)):
             largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
             if asked > largest:
+                shown = getattr(share, field)
                 raise ClusterError(
-                    f"resources.{kind}.{field}: {asked:g} asked for, but the largest node has {largest:g} {resource}s"
+                    f"resources.{kind}.{field}: {shown if shown == AUTO else format(shown, 'g')} asked for, but the largest "
+                    f"node has {largest:g} {resource}s"
                 )

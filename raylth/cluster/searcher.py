@@ -4,17 +4,21 @@ import contextlib
 import heapq
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, UNREACHABLE, bigger_share, delay
-from raylth.config import ResourcesConfig, Share
+from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, UNREACHABLE, delay
+from raylth.cluster.shares import Shares
+from raylth.config import ResourcesConfig
 from raylth.stages import Graph, Stage, divergence
 from raylth.store import Store
 
 __all__ = ["GraphSearcher"]
 
+TRY_STEPS = 5  # of a training, to see what memory it takes; it goes on from there
+TRY_DELAY = 1.0  # seconds until others of its kind are looked at again
 BATCH_SECONDS = 2.0  # of stages that go in one trial
 MOST_UNREACHABLE = 10  # times that a stage meets a store that does not answer; with the waits about 6 minutes
 MOST_CANCELLED_STARTS = 20  # of one stage, before they count as crashes
@@ -44,14 +48,15 @@ class GraphSearcher(Searcher):
     - a stage's own error: failed at once, it would happen again.
     """
 
-    def __init__(self, graph: Graph, store: Store, resources: ResourcesConfig) -> None:
+    def __init__(self, graph: Graph, store: Store, resources: ResourcesConfig, gpus: Sequence[tuple[str, int]] = ()) -> None:
         super().__init__()
         self.graph, self.store, self.resources = graph, store, resources
+        self.shares = Shares(resources, store, list(gpus))
         self.running: dict[str, list[Stage]] = {}  # trial -> its stages, in the order in which it runs them
         self.seconds: dict[str, float] = {}  # kind -> what a stage of it takes, a running mean
         self.causes: dict[str, tuple[str, str]] = {}  # trial -> why its worker ended, and the error; Autopsy writes it
         self.times: dict[tuple[str, str], int] = {}  # (stage key, cause) -> how often
-        self.shares: dict[str, Share] = {}  # stage key -> its share, where it had to grow
+        self.tried: dict[str, Stage] = {}  # trial -> the stage whose first steps it runs, to see what memory they take
         self.delayed: list[tuple[float, str]] = []  # heap of (when, stage key)
         self.notes: list[str] = []  # what a person should be told, in order
 
@@ -62,12 +67,18 @@ class GraphSearcher(Searcher):
         """Return the next stage that may run, None to be asked again later, FINISHED at the end."""
         while self.delayed and self.delayed[0][0] <= time.monotonic():
             self.graph.retry(heapq.heappop(self.delayed)[1])
-        stage = self.graph.next_ready()
-        if stage is None:
-            return Searcher.FINISHED if self.graph.finished else None
-        stages = self.running[trial_id] = [stage, *self._more_like(stage)]
-        share = self._share(stage)
-        return {"stages": [stage.key for stage in stages], "cpus": share.cpus, "gpus": share.gpus}
+        while (stage := self.graph.next_ready()) is not None:
+            is_tried = self.shares.must_be_tried(stage)
+            if is_tried and any(self.shares.same_class(stage, other) for other in self.tried.values()):
+                self._hold(stage, TRY_DELAY)  # until it is known what the other took
+                continue
+            self.running[trial_id] = [stage] if is_tried else [stage, *self._more_like(stage)]
+            if is_tried:
+                self.tried[trial_id] = stage
+            slot = self.shares.of(stage)
+            keys = [stage.key for stage in self.running[trial_id]]
+            return {"stages": keys, "cpus": slot.cpus, "gpus": slot.gpus, "steps": TRY_STEPS if is_tried else None}
+        return Searcher.FINISHED if self.graph.finished else None
 
     def _more_like(self, stage: Stage) -> list[Stage]:
         """Take what goes with a stage in one trial: nothing when it takes long, or met with trouble before."""
@@ -85,6 +96,7 @@ class GraphSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the ends of a trial's stages into the graph."""
         stages = self.running.pop(trial_id)
+        self.tried.pop(trial_id, None)
         if not error and result is not None:
             for stage, ended in zip(stages, result["outcomes"], strict=True):
                 self._ended(stage, ended)
@@ -94,11 +106,15 @@ class GraphSearcher(Searcher):
 
     def _ended(self, stage: Stage, result: dict[str, Any]) -> None:
         """Take one stage's end into the graph: done, diverged, failed, or to be run again."""
+        if result.get("peak_bytes") and self.shares.of(stage).gpus == 1:
+            self._learn(stage, result["peak_bytes"])
         if result["outcome"] == "done":
             before = self.seconds.get(stage.kind, result["seconds"])
             self.seconds[stage.kind] = 0.8 * before + 0.2 * result["seconds"]
             self.graph.num_computed += result["computed"]
             self.graph.finish(stage.key)
+        elif result["outcome"] == "tried":
+            self.graph.retry(stage.key)
         elif result["outcome"] == "elsewhere":  # another sweep on this store is at it
             self._hold(stage, ELSEWHERE_DELAY * random.uniform(0.5, 1.5))  # two that met do not meet again
         elif result["outcome"] == "diverged":
@@ -158,7 +174,7 @@ class GraphSearcher(Searcher):
             self._fail(stage, why_not)
             return
         wait = 0.0 if cause == CRASHED else delay(times)
-        with_share = f" with {self._shown(stage)}" if cause == OUT_OF_MEMORY else ""
+        with_share = f" with {self.shares.of(stage)}" if cause == OUT_OF_MEMORY else ""
         when = f" in {wait:g} s" if wait else ""
         self.notes.append(f"{stage.name}: {WHAT[cause]}; started again{with_share}{when} ({times}): {detail}")
         self._hold(stage, wait)
@@ -172,27 +188,27 @@ class GraphSearcher(Searcher):
         return None
 
     def _grow(self, stage: Stage, times: int) -> str | None:
-        """Give a stage that ran out of memory the next larger share; return why it is given up, None when it is not."""
-        share = bigger_share(self._share(stage))
-        has_grown = share is not None and share != self._share(stage)
-        if share is None or not (has_grown or times <= self.resources.retries):
-            return f"out of memory {times} times, at last with {self._shown(stage)}"
-        self.shares[stage.key] = share
-        return None
+        """Give a stage that ran out of memory the next larger share; return why it is given up, None when it is not.
+
+        A stage on the CPU keeps its share: it is started again when others may have given memory back.
+        """
+        slot = self.shares.of(stage)
+        if self.shares.grow(stage) or (slot.gpus == 0 and times <= self.resources.retries):
+            return None
+        return f"out of memory {times} times, at last with {slot}"
+
+    def _learn(self, stage: Stage, taken: int) -> None:
+        """Take in what a stage took that had a GPU to itself."""
+        before = self.shares.of(stage)
+        with contextlib.suppress(OSError):  # it is known here all the same
+            self.shares.learn(stage, taken)
+        slot = self.shares.of(stage)
+        if slot != before:
+            self.notes.append(f"{stage.name} takes {taken / 2**30:.1f} GiB of GPU memory: {slot} for each of its kind")
 
     def _hold(self, stage: Stage, seconds: float) -> None:
         self.graph.hold(stage.key)
         heapq.heappush(self.delayed, (time.monotonic() + seconds, stage.key))
-
-    def _share(self, stage: Stage) -> Share:
-        share: Share = getattr(self.resources, stage.kind)
-        return self.shares.get(stage.key, share)
-
-    def _shown(self, stage: Stage) -> str:
-        """Return a stage's share for people."""
-        share = self._share(stage)
-        gpus = f", {share.gpus:g} GPU" if share.gpus else ""
-        return f"{share.cpus} CPU{gpus}"
 
     def _fail(self, stage: Stage, error: str) -> None:
         self.graph.fail(stage.key, error)

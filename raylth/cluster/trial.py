@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
+from raylth.cluster import gpus
 from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader
 from raylth.store import BrokenArtefact, Lease, StorageUnreachable, Store, locate
 
 if TYPE_CHECKING:
-    from raylth.stages import Context
+    from raylth.stages import Context, Stage
 
 __all__ = ["Shared", "StageTrial"]
 
@@ -55,11 +56,13 @@ class StageTrial(tune.Trainable):
     def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]  # with_parameters adds it
         """Take the handles; data and torch come with the first stage."""
         self.shared = shared
+        gpus.see_only(ray.get_gpu_ids())
         self.store = Store(shared.root)
         self.reader = CheckpointReader(shared.checkpoints, self.store)
         self.chalk = Chalk(shared.board)
         self.contexts: dict[str, Context] = {}  # device -> what stages run with, for the life of the process
         self.is_busy = self.is_asked_to_stop = False
+        self.steps_left: int | None = None  # of a training that is only tried
         signal.signal(signal.SIGTERM, self._ask_to_stop)  # a machine that goes away says so this way
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -86,36 +89,54 @@ class StageTrial(tune.Trainable):
         stage = Stage(**self.shared.stages[key])
         result: dict[str, Any] = {"outcome": "done", "error": None, "broken": None, "computed": False}
         start = time.perf_counter()
+        self.steps_left = self.config["steps"]
         if self.is_asked_to_stop:
             raise Preempted("asked to stop between two stages")
         try:
             torch.set_num_threads(self.config["cpus"])
+            gpus.reset_peak()
             with Lease(self.store, stage.key) as lease:
                 if not lease.held:
                     return result | {"outcome": "elsewhere"}
                 result["computed"] = not self.store.has(stage.key)
-                reason = run_stage(stage, self._context("cuda" if self.config["gpus"] else "cpu"))
+                reason = run_stage(stage, self._context(gpus.device(self.config["gpus"])))
             if reason is None:
                 for made in stage.produces:
                     self.reader.hand_over(stage.kind, made)
             else:
                 result |= {"outcome": "diverged", "error": reason}
         except Preempted:
-            raise  # Tune takes the process out of use, and the searcher starts the stage elsewhere
-        except BrokenArtefact as broken:
-            result |= {"outcome": "broken", "broken": broken.key, "error": str(broken)}
-        except StorageUnreachable as error:
-            result |= {"outcome": "unreachable", "error": str(error)}
-        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-            result |= {"outcome": "out of memory", "error": str(error).partition("\n")[0]}
-        except Exception as error:  # anything a stage raises is reported; Tune would end the process
-            result |= {"outcome": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
-            (locate(self.shared.errors) / f"{stage.key}.txt").write(traceback.format_exc().encode())
+            if self.is_asked_to_stop:
+                raise  # Tune takes the process out of use, and the searcher starts the stage elsewhere
+            result |= {"outcome": "tried"}
+        except Exception as error:  # anything that a stage raises is reported; Tune would end the process
+            result |= self._failure(stage, error)
         finally:
             self.chalk.flush()
+        result["peak_bytes"] = gpus.peak_bytes()
         if result["outcome"] == "out of memory" and torch.cuda.is_available():
             torch.cuda.empty_cache()
         return result | {"seconds": time.perf_counter() - start}
+
+    def _failure(self, stage: "Stage", error: Exception) -> dict[str, Any]:
+        """Return what the searcher is to know of what a stage raised; the traceback of its own errors is kept."""
+        import torch
+
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        if isinstance(error, BrokenArtefact):
+            return {"outcome": "broken", "broken": error.key, "error": str(error)}
+        if isinstance(error, StorageUnreachable):
+            return {"outcome": "unreachable", "error": str(error)}
+        if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+            return {"outcome": "out of memory", "error": line}
+        (locate(self.shared.errors) / f"{stage.key}.txt").write("".join(traceback.format_exception(error)).encode())
+        return {"outcome": "failed", "error": line}
+
+    def _must_stop(self) -> bool:
+        """Whether the training is to be saved and left: the process must end, or it was to be tried only."""
+        if self.steps_left is not None:
+            self.steps_left -= 1
+        return self.is_asked_to_stop or (self.steps_left is not None and self.steps_left < 0)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         """SIGTERM: a training saves its state at its next step; a process without work ends at once."""
@@ -137,6 +158,6 @@ class StageTrial(tune.Trainable):
                 progress=self.chalk,
                 state_every=self.shared.state_every,
                 state_seconds=self.shared.state_seconds,
-                stopping=lambda: self.is_asked_to_stop,
+                stopping=self._must_stop,
             )
         return self.contexts[device]

@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 from raylth.cluster.checkpoints import CheckpointReader, start_checkpoint_actors
 from raylth.cluster.failures import cause_of
 from raylth.cluster.searcher import GraphSearcher
+from raylth.cluster.shares import Shares
 from raylth.config import ResourcesConfig
 from raylth.stages import Graph, Preempted, Stage
 from raylth.store import BrokenArtefact, Store
@@ -76,10 +77,10 @@ OK = ends({"outcome": "done"})
 
 def test_the_searcher_waits_for_parents_and_ends_with_the_graph(tmp_path):
     searcher = searcher_of(tmp_path)
-    assert searcher.suggest("t1") == {"stages": ["a"], "cpus": 1, "gpus": 0.5}
+    assert searcher.suggest("t1") == {"stages": ["a"], "cpus": 1, "gpus": 0.5, "steps": None}
     assert searcher.suggest("t2") is None, "b waits for a, so no trial may be made"
     searcher.on_trial_complete(trial_id="t1", result=OK)
-    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 0.0}
+    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 0.0, "steps": None}
     assert searcher.suggest("t3") is None
     searcher.on_trial_complete(trial_id="t2", result=OK)
     assert searcher.suggest("t3") == Searcher.FINISHED
@@ -130,7 +131,7 @@ def test_an_actor_that_tune_ends_while_it_starts_costs_the_stage_nothing(tmp_pat
 
 def test_out_of_memory_gets_a_larger_share_until_there_is_none(tmp_path, monkeypatch):
     searcher, now = searcher_of(tmp_path, retries=0), [0.0]
-    searcher.resources = ResourcesConfig(dense={"gpus": "1/3"}, retries=0)
+    searcher.shares = Shares(ResourcesConfig(dense={"gpus": "1/3"}), searcher.store, [])
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for trial, share in (("t1", 1 / 3), ("t2", 1 / 2), ("t3", 1.0)):
         assert searcher.suggest(trial)["gpus"] == share

@@ -1,0 +1,83 @@
+"""The values that settings are made of: numbers with their bounds, shares of a GPU, names that are known, places."""
+
+import math
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, PositiveInt
+
+from raylth.registry import Registry, UnknownName
+from raylth.store import locate
+
+__all__ = [
+    "AUTO", "NUMBER", "Count", "Epoch", "GpuShare", "Integer", "Rate", "Real", "Sparsity", "Width", "is_place", "known",
+    "unique",
+]  # fmt: skip
+
+AUTO: Literal["auto"] = "auto"
+
+
+def known(registry: Registry[Any]) -> AfterValidator:
+    """Return the check that a name is in a registry."""
+
+    def check(name: str) -> str:
+        try:
+            registry[name]
+        except UnknownName as error:
+            raise ValueError(str(error)) from error
+        return name
+
+    return AfterValidator(check)
+
+
+def unique(values: list[Any]) -> list[Any]:
+    """Refuse a list that holds a value twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value!r} is listed twice")
+    return values
+
+
+def is_place(text: str) -> str:
+    """Refuse what is neither a path nor a bucket that can be."""
+    locate(text)
+    return text
+
+
+def _gpu_share(value: Any) -> float | Literal["auto"]:
+    """Read 0, 1/n ("1/3" too: 0.333 is a guess at it) or auto; other fractions can hang Ray's scheduler (ray #52133)."""
+    value = _no_bool(value)
+    if value == AUTO:
+        return AUTO
+    try:
+        share = float(Fraction(value)) if isinstance(value, str) else float(value)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{value!r} is not 0, a fraction such as 1/3, or auto") from error
+    if share == 0:
+        return 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"{value} is not between 0 and 1")
+    shares = 1 / share
+    if abs(shares - round(shares)) > 1e-3 * shares:
+        lower = math.floor(shares)
+        legal = " or ".join(f"1/{n}" if n > 1 else "1" for n in (lower, lower + 1))
+        raise ValueError(f"{share:g} is not 0 or 1/n; the nearest legal shares are {legal}")
+    return 1 / round(shares)
+
+
+def _no_bool(value: Any) -> Any:
+    """Refuse what Python would count as 0 or 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"should be a number, found {str(value).lower()} (as YAML reads yes, no, on and off, too)")
+    return value
+
+
+NUMBER = BeforeValidator(_no_bool)  # the last of an Annotated: the JSON schema loses a Field behind it
+Integer = Annotated[int, NUMBER]
+Count = Annotated[PositiveInt, NUMBER]
+Epoch = Annotated[int, Field(ge=0), NUMBER]
+Real = Annotated[float, NUMBER]
+Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable weights that a mask removes."), NUMBER]
+Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False), NUMBER]
+GpuShare = Annotated[float | Literal["auto"], PlainValidator(_gpu_share, json_schema_input_type=float | str)]
+Width = Annotated[float, Field(gt=0, le=64), NUMBER]

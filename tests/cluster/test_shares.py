@@ -1,0 +1,135 @@
+"""`gpus: auto`, with tables of GPUs that this machine does not have."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.tune.search import Searcher
+
+from raylth.cluster.searcher import GraphSearcher
+from raylth.cluster.shares import MARGIN, Shares, Slot, share_of_gpu
+from raylth.config import ResourcesConfig
+from raylth.stages import Graph, Stage, make_plan, run_plan
+from raylth.store import Store
+from tests.cluster.test_actors import ends
+from tests.conftest import tiny_sweep
+
+GIB = 2**30
+TABLE = [("H200", 140 * GIB), ("A10", 24 * GIB)]
+AUTO = ResourcesConfig.model_validate({kind: {"gpus": "auto"} for kind in ("dense", "imp", "sparse", "match")})
+
+
+def training(key, kind="sparse", width=1.0, batch=128, **parents):
+    settings = {"model": {"name": "resnet20", "width": width}, "recipe": {"batch_size": batch}, "data": {"num_train": 9}}
+    return Stage(kind, key, settings, parents, {}, epochs=3)
+
+
+@given(st.integers(1, 200 * GIB), st.integers(GIB, 200 * GIB))
+def test_as_many_as_fit_share_a_gpu(taken, total):
+    share = share_of_gpu(taken, total)
+    number = round(1 / share)
+    assert share == 1 / number
+    assert number == 1 or number * taken * MARGIN <= total
+    assert number == 32 or (number + 1) * taken * MARGIN > total - number - 1
+
+
+def test_what_was_measured_holds_for_the_same_network_batch_and_gpu_and_for_later_sweeps(tmp_path):
+    store = Store(tmp_path)
+    shares = Shares(AUTO, store, TABLE)
+    first = training("a", "dense")
+    assert shares.must_be_tried(first)
+    assert shares.of(first) == Slot(1, 1.0)
+    shares.learn(first, 2 * GIB)
+    for later in (shares, Shares(AUTO, store, TABLE[1:])):
+        for kind in ("dense", "imp", "sparse"):
+            assert later.of(training("b", kind)) == Slot(1, 1 / 10), "24 GiB hold ten times 2.3 GiB"
+        assert not later.must_be_tried(first)
+        assert later.must_be_tried(training("c", width=2.0))
+        assert later.must_be_tried(training("d", batch=256))
+    assert Shares(AUTO, store, TABLE[:1]).must_be_tried(first), "another kind of GPU"
+    shares.learn(first, GIB)
+    assert shares.of(first) == Slot(1, 1 / 10), "the most that was seen counts"
+
+
+def test_a_share_that_the_file_says_is_not_touched(tmp_path):
+    shares = Shares(ResourcesConfig(sparse={"gpus": "1/3"}), Store(tmp_path), TABLE)
+    shares.learn(training("a"), 100 * GIB)
+    assert shares.of(training("a")) == Slot(1, 1 / 3)
+    assert not shares.must_be_tried(training("a"))
+    assert Store(tmp_path).root.files() == {}
+
+
+def test_one_training_is_tried_while_the_others_of_its_kind_wait(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stages = [training("a1"), training("a2"), training("b", width=4.0), Stage("match", "m", {}, {}, {})]
+    searcher = GraphSearcher(Graph(stages), Store(tmp_path), AUTO, TABLE)
+    assert searcher.suggest("t1") == {"stages": ["a1"], "cpus": 1, "gpus": 1.0, "steps": 5}
+    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 1.0, "steps": 5}, "a2 waits for what a1 takes"
+    assert searcher.suggest("t3") == {"stages": ["m"], "cpus": 1, "gpus": 1.0, "steps": None}, "no training: run whole"
+    assert searcher.suggest("t4") is None
+    searcher.on_trial_complete(trial_id="t1", result=ends({"outcome": "tried", "peak_bytes": 4 * GIB}))
+    assert searcher.suggest("t5") == {"stages": ["a1"], "cpus": 1, "gpus": 1 / 5, "steps": None}
+    now[0] += 2
+    assert searcher.suggest("t6") == {"stages": ["a2"], "cpus": 1, "gpus": 1 / 5, "steps": None}
+    assert "takes 4.0 GiB of GPU memory: 1 CPU, 0.2 GPU for each of its kind" in searcher.notes[0]
+    searcher.on_trial_complete(trial_id="t5", result=ends({"outcome": "out of memory", "error": "CUDA"}))
+    now[0] += 2
+    assert searcher.suggest("t7")["gpus"] == 1 / 4, "what was measured did not suffice: the next larger share"
+    for trial in ("t2", "t3", "t6", "t7"):
+        searcher.on_trial_complete(trial_id=trial, result=ends({"outcome": "done"}))
+    assert searcher.suggest("t8") == Searcher.FINISHED
+
+
+SWEEP = """
+import sys
+from ray.cluster_utils import Cluster
+from raylth.cluster import launch
+from raylth.stages import load_data, make_plan, scan
+from raylth.store import Store
+from tests.cluster.test_shares import GIB, fake_sweep
+
+launch.gpu_table = lambda: [("fake", 8 * GIB)]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+plan, store = make_plan(fake_sweep("auto")), Store(sys.argv[1])
+graph = scan(plan, store)
+launch.run_on_ray(
+    plan, graph, store, load_data(plan.config.data), errors=store.root / "errors", address=cluster.address,
+    watch=lambda graph, epochs, notes: [print(note) for note in notes], imports=("tests.fake_gpus",),
+)
+cluster.shutdown()
+print(sorted(set(graph.states.values())), graph.errors)
+"""
+
+
+def fake_sweep(gpus):
+    sparse = {"arms": ["lth", "permuted"], "sparsities": [0.5], "rewinds": [0]}
+    resources = {kind: {"gpus": gpus} for kind in ("dense", "imp", "sparse")}
+    return tiny_sweep(sparse=sparse, match={"epochs": [4]}, resources=resources)
+
+
+def test_a_sweep_on_a_fake_gpu_tries_once_then_packs_and_ends_with_the_same_bits(tmp_path):
+    """Ray has a GPU that is none; the workers see to it that exactly the GPU that they were given is visible."""
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}  # as for any cluster of cluster_utils, before ray is imported
+    command = [sys.executable, "-c", SWEEP, str(tmp_path / "a")]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert ran.stdout.splitlines()[-1:] == ["['done'] {}"], ran.stdout + ran.stderr
+    learned = [line for line in ran.stdout.splitlines() if "GiB" in line]
+    assert len(learned) == 1, "one network, one batch: tried once"
+    assert "takes 1.0 GiB of GPU memory: 1 CPU, 0.166667 GPU for each of its kind" in learned[0]
+    store, plain, plan = Store(tmp_path / "a"), Store(tmp_path / "b"), make_plan(fake_sweep(0))
+    assert (store.root / "measured").files()
+    run_plan(plan, plain)
+    for stage in plan.stages:
+        assert store.files(stage.key) == plain.files(stage.key)
+        assert all((store.read(stage.key, name) == plain.read(stage.key, name)).all() for name in plain.files(stage.key))
+
+
+@pytest.mark.parametrize("value", ["auto", "1/4", 0.25, 0, 1, "1"])
+def test_shares_that_a_file_may_say(value):
+    found = ResourcesConfig.model_validate({"dense": {"gpus": value}}).dense.gpus
+    assert found == {"auto": "auto", "1/4": 0.25, 0.25: 0.25, 0: 0.0, 1: 1.0, "1": 1.0}[value]
