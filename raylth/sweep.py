@@ -8,6 +8,7 @@ if __name__ == "__main__":  # now: what follows takes seconds to import
 import argparse
 import io
 import json
+import os
 import shlex
 import signal
 import sys
@@ -24,7 +25,7 @@ from raylth.config import SweepConfig
 from raylth.core.data import ArrayDataset, DataError, check_dataset
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
-from raylth.stages import Graph, Plan, load_data, make_plan, scan
+from raylth.stages import Forecast, Graph, Plan, forecast, free_bytes, in_units, load_data, make_plan, scan
 from raylth.store import NewerStore, Store
 from raylth.sweepfile import BadSweep, read_sweep_and_places
 from raylth.view import SweepView
@@ -92,7 +93,8 @@ def print_plan(config: SweepConfig) -> int:
     if not graph.finished:
         check_dataset(config.data.name, root=config.data.root, layout=config.data.layout, download=config.data.download)
     table = Table(title=f"plan of {config.name}", title_justify="left")
-    for heading in ("stage", "planned", "in the store", "to run", "trainings", "epochs to train"):
+    ahead = forecast(plan, graph, os.cpu_count() or 1)
+    for heading in ("stage", "planned", "in the store", "to run", "trainings", "epochs to train", "to write"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     totals: Counter[str] = Counter()
     for kind in dict.fromkeys(stage.kind for stage in plan.stages):
@@ -106,11 +108,16 @@ def print_plan(config: SweepConfig) -> int:
             "epochs": sum(stage.epochs for stage in todo),
         }
         totals.update(row)
-        table.add_row(kind, *(f"{number:,}" for number in row.values()))
+        table.add_row(kind, *(f"{number:,}" for number in row.values()), in_units(ahead.published[kind]))
     table.add_section()
-    table.add_row("all", *(f"{totals[name]:,}" for name in ("planned", "held", "todo", "trainings", "epochs")))
+    numbers = (f"{totals[name]:,}" for name in ("planned", "held", "todo", "trainings", "epochs"))
+    table.add_row("all", *numbers, in_units(sum(ahead.published.values())))
     Console().print(table)
-    print(f"storage: {config.storage}; nothing was started")
+    held = f"each node's object store holds the data ({in_units(ahead.dataset)}) and checkpoints (up to "
+    print(f"{held}{in_units(ahead.checkpoint)} each); states of running trainings: {in_units(ahead.states)}")
+    free = free_bytes(Store(config.storage).root)
+    print(f"storage: {config.storage}{'' if free is None else f', {in_units(free)} free'}; nothing was started")
+    _check_space(config, ahead, free)
     return EXIT_OK
 
 
@@ -127,6 +134,7 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
     except OSError as error:
         raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror or error}") from error
     graph = scan(plan, store, note=lambda line: console.print(Text(line, style="yellow")))
+    _check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
     if graph.finished:
         console.print(_nothing_to_train(graph, config.name), highlight=False, soft_wrap=True)
@@ -193,6 +201,15 @@ def _nothing_to_train(graph: Graph, name: str) -> str:
     if done == number:
         return f"{name}: nothing to train, all {number} stages are in the store"
     return f"{name}: nothing to train, {done} of {number} stages are done, and what diverged is not tried again"
+
+
+def _check_space(config: SweepConfig, ahead: Forecast, free: int | None) -> None:
+    """Raise BadSweep when the disk cannot hold what the sweep will write."""
+    if free is not None and ahead.storage > free:
+        raise BadSweep(
+            f"storage: {config.storage}: the sweep writes about {in_units(ahead.storage)} and {in_units(free)} are free: "
+            f"{in_units(ahead.storage - free)} ({ahead.storage - free:,} bytes) are missing"
+        )
 
 
 def _report(graph: Graph, run: Run, console: Console) -> int:

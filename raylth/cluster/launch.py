@@ -24,7 +24,7 @@ from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.trial import Shared, StageTrial
 from raylth.config import AUTO, ResourcesConfig
 from raylth.core.data import ArrayDataset
-from raylth.stages import STAGES, Graph, Plan
+from raylth.stages import STAGES, Graph, Plan, forecast, in_units
 from raylth.store import Location, Store
 
 __all__ = ["ClusterError", "run_on_ray"]
@@ -33,6 +33,8 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Parquet is the record
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops at once; the store has everything that is finished
+    "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),  # of each log file of a Ray that is started here
+    "RAY_ROTATION_BACKUP_COUNT": "2",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the store is the state, Tune's own is never read
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
@@ -69,6 +71,7 @@ def run_on_ray(
     _start_ray(address, verbose)
     try:
         _check_shares(plan.config.resources)
+        _check_object_stores(plan, graph)
         shared = Shared(
             root=str(store.root.absolute()),
             stages={key: stage.to_dict() for key, stage in graph.stages.items() if graph.states[key] != "done"},
@@ -184,6 +187,18 @@ def _start_ray(address: str | None, verbose: bool) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = "on this machine" if address in (None, "local") else f"at {address}"
         raise ClusterError(f"cannot reach or start Ray {where}: {str(error).splitlines()[0]}") from error
+
+
+def _check_object_stores(plan: Plan, graph: Graph) -> None:
+    """Refuse a data set that does not fit in a node's object store beside one checkpoint."""
+    ahead = forecast(plan, graph, 0)
+    stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+    needed, smallest = ahead.dataset + ahead.checkpoint, int(min(stores))
+    if needed > smallest:
+        raise ClusterError(
+            f"data.name: {plan.config.data.name} and one checkpoint take {in_units(needed)}, and the smallest node's object "
+            f"store has {in_units(smallest)}: {in_units(needed - smallest)} ({needed - smallest:,} bytes) are missing"
+        )
 
 
 def gpu_table() -> list[tuple[str, int]]:

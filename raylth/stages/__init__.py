@@ -5,6 +5,7 @@ graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-
 """
 
 from raylth.stages.context import Context, load_data, make_context
+from raylth.stages.forecast import Forecast, forecast, free_bytes, in_units
 from raylth.stages.graph import Graph
 from raylth.stages.mask import export_mask
 from raylth.stages.plan import Plan, make_plan
@@ -17,6 +18,7 @@ __all__ = [
     "STAGES",
     "Artefact",
     "Context",
+    "Forecast",
     "Graph",
     "Plan",
     "Preempted",
@@ -24,6 +26,9 @@ __all__ = [
     "StageFailed",
     "divergence",
     "export_mask",
+    "forecast",
+    "free_bytes",
+    "in_units",
     "load_data",
     "make_context",
     "make_plan",

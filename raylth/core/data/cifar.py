@@ -173,6 +173,7 @@ for _name, _load_function in (("cifar10", cifar10), ("cifar100", cifar100)):
     DATASETS.register(_name)(
         DatasetInfo(
             SHAPE, CLASSES[_name], 50_000, 10_000, augment="flip_crop", from_files=True, load=_load_function,
+            dtype="uint8",
             check=functools.partial(check, _name),
         )
     )  # fmt: skip

@@ -66,6 +66,7 @@ class DatasetInfo:
     augment: str  # the usual training augmentation: "none" or "flip_crop"
     from_files: bool  # needs data.root
     load: Callable[..., ArrayDataset]
+    dtype: str = "float32"  # of the samples
     check: Callable[..., None] = lambda **_: None  # raises DataError for files that are missing; reads next to nothing
 
 
