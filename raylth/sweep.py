@@ -141,19 +141,13 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
     else:
         dataset = load_data(config.data)
         try:
-            _run(plan, graph, store, run, dataset, console, recorder, status, address, verbose)
+            _run(plan, graph, store, run, dataset, console, recorder, status, command, address, verbose)
         except KeyboardInterrupt:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while the last things are saved
             recorder.close()
             status.update(graph, 0, state="stopped")
-            done = sum(state == "done" for state in graph.states.values())
-            console.print(
-                f"\nstopped: {done} of {len(plan.stages)} stages are finished and saved. To go on, run the same again:\n"
-                f"  {shlex.join([terminal.typed_python(), '-m', 'raylth.sweep', *command])}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            console.print(f"\nstopped: {_how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
             return EXIT_INTERRUPTED
     recorder.close()
     status.update(graph, 0, state="finished")
@@ -169,6 +163,7 @@ def _run(
     console: Console,
     recorder: Recorder,
     status: StatusFile,
+    command: Sequence[str],
     address: str | None,
     verbose: bool,
 ) -> None:
@@ -186,7 +181,12 @@ def _run(
             recorder.update()
             status.update(graph, epochs)
 
-        run_on_ray(plan, graph, store, dataset, errors=run.errors, watch=watch, address=address, verbose=verbose)
+        def lost(head: str) -> None:
+            how = _how_to_go_on(graph, command)
+            os.write(2, f"\n{name}: the Ray cluster at {head} does not answer any more; start it again. {how}\n".encode())
+            os._exit(EXIT_FAILED)  # what Ray is asked now would wait for it
+
+        run_on_ray(plan, graph, store, dataset, errors=run.errors, watch=watch, address=address, verbose=verbose, lost=lost)
 
 
 def _plan(config: SweepConfig) -> Plan:
@@ -201,6 +201,12 @@ def _nothing_to_train(graph: Graph, name: str) -> str:
     if done == number:
         return f"{name}: nothing to train, all {number} stages are in the store"
     return f"{name}: nothing to train, {done} of {number} stages are done, and what diverged is not tried again"
+
+
+def _how_to_go_on(graph: Graph, command: Sequence[str]) -> str:
+    done = sum(state == "done" for state in graph.states.values())
+    typed = shlex.join([terminal.typed_python(), "-m", "raylth.sweep", *command])
+    return f"{done} of {len(graph.stages)} stages are finished and saved. To go on, run the same again:\n  {typed}"
 
 
 def _check_space(config: SweepConfig, ahead: Forecast, free: int | None) -> None:

@@ -20,6 +20,7 @@ from raylth.cluster.board import start_board
 from raylth.cluster.checkpoints import start_checkpoint_actors
 from raylth.cluster.failures import Autopsy
 from raylth.cluster.gpus import total_bytes
+from raylth.cluster.lifeline import Lifeline
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.trial import Shared, StageTrial
 from raylth.config import AUTO, ResourcesConfig
@@ -60,6 +61,7 @@ def run_on_ray(
     address: str | None = None,
     verbose: bool = False,
     imports: tuple[str, ...] = (),
+    lost: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Run what `graph` lacks; on return every stage is done, failed or blocked.
 
@@ -67,6 +69,7 @@ def run_on_ray(
     about twice a second, and once at the end. A process that is interrupted (SIGINT, SIGTERM) raises KeyboardInterrupt
     here within a second, with everything that had finished in the store. Raises ClusterError for a share of resources
     that no node has. `imports` names modules that workers import first: they may bring stages or networks of their own.
+    `lost` is called, from a thread, with the address of a cluster that does not answer any more; this may never return then.
     """
     _start_ray(address, verbose)
     try:
@@ -90,7 +93,9 @@ def run_on_ray(
             imports=imports,
         )
         searcher = GraphSearcher(graph, store, plan.config.resources, gpu_table())
-        _run_tune(searcher, shared, watch, verbose)
+        head = ray.get_runtime_context().gcs_address
+        with Lifeline(head, lambda: lost(head)):
+            _run_tune(searcher, shared, watch, verbose)
     finally:
         ray.shutdown()
 

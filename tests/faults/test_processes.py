@@ -141,6 +141,24 @@ def raylet_of(node):
     return next(info[0].process for kind, info in node.all_processes.items() if kind == "raylet")
 
 
+def test_a_cluster_that_ends_is_said_and_the_same_command_goes_on_elsewhere(cluster, start_sweep, reference):
+    """The head is killed in mid-sweep; the next run has a Ray of its own."""
+    cluster.add_node(num_cpus=1)
+    sweep = start_sweep("--address", cluster.address)
+    wait_until(lambda: len(artefacts(sweep)) >= 7, "seven artefacts")
+    for info in cluster.head_node.all_processes["gcs_server"]:
+        info.process.kill()
+    output, _ = sweep.process.communicate(timeout=50)  # Ray alone would take 60 s
+    assert sweep.process.returncode == 1, output
+    assert "does not answer any more" in output
+    assert "stages are finished and saved. To go on, run the same again:" in output
+    local = [word for word in sweep.command if word not in ("--address", cluster.address)]
+    cluster.shutdown()
+    sweep.process = subprocess.Popen(local, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    sweep.finish()
+    assert_undisturbed(reference, sweep.store)
+
+
 def test_a_node_that_dies_and_one_that_comes(cluster, start_sweep, reference):
     """All work of the dead node is taken up by a node that joins in mid-sweep."""
     first = cluster.add_node(num_cpus=1)
