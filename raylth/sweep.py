@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raylth.cluster.address import LOCAL, choose_cluster
+from raylth.cluster.address import LOCAL, ClusterError, choose_cluster
 from raylth.config import SweepConfig
 from raylth.core.data import ArrayDataset, DataError, check_dataset
 from raylth.progress import StatusFile
@@ -67,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
     try:
         address = choose_cluster(options.address)
-        from raylth.cluster.launch import ClusterError  # only now: --schema stays quick
 
         terminal.raise_at_ctrl_c()
         config, places = read_sweep_and_places(options.file, options.overrides)

@@ -4,10 +4,14 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["choose_cluster"]
+__all__ = ["LOCAL", "ClusterError", "choose_cluster"]
 
 LOCAL = "local"  # ray.init's word for a cluster of its own on this machine
 PATIENCE = 3.0  # seconds for a cluster that this machine remembers to answer
+
+
+class ClusterError(RuntimeError):
+    """A cluster that cannot run the sweep as asked; one line that says what is missing."""
 
 
 def choose_cluster(asked: str | None) -> str:

@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.callback import Callback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raylth.cluster.address import ClusterError
 from raylth.cluster.board import start_board
 from raylth.cluster.checkpoints import start_checkpoint_actors
 from raylth.cluster.failures import Autopsy
@@ -28,7 +29,7 @@ from raylth.core.data import ArrayDataset
 from raylth.stages import STAGES, Graph, Plan, forecast, in_units
 from raylth.store import Location, Store
 
-__all__ = ["ClusterError", "run_on_ray"]
+__all__ = ["run_on_ray"]
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -44,10 +45,6 @@ QUIET = {
 }
 
 Watch = Callable[[Graph, int, list[str]], None]  # (graph, epochs trained in this run, new notes)
-
-
-class ClusterError(RuntimeError):
-    """A cluster that cannot run the sweep as asked; one line that says what is missing."""
 
 
 def run_on_ray(

@@ -92,36 +92,42 @@ class Location(ABC):
 class DiskLocation(Location):
     """A path of a file system that renames atomically: a local disk, or NFS."""
 
-    parallel = 4
+    parallel = 2  # hashing leaves the interpreter to others; reading small files does not
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self._path = os.fspath(path)  # text: a store makes tens of thousands of these
+
+    @property
+    def path(self) -> Path:
+        """The path for those who work with files themselves."""
+        return Path(self._path)
 
     def __truediv__(self, name: str) -> "DiskLocation":
-        return DiskLocation(self.path / name)
+        return DiskLocation(f"{self._path}/{name}")
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self._path
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return os.path.basename(self._path)
 
     @property
     def parent(self) -> "DiskLocation":
-        return DiskLocation(self.path.parent)
+        return DiskLocation(os.path.dirname(self._path) or ".")
 
     def absolute(self) -> "DiskLocation":
-        return DiskLocation(self.path.resolve())
+        return DiskLocation(os.path.realpath(self._path))
 
     def read(self) -> bytes:
-        return self.path.read_bytes()
+        with open(self._path, "rb") as file:
+            return file.read()
 
     def write(self, data: bytes, *, durable: bool = True) -> None:
         write_atomically(self.path, data, durable=durable)
 
     def exists(self) -> bool:
-        return self.path.exists()
+        return os.path.exists(self._path)
 
     def check_writable(self) -> None:
         folder = self.path.absolute()
@@ -131,18 +137,18 @@ class DiskLocation(Location):
 
     def names(self) -> list[str]:
         try:
-            return sorted(name for name in os.listdir(self.path) if not name.endswith(".tmp"))
+            return sorted(name for name in os.listdir(self._path) if not name.endswith(".tmp"))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def files(self) -> dict[str, int]:
         found = {}
-        for folder, _, names in os.walk(self.path):
-            below = os.path.relpath(folder, self.path)
+        for folder, _, names in os.walk(self._path):
+            below = os.path.relpath(folder, self._path)
             for name in names:
                 if not name.endswith(".tmp"):
                     with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                        size = os.stat(os.path.join(folder, name)).st_size
+                        size = os.stat(f"{folder}/{name}").st_size
                         found[name if below == "." else f"{below}/{name}"] = size
         return found
 
@@ -150,12 +156,12 @@ class DiskLocation(Location):
         try:
             self.path.unlink(missing_ok=True)
         except (IsADirectoryError, PermissionError):  # macOS says the latter of a folder
-            shutil.rmtree(self.path, ignore_errors=True)
+            shutil.rmtree(self._path, ignore_errors=True)
 
     def move(self, target: Location) -> None:
         assert isinstance(target, DiskLocation)
         target.path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path, target.path)
+        os.replace(self._path, target._path)
 
 
 class BucketLocation(Location):
