@@ -9,6 +9,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {  # name -> (module with a `main`, what it does)
     "sweep": ("raylth.sweep", "run a sweep file"),
+    "report": ("raylth.report.command", "write the report of a sweep"),
     "status": ("raylth.status", "show how the sweeps of a store get on"),
 }
 

@@ -44,9 +44,9 @@ class Run:
         return self.store.root / "runs" / self.name
 
     @property
-    def figure(self) -> Location:
-        """Accuracy against the rewind point, as PNG."""
-        return self.folder / "accuracy_vs_rewind.png"
+    def report(self) -> Location:
+        """The page that shows this run; its figures and tables lie beside it."""
+        return self.folder / "report/report.html"
 
     @property
     def errors(self) -> Location:

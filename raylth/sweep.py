@@ -6,7 +6,6 @@ if __name__ == "__main__":  # now: what follows takes seconds to import
     terminal.end_at_ctrl_c()
 
 import argparse
-import io
 import json
 import os
 import shlex
@@ -219,7 +218,7 @@ def _check_space(config: SweepConfig, ahead: Forecast, free: int | None) -> None
 
 def _report(graph: Graph, run: Run, console: Console) -> int:
     """Print the table, where everything is, and every stage that is not done with the reason."""
-    from raylth.report import accuracy_vs_rewind, load_barriers, load_results, render_barriers, render_table
+    from raylth.report import load_barriers, load_results, render_barriers, render_table, write_report
 
     if graph.num_computed:
         here = f"{graph.num_computed} stages computed here, {len(graph.cached)} were in the store"
@@ -229,14 +228,12 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
     if sparse_done:
         title = f"{run.config.name}: {run.config.data.name}, {run.config.model.name}"
         console.print(render_table(results, title, max_width=console.width))
-        figure = accuracy_vs_rewind(results, f"{run.config.name}: test accuracy vs rewind point")
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-        run.figure.write(picture.getvalue())
-        console.print(f"figure : {run.figure}", highlight=False, soft_wrap=True)
     barriers = load_barriers(run.folder)
     if len(barriers):
         console.print(render_barriers(barriers))
+    if graph.num_computed or not run.report.exists():
+        write_report(run.folder, run.report.parent)
+    console.print(f"report : {run.report}", highlight=False, soft_wrap=True)
     console.print(f"results: {run.results}", highlight=False, soft_wrap=True)
     for key, error in graph.errors.items():
         state = graph.states[key]

@@ -1,12 +1,14 @@
 """Figures, with one colour and one marker per arm everywhere: told apart in grey print and by colour-blind eyes."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from raylth.report.statistics import CONFIDENCE, paired_differences
 from raylth.report.tables import ARM_ORDER, accuracy_table, dense_networks
 
-__all__ = ["ARM_COLOURS", "accuracy_vs_rewind"]
+__all__ = ["ARM_COLOURS", "accuracy_vs_rewind", "accuracy_vs_sparsity", "difference_plot", "match_quality"]
 
 ARM_COLOURS = {  # Okabe and Ito (2008)
     "lth": "#0072B2",
@@ -36,34 +38,47 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
             axis = axes[row, column]
             panel = cells[(cells["width"] == width) & (cells["sparsity"] == sparsity)]
             axis.axhline(dense_accuracy.get(width, float("nan")), color="black", linestyle="--", linewidth=1, label="dense")
-            ordered = sorted(panel.groupby(["arm", "label"], observed=True), key=lambda group: _rank(group[0]))
-            for (arm, label), line in ordered:
-                line = line.sort_values("rewind_epoch")
-                axis.errorbar(
-                    line["rewind_epoch"].astype(float),
-                    line["mean"],
-                    yerr=line["std"].fillna(0.0),
-                    label=label,
-                    color=ARM_COLOURS[arm],
-                    marker=ARM_MARKERS[arm],
-                    linewidth=1.6,
-                    markersize=5,
-                    capsize=3,
-                )
+            _draw_arms(axis, panel, "rewind_epoch")
             axis.set_title(f"sparsity {sparsity:.0%}" + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
+            _tidy(axis)
         axes[row, 0].set_ylabel("test accuracy (%)")
     for axis in axes[-1]:
         axis.set_xlabel("rewind point k (epochs)")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    caption = f"points: mean over replicates ({_range(cells['n'])}); bars: one standard deviation"
+    _legend(figure, axes[0, 0], title, cells["n"])
+    return figure
+
+
+def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
+    """Draw a line per arm: its mean and standard deviation against a column of the accuracy table."""
+    for (arm, label), line in sorted(cells.groupby(["arm", "label"], observed=True), key=lambda group: _rank(group[0])):
+        line = line.sort_values(against)
+        axis.errorbar(
+            line[against].astype(float),
+            line["mean"],
+            yerr=line["std"].fillna(0.0),
+            label=label,
+            color=ARM_COLOURS[arm],
+            marker=ARM_MARKERS[arm],
+            linewidth=1.6,
+            markersize=5,
+            capsize=3,
+        )
+
+
+def _tidy(axis: Axes) -> None:
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure, axis: Axes, title: str, counts: "pd.Series[int]") -> None:
+    """Write the title, the lines' names, and what points and bars are."""
+    handles, names = axis.get_legend_handles_labels()
+    caption = f"points: mean over replicates ({_range(counts)}); bars: one standard deviation"
     figure.legend(
         handles, names, loc="outside lower center", ncols=len(names), frameon=False, title=caption, title_fontsize=8
     )
     figure.suptitle(title, fontsize=11)
-    return figure
 
 
 def _range(counts: "pd.Series[int]") -> str:
@@ -74,3 +89,90 @@ def _range(counts: "pd.Series[int]") -> str:
 def _rank(group: tuple[str, str]) -> tuple[int, str]:
     arm, label = group
     return ARM_ORDER.index(arm), label
+
+
+def accuracy_vs_sparsity(results: pd.DataFrame, title: str) -> Figure:
+    """Draw test accuracy against the mask's sparsity, one panel per rewind point (columns) and width (rows).
+
+    Points are means over replicates, bars one standard deviation (paper, Figures 9 and 10). Raises ValueError as
+    `accuracy_vs_rewind` does.
+    """
+    cells = accuracy_table(results)
+    if cells.empty:
+        raise ValueError("no sparse network has finished, so there is nothing to draw")
+    widths, rewinds = sorted(cells["width"].unique()), sorted(cells["rewind_epoch"].unique())
+    figure = Figure(figsize=(1.2 + 3.0 * len(rewinds), 0.9 + 2.9 * len(widths)), dpi=150, layout="constrained")
+    axes = figure.subplots(len(widths), len(rewinds), squeeze=False, sharex=True, sharey="row")
+    for row, width in enumerate(widths):
+        for column, rewind in enumerate(rewinds):
+            axis = axes[row, column]
+            panel = cells[(cells["width"] == width) & (cells["rewind_epoch"] == rewind)]
+            _draw_arms(axis, panel, "sparsity")
+            axis.set_title(f"k = {rewind}" + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
+            _tidy(axis)
+        axes[row, 0].set_ylabel("test accuracy (%)")
+    for axis in axes[-1]:
+        axis.set_xlabel("sparsity of the mask")
+    _legend(figure, axes[0, 0], title, cells["n"])
+    return figure
+
+
+def difference_plot(results: pd.DataFrame, title: str) -> Figure:
+    """Draw what the permutation gains over the naive mask, cell by cell, with its confidence interval.
+
+    Raises ValueError when no cell has both arms.
+    """
+    pairs = paired_differences(results)
+    if pairs.empty:
+        raise ValueError("no cell has both the permuted and the naive arm, so there is nothing to draw")
+    pairs = pairs.sort_values(["width", "sparsity", "rewind_epoch", "label"], ascending=False)
+    figure = Figure(figsize=(6.5, 1.4 + 0.3 * len(pairs)), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    places = range(len(pairs))
+    axis.errorbar(
+        pairs["difference"],
+        places,
+        xerr=(pairs["high"] - pairs["difference"]).fillna(0.0),
+        fmt="s",
+        color=ARM_COLOURS["permuted"],
+        capsize=3,
+        markersize=5,
+    )
+    axis.axvline(0, color="black", linewidth=1)
+    many_widths, many_labels = pairs["width"].nunique() > 1, pairs["label"].nunique() > 1
+    names = [
+        (f"width {row.width:g}, " if many_widths else "")
+        + f"S = {row.sparsity:.2f}, k = {row.rewind_epoch}"
+        + (f", {row.label}" if many_labels else "")
+        for row in pairs.itertuples()
+    ]
+    axis.set_yticks(list(places), names, fontsize=8)
+    caption = f"permuted - naive, percentage points; bars: {CONFIDENCE:.0%} confidence interval, paired by replicate"
+    axis.set_xlabel(caption, fontsize=8)
+    _tidy(axis)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
+    """Draw the mean correlation of matched units in each symmetry group, one line per way of matching.
+
+    `permutations` is what `load_permutations` gives. Raises ValueError when it is empty.
+    """
+    if permutations.empty:
+        raise ValueError("nothing was matched, so there is nothing to draw")
+    groups = list(dict.fromkeys(permutations["group"]))
+    figure = Figure(figsize=(max(4.5, 1.5 + 0.42 * len(groups)), 3.6), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    for number, (name, rows) in enumerate(permutations.groupby(["width", "match_method", "match_epoch"], observed=True)):
+        width, method, epoch = name
+        line = rows.groupby("group")["correlation"].mean().reindex(groups)
+        label = f"{method} @{epoch:.0f}" + (f", width {width:g}" if permutations["width"].nunique() > 1 else "")
+        axis.plot(range(len(groups)), line, marker="osv^Dx"[number % 6], markersize=5, linewidth=1.4, label=label)
+    axis.set_xticks(range(len(groups)), groups, rotation=60 if len(groups) > 6 else 0, fontsize=8)
+    axis.set_ylabel("mean correlation")
+    axis.set_ylim(top=1.0)
+    _tidy(axis)
+    axis.legend(fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure

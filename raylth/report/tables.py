@@ -3,7 +3,18 @@
 import pandas as pd
 from rich.table import Table
 
-__all__ = ["ARM_ORDER", "accuracy_table", "arm_labels", "dense_networks", "render_barriers", "render_table"]
+__all__ = [
+    "ARM_ORDER",
+    "CELL",
+    "accuracy_table",
+    "arm_labels",
+    "barrier_table",
+    "dense_networks",
+    "finished_arms",
+    "render_barriers",
+    "render_table",
+    "wide_accuracy",
+]
 
 ARM_ORDER = ("lth", "permuted", "naive", "random_permutation", "random")
 CELL = ("width", "sparsity", "rewind_epoch")
@@ -15,11 +26,15 @@ def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
     An arm matched at several epochs of B has one row each, told apart in `label`. Only networks that finished count. Raises
     ValueError when runs that differ in another setting meet in one row: a replicate has one network there.
     """
+    groups = finished_arms(results).groupby([*CELL, "arm", "label"], observed=True)["test_accuracy"]
+    return groups.agg(mean="mean", std="std", n="count").reset_index()
+
+
+def finished_arms(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the sparse networks that finished, each once, with their `label`; ValueError as `accuracy_table` says."""
     arms = results[(results["stage"] == "sparse") & (results["status"] == "done")].copy()
     arms["label"] = arm_labels(arms)
-    cell = [*CELL, "arm", "label"]
-    groups = _once(arms, cell, ["replicate"]).groupby(cell, observed=True)["test_accuracy"]
-    return groups.agg(mean="mean", std="std", n="count").reset_index()
+    return _once(arms, [*CELL, "arm", "label"], ["replicate"])
 
 
 def dense_networks(results: pd.DataFrame) -> pd.DataFrame:
@@ -56,32 +71,61 @@ def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
     return labels
 
 
-def render_table(results: pd.DataFrame, title: str, *, max_width: int = 80) -> Table:
-    """Lay the accuracy table out for a terminal of `max_width` columns: a row per width, sparsity and rewind point and a
-    column per arm; with more arms than fit, a row per arm, too."""
+def wide_accuracy(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracy table for people: a row per width, sparsity and rewind point, a column per arm, as text."""
     cells = accuracy_table(results)
     pairs = set(zip(cells["arm"], cells["label"], strict=True))
     labels = [label for arm, label in sorted(pairs, key=lambda pair: (ARM_ORDER.index(pair[0]), pair[1]))]
-    many_widths = cells["width"].nunique() > 1
-    cell_headings = (["width"] if many_widths else []) + ["sparsity", "rewind k"]
-    taken = sum(max(len(text), 10) + 3 for text in labels) + sum(len(text) + 3 for text in cell_headings) + 1
+    values = {(*row[:3], row[4]): row[5:] for row in cells.itertuples(index=False)}
+    rows = [
+        {
+            "width": f"{width:g}",
+            "sparsity": f"{sparsity:.2f}",
+            "rewind k": str(rewind),
+            **{label: _cell_text(values.get((width, sparsity, rewind, label))) for label in labels},
+        }
+        for width, sparsity, rewind in sorted({key[:3] for key in values})
+    ]
+    return pd.DataFrame(rows, columns=["width", "sparsity", "rewind k", *labels])
+
+
+def render_table(results: pd.DataFrame, title: str, *, max_width: int = 80) -> Table:
+    """Lay the accuracy table out for a terminal of `max_width` columns: a row per width, sparsity and rewind point and a
+    column per arm; with more arms than fit, a row per arm, too."""
+    cells = wide_accuracy(results)
+    if cells["width"].nunique() < 2:
+        cells = cells.drop(columns="width")
+    labels = list(cells.columns[cells.columns.get_loc("rewind k") + 1 :])
+    headings = [name for name in cells if name not in labels]
+    taken = sum(max(len(text), 10) + 3 for text in labels) + sum(len(text) + 3 for text in headings) + 1
     is_wide = taken <= max_width
     table = Table(title=title, caption=_dense_caption(results), title_justify="left", caption_justify="left")
-    for heading in cell_headings + (labels if is_wide else ["arm", "accuracy"]):
+    for heading in headings + (labels if is_wide else ["arm", "accuracy"]):
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
-    values = {(*row[:3], row[4]): row[5:] for row in cells.itertuples(index=False)}
     previous = None
-    for width, sparsity, rewind in sorted({key[:3] for key in values}):
-        texts = [_cell_text(values.get((width, sparsity, rewind, label))) for label in labels]
-        section = (width, sparsity) if is_wide else (width, sparsity, rewind)
+    for row in cells.to_dict("records"):
+        cell = [row[name] for name in headings]
+        section = cell[:-1] if is_wide else cell
         if previous is not None and previous != section:
             table.add_section()
         previous = section
-        cell = [*([f"{width:g}"] if many_widths else []), f"{sparsity:.2f}", str(rewind)]
-        for row in [texts] if is_wide else [list(pair) for pair in zip(labels, texts, strict=True)]:
-            table.add_row(*cell, *row)
+        texts = [row[label] for label in labels]
+        for line in [texts] if is_wide else [list(pair) for pair in zip(labels, texts, strict=True)]:
+            table.add_row(*cell, *line)
             cell = [""] * len(cell)
     return table
+
+
+def barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (width, match method and epoch, correction, split): mean and deviation of both barriers, and n."""
+    groups = barriers.groupby(["width", "match_method", "match_epoch", "correction", "split"], observed=True, sort=False)
+    return groups.agg(
+        error_barrier=("error_barrier", "mean"),
+        error_std=("error_barrier", "std"),
+        loss_barrier=("loss_barrier", "mean"),
+        loss_std=("loss_barrier", "std"),
+        n=("key", "nunique"),
+    ).reset_index()
 
 
 def render_barriers(barriers: pd.DataFrame) -> Table:

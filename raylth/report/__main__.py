@@ -1,0 +1,7 @@
+"""`python -m raylth.report`."""
+
+import sys
+
+from raylth.report.command import main
+
+sys.exit(main())

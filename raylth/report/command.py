@@ -1,0 +1,50 @@
+"""The command line of a report: `python -m raylth.report STORE_OR_RUN [--out DIR]`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from raylth.report.page import write_report
+from raylth.store import Location, locate
+
+__all__ = ["main"]
+
+EXIT_OK, EXIT_NOTHING = 0, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 2 when there is nothing to report on."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raylth.report",
+        description="Write the report of a sweep, finished or not: report.html, figures and tables.",
+    )
+    parser.add_argument("place", metavar="STORE_OR_RUN", help="a store, for all its sweeps, or one run, <store>/runs/<run>")
+    parser.add_argument("--out", help="folder for the report (default: <run>/report; of a store: <out>/<run>)")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="write it again that often, until Ctrl-C")
+    options = parser.parse_args(arguments)
+    try:
+        place = locate(options.place)
+        runs = _runs(place)
+        while True:
+            for run in runs:
+                out = run / "report" if options.out is None else locate(options.out)
+                print(write_report(run, out / run.name if options.out and len(runs) > 1 else out), flush=True)
+            if options.watch is None:
+                return EXIT_OK
+            time.sleep(options.watch)
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_NOTHING
+    except KeyboardInterrupt:
+        return EXIT_OK
+
+
+def _runs(place: Location) -> list[Location]:
+    if (place / "manifest.json").exists():
+        return [place]
+    runs = [place / "runs" / name for name in (place / "runs").names()]
+    found = [run for run in runs if (run / "manifest.json").exists()]
+    if not found:
+        raise FileNotFoundError(f"{place}: no sweep has written results here; expected {place}/runs/<run>/manifest.json")
+    return found

@@ -1,0 +1,44 @@
+"""The paper's numbers beside ours, where a sweep has a cell of the paper."""
+
+import importlib.resources
+
+import pandas as pd
+
+from raylth.report.tables import CELL, accuracy_table, dense_networks, finished_arms
+
+__all__ = ["beside_paper", "paper_accuracy"]
+
+MATCHED_LATE = {"cifar10": 200, "cifar100": 200, "imagenet": 80}  # T, and the match epoch of all tables but 15
+
+
+def paper_accuracy() -> pd.DataFrame:
+    """Return Tables 5 to 15 of arXiv 2505.05143: one row per cell and arm; accuracies in percent over 3 runs."""
+    file = importlib.resources.files("raylth.report") / "data" / "paper_accuracy.csv"
+    with file.open(encoding="utf-8") as text:
+        return pd.read_csv(text).rename(columns={"method": "arm"})
+
+
+def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
+    """Return our cells that the paper has, too, with its `table`, `paper_mean`, `paper_std`, and our `difference` in points.
+
+    A cell is the paper's when data set, network, width, sparsity, arm, rewind point, matching epoch and the number of dense
+    epochs are; accuracy is top-1. Empty when there is none.
+    """
+    arms = finished_arms(results)
+    columns = [*CELL, "arm", "mean", "std", "n", "table", "paper_mean", "paper_std", "difference"]
+    if arms.empty:
+        return pd.DataFrame(columns=columns)
+    dataset, model = arms["dataset"].iloc[0], arms["model"].iloc[0]
+    late = MATCHED_LATE.get(dataset)
+    if set(dense_networks(results)["epochs"].dropna()) != {late}:
+        return pd.DataFrame(columns=columns)
+    ours = accuracy_table(results)
+    epochs = arms.groupby([*CELL, "label"], observed=True)["match_epoch"].first().astype("Int64").fillna(late)
+    ours = ours.merge(epochs.reset_index(), on=[*CELL, "label"])
+    paper = paper_accuracy()
+    paper = paper[(paper["dataset"] == dataset) & (paper["model"] == model) & (paper["metric"] == "top1")]
+    paper = paper.rename(columns={"mean": "paper_mean", "std": "paper_std"})
+    joined = ours.merge(paper, on=[*CELL, "arm", "match_epoch"])
+    joined = joined.sort_values("table").drop_duplicates([*CELL, "label"])  # Table 15 repeats a cell of Table 5
+    joined = joined.sort_values([*CELL, "arm"])
+    return joined.assign(difference=joined["mean"] - joined["paper_mean"])[columns]
