@@ -1,5 +1,6 @@
 """Fixtures that several test modules use: a sweep that runs in seconds, and the matrix of networks."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import torch
 
 from raylth.config import SweepConfig
 from tests.buckets import bucket_servers, place  # noqa: F401  # fixtures
+
+# A sweep that a test starts has a Ray of its own, whatever cluster another test's process has just left on this machine.
+os.environ["RAY_ADDRESS"] = "local"
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

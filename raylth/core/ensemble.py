@@ -30,8 +30,8 @@ class EnsembleMetrics:
 def ensemble_metrics(probabilities: Tensor, labels: Tensor) -> EnsembleMetrics:
     """Measure an ensemble from its members' predicted probabilities, (members, samples, classes), and labels, (samples,).
 
-    KL(p, q) = sum over classes of p (ln p - ln q), with probabilities under a logarithm floored at 1e-12; JS(p, q) is the mean
-    of KL(p, m) and KL(q, m) for m = (p + q) / 2. Raises ValueError for fewer than two members or shapes that do not fit.
+    KL(p, q) = sum over classes of p (ln p - ln q), with probabilities under a logarithm floored at 1e-12; JS(p, q) is the
+    mean of KL(p, m) and KL(q, m) for m = (p + q) / 2. Raises ValueError for fewer than two members or shapes that do not fit.
     """
     if probabilities.ndim != 3 or len(probabilities) < 2 or probabilities.shape[1:2] != labels.shape:
         shapes = f"{tuple(probabilities.shape)} and {tuple(labels.shape)}"
