@@ -17,7 +17,7 @@ from raylth.store import locate
 
 __all__ = ["main"]
 
-SILENCE = 60.0  # seconds without a word after which a running sweep's driver counts as gone
+SILENCE = 150.0  # seconds without a word after which a running sweep's driver counts as gone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("store", metavar="STORE", help="the store's folder (`storage` in the sweep file)")
     parser.add_argument("--json", action="store_true", help="print it as JSON, one object per sweep")
     options = parser.parse_args(arguments)
-    runs = locate(options.store) / "runs"
-    found = {name: status for name in runs.names() if (status := read_status(runs / name)) is not None}
+    try:
+        runs = locate(options.store) / "runs"
+        found = {name: status for name in runs.names() if (status := read_status(runs / name)) is not None}
+    except (OSError, ValueError) as error:
+        print(f"{options.store}: {error}", file=sys.stderr)
+        return 2
     if not found:
         print(f"{options.store}: no sweep has run here; expected {options.store}/runs/<sweep>/status.json", file=sys.stderr)
         return 2

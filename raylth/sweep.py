@@ -6,6 +6,7 @@ if __name__ == "__main__":  # now: what follows takes seconds to import
     terminal.end_at_ctrl_c()
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def print_plan(config: SweepConfig) -> int:
     """Print what a sweep would do, by kind of stage, and what the store already holds."""
     plan = _plan(config)
-    graph = scan(plan, Store(config.storage), note=print)
+    graph = _scan(plan, Store(config.storage), print)
     if not graph.finished:
         check_dataset(config.data.name, root=config.data.root, layout=config.data.layout, download=config.data.download)
     table = Table(title=f"plan of {config.name}", title_justify="left")
@@ -131,25 +132,34 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
         store.root.check_writable()
     except OSError as error:
         raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror or error}") from error
-    graph = scan(plan, store, note=lambda line: console.print(Text(line, style="yellow")))
-    _check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
+    graph = _scan(plan, store, lambda line: console.print(Text(line, style="yellow")))
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
     if graph.finished:
         console.print(_nothing_to_train(graph, config.name), highlight=False, soft_wrap=True)
     else:
+        _check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
         dataset = load_data(config.data)
         try:
             _run(plan, graph, store, run, dataset, console, recorder, status, command, address, verbose)
         except KeyboardInterrupt:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while the last things are saved
-            recorder.close()
+            with contextlib.suppress(OSError):  # the same command writes them
+                recorder.close()
             status.update(graph, 0, state="stopped")
             console.print(f"\nstopped: {_how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
             return EXIT_INTERRUPTED
-    recorder.close()
     status.update(graph, 0, state="finished")
-    return _report(graph, run, console)
+    try:
+        recorder.close()
+        _show_results(graph, run, console)
+    except OSError as error:
+        text = f"the results could not be written: {error.strerror or error}; the same command writes them"
+        console.print(Text(text, style="red"), soft_wrap=True)
+        _show_failures(graph, run, console)
+        return EXIT_FAILED
+    _show_failures(graph, run, console)
+    return EXIT_FAILED if {"failed", "blocked"} & set(graph.states.values()) else EXIT_OK
 
 
 def _run(
@@ -216,8 +226,15 @@ def _check_space(config: SweepConfig, ahead: Forecast, free: int | None) -> None
         )
 
 
-def _report(graph: Graph, run: Run, console: Console) -> int:
-    """Print the table, where everything is, and every stage that is not done with the reason."""
+def _scan(plan: Plan, store: Store, note: Callable[[str], None]) -> Graph:
+    try:
+        return scan(plan, store, note)
+    except OSError as error:
+        raise BadSweep(f"storage: {plan.config.storage} cannot be read: {error.strerror or error}") from error
+
+
+def _show_results(graph: Graph, run: Run, console: Console) -> None:
+    """Print the table and where everything is; write the report."""
     from raylth.report import load_barriers, load_results, render_barriers, render_table, write_report
 
     if graph.num_computed:
@@ -235,6 +252,10 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
         write_report(run.folder, run.report.parent)
     console.print(f"report : {run.report}", highlight=False, soft_wrap=True)
     console.print(f"results: {run.results}", highlight=False, soft_wrap=True)
+
+
+def _show_failures(graph: Graph, run: Run, console: Console) -> None:
+    """Print every stage that is not done, with the reason, and how often a worker ended."""
     for key, error in graph.errors.items():
         state = graph.states[key]
         console.print(Text(f"{state}: {graph.stages[key].name}: {error}", style="red"), soft_wrap=True)
@@ -243,12 +264,12 @@ def _report(graph: Graph, run: Run, console: Console) -> int:
             shown = ", ".join(blocked[:5]) + (f" and {len(blocked) - 5} more" if len(blocked) > 5 else "")
             console.print(f"         blocks {len(blocked)}: {shown}", highlight=False, soft_wrap=True)
         traceback = run.errors / f"{key}.txt"
-        if traceback.exists():  # a worker that died left none
-            console.print(f"         traceback: {traceback}", highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):
+            if traceback.exists():  # a worker that died left none
+                console.print(f"         traceback: {traceback}", highlight=False, soft_wrap=True)
     if graph.incidents:
         counted = ", ".join(f"{times} {cause}" for cause, times in sorted(graph.incidents.items()))
         console.print(f"workers that ended: {counted}", highlight=False, soft_wrap=True)
-    return EXIT_FAILED if {"failed", "blocked"} & set(graph.states.values()) else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from raylth.runs import Recorder, Run
 from raylth.stages import Graph, make_plan, result_rows, run_plan
 from raylth.status import main
 from raylth.store import Store, locate
+from raylth.store.tables import append_rows, compact_table
 from tests.conftest import tiny_sweep
 
 
@@ -76,3 +77,18 @@ def test_status_shows_every_sweep_and_says_when_one_is_lost(finished, tmp_path, 
     assert told["a-1"]["state"] == "lost"
     assert told["b-2"]["state"] == "finished"
     assert sum(counts.get("done", 0) for counts in told["b-2"]["stages"].values()) == len(plan.stages)
+
+
+def test_two_drivers_of_one_run_lose_no_rows(tmp_path):
+    """Both write parts; the first joins all and removes them; the second joins its last ones."""
+    run, row = "r-1", {"run": "r-1", "stage": "sparse", "status": "done"}
+    root = locate(tmp_path)
+    order = {key: rank for rank, key in enumerate("abcd")}
+    append_rows(root, "results", run, [{**row, "key": "b"}], {})
+    append_rows(root, "results", run, [{**row, "key": "a", "status": "failed"}], {})
+    compact_table(root, "results", run, order, {})
+    append_rows(root, "results", run, [{**row, "key": "a"}, {**row, "key": "d"}], {})
+    compact_table(root, "results", run, order, {})
+    frame = load_results(tmp_path)
+    assert frame["key"].tolist() == ["a", "b", "d"]
+    assert set(frame["status"]) == {"done"}, "the later row of a stage counts"

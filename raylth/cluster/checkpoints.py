@@ -5,6 +5,7 @@ actor calls `ray.put` itself and keeps the reference, so it owns the object; if 
 it starts again and refills from the store.
 """
 
+import contextlib
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -101,8 +102,12 @@ class CheckpointReader:
         return decode_tensors(buffer)
 
     def hand_over(self, kind: str, key: str) -> None:
-        """Give the actors what a dense or IMP stage has just published, so that readers need not go to the store."""
+        """Give the actors what a dense or IMP stage has just published, so that readers need not go to the store.
+
+        Whatever stands against it, such as a full object store: readers then go to the store.
+        """
         if kind not in HELD_KINDS:
             return
-        for name in self.store.files(key):
-            self._actor(key).hold.remote(key, name, self.store.read(key, name))
+        with contextlib.suppress(ray.exceptions.RayError, OSError, BrokenArtefact):
+            for name in self.store.files(key):
+                self._actor(key).hold.remote(key, name, self.store.read(key, name))

@@ -127,11 +127,16 @@ class _Pulse(Callback):
         self.searcher, self.board, self.watch, self.interrupt = searcher, board, watch, interrupt
         self.epochs = 0
         self.pending: Any = None
+        searcher.on_turn = self.turn
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its inputs for a restore, which the store makes needless
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.turn()
+
+    def turn(self) -> None:
+        """Pass on what is new; KeyboardInterrupt when the sweep is to stop."""
         if self.interrupt.asked:
             raise KeyboardInterrupt
         self._read_board()
@@ -225,3 +230,5 @@ def _check_shares(resources: ResourcesConfig) -> None:
                     f"resources.{kind}.{field}: {shown if shown == AUTO else format(shown, 'g')} asked for, but the largest "
                     f"node has {largest:g} {resource}s"
                 )
+        if not any(node.get("CPU", 0.0) >= share.cpus and node.get("GPU", 0.0) >= gpus for node in nodes):
+            raise ClusterError(f"resources.{kind}: no node has both {share.cpus} CPUs and {gpus:g} GPU")

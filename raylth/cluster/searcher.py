@@ -4,16 +4,17 @@ import contextlib
 import heapq
 import random
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, UNREACHABLE, delay
-from raylth.cluster.shares import Shares
+from raylth.cluster.shares import Shares, Slot
 from raylth.config import ResourcesConfig
 from raylth.stages import Graph, Stage, divergence
-from raylth.store import Store
+from raylth.store import BrokenArtefact, Store
 
 __all__ = ["GraphSearcher"]
 
@@ -29,6 +30,7 @@ WHAT = {
     NOT_STARTED: "its worker process did not start",
     UNREACHABLE: "the store did not answer",
 }
+MOST_ELSEWHERE_DELAY = 60.0
 ELSEWHERE_DELAY = 2.0  # seconds until a stage that another sweep computes is asked for again
 
 
@@ -52,12 +54,14 @@ class GraphSearcher(Searcher):
         super().__init__()
         self.graph, self.store, self.resources = graph, store, resources
         self.shares = Shares(resources, store, list(gpus))
-        self.running: dict[str, list[Stage]] = {}  # trial -> its stages, in the order in which it runs them
+        self.running: dict[str, tuple[list[Stage], Slot]] = {}  # trial -> its stages, in the order in which it runs them
         self.seconds: dict[str, float] = {}  # kind -> what a stage of it takes, a running mean
         self.causes: dict[str, tuple[str, str]] = {}  # trial -> why its worker ended, and the error; Autopsy writes it
         self.times: dict[tuple[str, str], int] = {}  # (stage key, cause) -> how often
         self.tried: dict[str, Stage] = {}  # trial -> the stage whose first steps it runs, to see what memory they take
+        self.elsewhere: Counter[str] = Counter()  # stage key -> how often another sweep was found at it
         self.delayed: list[tuple[float, str]] = []  # heap of (when, stage key)
+        self.on_turn: Callable[[], None] = lambda: None  # while all is held, Tune's loop asks here and turns nowhere else
         self.notes: list[str] = []  # what a person should be told, in order
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,6 +69,7 @@ class GraphSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
         """Return the next stage that may run, None to be asked again later, FINISHED at the end."""
+        self.on_turn()
         while self.delayed and self.delayed[0][0] <= time.monotonic():
             self.graph.retry(heapq.heappop(self.delayed)[1])
         while (stage := self.graph.next_ready()) is not None:
@@ -72,22 +77,27 @@ class GraphSearcher(Searcher):
             if is_tried and any(self.shares.same_class(stage, other) for other in self.tried.values()):
                 self._hold(stage, TRY_DELAY)  # until it is known what the other took
                 continue
-            self.running[trial_id] = [stage] if is_tried else [stage, *self._more_like(stage)]
+            slot = self.shares.of(stage)
+            stages = [stage] if is_tried else [stage, *self._more_like(stage, slot)]
+            self.running[trial_id] = stages, slot
             if is_tried:
                 self.tried[trial_id] = stage
-            slot = self.shares.of(stage)
-            keys = [stage.key for stage in self.running[trial_id]]
+            keys = [stage.key for stage in stages]
             return {"stages": keys, "cpus": slot.cpus, "gpus": slot.gpus, "steps": TRY_STEPS if is_tried else None}
         return Searcher.FINISHED if self.graph.finished else None
 
-    def _more_like(self, stage: Stage) -> list[Stage]:
+    def _more_like(self, stage: Stage, slot: Slot) -> list[Stage]:
         """Take what goes with a stage in one trial: nothing when it takes long, or met with trouble before."""
         seconds = self.seconds.get(stage.kind)
         if seconds is None or not self._is_fresh(stage):
             return []
         fair = self.graph.num_ready / (2 * len(self.running) + 2)  # leave enough for the others, to the end
         most = int(min(BATCH_SECONDS / max(seconds, 1e-3), fair)) - 1
-        return self.graph.take_leaves(stage, most, self._is_fresh)
+        return self.graph.take_leaves(stage, most, lambda other: self._goes_with(other, slot))
+
+    def _goes_with(self, stage: Stage, slot: Slot) -> bool:
+        """Whether a stage may run in a trial that has this slot."""
+        return self._is_fresh(stage) and not self.shares.must_be_tried(stage) and self.shares.of(stage) == slot
 
     def _is_fresh(self, stage: Stage) -> bool:
         """Whether a stage never met with trouble."""
@@ -95,36 +105,36 @@ class GraphSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the ends of a trial's stages into the graph."""
-        stages = self.running.pop(trial_id)
+        stages, slot = self.running.pop(trial_id)
         self.tried.pop(trial_id, None)
         if not error and result is not None:
             for stage, ended in zip(stages, result["outcomes"], strict=True):
-                self._ended(stage, ended)
+                self._ended(stage, slot, ended)
             return
         cause, detail = self.causes.pop(trial_id, (CRASHED, "no reason known"))
         self._worker_ended(stages, cause, detail)
 
-    def _ended(self, stage: Stage, result: dict[str, Any]) -> None:
+    def _ended(self, stage: Stage, slot: Slot, result: dict[str, Any]) -> None:
         """Take one stage's end into the graph: done, diverged, failed, or to be run again."""
-        if result.get("peak_bytes") and self.shares.of(stage).gpus == 1:
+        if result.get("peak_bytes") and slot.gpus == 1:
             self._learn(stage, result["peak_bytes"])
         if result["outcome"] == "done":
-            before = self.seconds.get(stage.kind, result["seconds"])
-            self.seconds[stage.kind] = 0.8 * before + 0.2 * result["seconds"]
+            if result["computed"]:
+                before = self.seconds.get(stage.kind, result["seconds"])
+                self.seconds[stage.kind] = 0.8 * before + 0.2 * result["seconds"]
             self.graph.num_computed += result["computed"]
             self.graph.finish(stage.key)
         elif result["outcome"] == "tried":
             self.graph.retry(stage.key)
         elif result["outcome"] == "elsewhere":  # another sweep on this store is at it
-            self._hold(stage, ELSEWHERE_DELAY * random.uniform(0.5, 1.5))  # two that met do not meet again
+            self.elsewhere[stage.key] += 1
+            wait = min(MOST_ELSEWHERE_DELAY, ELSEWHERE_DELAY * 1.5 ** (self.elsewhere[stage.key] - 1))
+            self._hold(stage, wait * random.uniform(0.5, 1.0))  # two that met do not meet again
         elif result["outcome"] == "diverged":
             self.graph.diverge(stage.key, result["error"])
             self.notes.append(f"{stage.name} diverged: {result['error']}")
         elif result["outcome"] == "broken":
-            aside = self.store.set_aside(result["broken"])
-            self.notes.append(f"{stage.name}: {result['error']}; set aside as {aside}, will be computed again")
-            self.graph.retry(stage.key)
-            self.graph.lose(result["broken"])
+            self._lose(stage, result["broken"], result["error"])
         elif result["outcome"] == "out of memory":
             self._worker_ended([stage], OUT_OF_MEMORY, result["error"])
         elif result["outcome"] == "unreachable":
@@ -134,29 +144,40 @@ class GraphSearcher(Searcher):
 
     def _worker_ended(self, stages: list[Stage], cause: str, detail: str) -> None:
         """Take in that a worker ended at the first of its stages that is not in the store; the others are not to blame."""
-        at = stages[-1]
-        with contextlib.suppress(OSError):  # a store that does not answer is looked at again by the next trial
-            at = next((stage for stage in stages if not self._is_published(stage)), at)
-            for stage in stages[: stages.index(at)]:
-                self._take_published(stage)
-        for stage in stages[stages.index(at) + 1 :]:
+        ahead = [stage for stage in stages if not self._take_published(stage)]
+        for stage in ahead[1:]:
             self.graph.retry(stage.key)
-        self._met(at, cause, detail)
+        if ahead:
+            self._met(ahead[0], cause, detail)
+        elif cause != NOT_STARTED:
+            self.graph.incidents[cause] += 1  # just after publishing
 
-    def _is_published(self, stage: Stage) -> bool:
-        """Whether all of a stage is in the store, or how its training diverged."""
-        if not self.store.has(stage.key):
-            return False
-        return divergence(self.store.metrics(stage.key)) is not None or all(self.store.has(key) for key in stage.produces)
+    def _take_published(self, stage: Stage) -> bool:
+        """Take the end of a stage from the store; False when it is not all there, or the store does not answer."""
+        with contextlib.suppress(OSError, BrokenArtefact):
+            if not self.store.has(stage.key):
+                return False
+            reason = divergence(self.store.metrics(stage.key))
+            if reason is None and not all(self.store.has(key) for key in stage.produces):
+                return False
+            self.store.drop_state(stage.key)
+            if reason is None:
+                self.graph.finish(stage.key)
+            else:
+                self.graph.diverge(stage.key, reason)
+            return True
+        return False
 
-    def _take_published(self, stage: Stage) -> None:
-        """Take the end of a stage whose worker ended just after publishing."""
-        self.store.drop_state(stage.key)
-        reason = divergence(self.store.metrics(stage.key))
-        if reason is None:
-            self.graph.finish(stage.key)
-        else:
-            self.graph.diverge(stage.key, reason)
+    def _lose(self, stage: Stage, key: str, error: str) -> None:
+        """Have a parent made again that a stage found broken, unless that was done since."""
+        with contextlib.suppress(OSError):
+            try:
+                self.store.verify(key)
+            except BrokenArtefact:
+                aside = self.store.set_aside(key)
+                self.graph.lose(key)
+                self.notes.append(f"{stage.name}: {error}; set aside as {aside}, will be computed again")
+        self.graph.retry(stage.key)
 
     def _met(self, stage: Stage, cause: str, detail: str) -> None:
         """Start a stage again whose worker ended, or give it up; what counts depends on the cause."""
@@ -165,10 +186,6 @@ class GraphSearcher(Searcher):
             self._hold(stage, delay(times))
             return
         self.graph.incidents[cause] += 1
-        with contextlib.suppress(OSError):
-            if self._is_published(stage):
-                self._take_published(stage)
-                return
         why_not = self._grow(stage, times) if cause == OUT_OF_MEMORY else self._given_up(cause, times, detail)
         if why_not is not None:
             self._fail(stage, why_not)

@@ -5,6 +5,7 @@ may give its trial to another actor that has just become free, and ends the one 
 a start of several seconds no second worker would ever come up.
 """
 
+import contextlib
 import importlib
 import os
 import signal
@@ -100,10 +101,7 @@ class StageTrial(tune.Trainable):
                     return result | {"outcome": "elsewhere"}
                 result["computed"] = not self.store.has(stage.key)
                 reason = run_stage(stage, self._context(gpus.device(self.config["gpus"])))
-            if reason is None:
-                for made in stage.produces:
-                    self.reader.hand_over(stage.kind, made)
-            else:
+            if reason is not None:
                 result |= {"outcome": "diverged", "error": reason}
         except Preempted:
             if self.is_asked_to_stop:
@@ -113,6 +111,9 @@ class StageTrial(tune.Trainable):
             result |= self._failure(stage, error)
         finally:
             self.chalk.flush()
+        if result["outcome"] == "done":
+            for made in stage.produces:
+                self.reader.hand_over(stage.kind, made)
         result["peak_bytes"] = gpus.peak_bytes()
         if result["outcome"] == "out of memory" and torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -129,7 +130,8 @@ class StageTrial(tune.Trainable):
             return {"outcome": "unreachable", "error": str(error)}
         if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
             return {"outcome": "out of memory", "error": line}
-        (locate(self.shared.errors) / f"{stage.key}.txt").write("".join(traceback.format_exception(error)).encode())
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            (locate(self.shared.errors) / f"{stage.key}.txt").write("".join(traceback.format_exception(error)).encode())
         return {"outcome": "failed", "error": line}
 
     def _must_stop(self) -> bool:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.watch is None:
                 return EXIT_OK
             time.sleep(options.watch)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return EXIT_NOTHING
     except KeyboardInterrupt:

@@ -47,13 +47,13 @@ class _Sizes:
 
 
 def forecast(plan: Plan, graph: Graph, running: int) -> Forecast:
-    """Forecast what the stages ahead take, with `running` trainings at a time."""
+    """Forecast what the stages that wait take, with `running` trainings at a time."""
     sizes: dict[str, _Sizes] = {}
     published: dict[str, int] = {}
     largest = 0
     for stage in plan.stages:
         published.setdefault(stage.kind, 0)
-        if graph.states[stage.key] == "done" or "model" not in stage.settings:
+        if graph.states[stage.key] != "waiting" or "model" not in stage.settings:
             continue
         model = stage.settings["model"]
         name = json.dumps(model, sort_keys=True)
@@ -61,8 +61,9 @@ def forecast(plan: Plan, graph: Graph, running: int) -> Forecast:
             sizes[name] = _sizes(model)
         published[stage.kind] += _bytes_of(stage, sizes[name])
         largest = max(largest, sizes[name].weights)
-    trainings = sum(stage.epochs > 0 and graph.states[stage.key] != "done" for stage in plan.stages)
-    return Forecast(published, 2 * largest * min(trainings, running), _dataset_bytes(plan), largest)
+    trainings = sum(stage.epochs > 0 and graph.states[stage.key] == "waiting" for stage in plan.stages)
+    states = 4 * largest * min(trainings, running)  # weights and momentum, the state before and the next one
+    return Forecast(published, states, _dataset_bytes(plan), largest)
 
 
 def free_bytes(location: Location) -> int | None:

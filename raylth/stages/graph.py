@@ -92,13 +92,22 @@ class Graph:
 
     def hold(self, key: str) -> None:
         """Put a running stage back among those that wait, until `retry` lets it run."""
-        self.states[key] = "waiting"
+        self._wait(key)
 
     def retry(self, key: str) -> None:
         """Let a stage that ran, or is held, run again when its parents are there."""
-        self.states[key] = "waiting"
+        self._wait(key)
         if self._is_ready(key):
             heapq.heappush(self._ready, self._rank[key])
+
+    def _wait(self, key: str) -> None:
+        """Put a stage among those that wait, or that are blocked, when a parent failed while it ran."""
+        if self.states[key] == "blocked":
+            return
+        self.states[key] = "waiting"
+        for parent in self._missing[key]:
+            if self.states[parent] in ("failed", "diverged", "blocked"):
+                self._block(key, self.blockers.get(parent, parent))
 
     def lose(self, artefact: str) -> Stage:
         """Note that an artefact which was there is gone: the stage that produces it must run again.
@@ -126,13 +135,18 @@ class Graph:
         self.states[key] = state
         self.errors[key] = error
         self.ended.append(key)
-        below = list(self._children[key])
+        for child in self._children[key]:
+            self._block(child, key)
+
+    def _block(self, key: str, blocker: str) -> None:
+        """Block a stage that waits, and everything below it."""
+        below = [key]
         while below:
-            child = below.pop()
-            if self.states[child] == "waiting":
-                self.states[child] = "blocked"
-                self.blockers[child] = key
-                below += self._children[child]
+            key = below.pop()
+            if self.states[key] == "waiting":
+                self.states[key] = "blocked"
+                self.blockers[key] = blocker
+                below += self._children[key]
 
     @property
     def finished(self) -> bool:

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from raylth.core.train import Snapshot, TrainState
 from raylth.stages.arrays import state_arrays, to_torch
 from raylth.stages.context import Context
@@ -62,14 +64,21 @@ class Resume:
         tensors = {"weights": state_arrays(state.weights), "momentum": state_arrays(state.momentum)}
         numbers = {name: getattr(state, name) for name in NUMBERS}
         numbers |= {"data_sha256": self.data_sha256, "beside": beside()}
-
-        def save() -> None:
-            self.store.save_state(self.key, tensors, numbers)
-            self.is_saving = False
-
-        self.is_saving = True
-        self.uploads.submit(save)
         self.saved_at = time.monotonic()
         if stopping:
-            self.uploads.wait()
-            raise Preempted(f"asked to stop after {epochs} epochs and {step} steps; saved")
+            self.uploads.drain()
+            raise Preempted(f"asked to stop after {epochs} epochs and {step} steps; {self._save(tensors, numbers)}")
+        self.is_saving = True
+        self.uploads.submit(lambda: self._save_behind(tensors, numbers))
+
+    def _save_behind(self, tensors: dict[str, dict[str, np.ndarray]], numbers: dict[str, Any]) -> None:
+        self._save(tensors, numbers)
+        self.is_saving = False
+
+    def _save(self, tensors: dict[str, dict[str, np.ndarray]], numbers: dict[str, Any]) -> str:
+        """Save if the store can: a training does not end because a state of it could not be kept; say how it went."""
+        try:
+            self.store.save_state(self.key, tensors, numbers)
+        except OSError as error:
+            return f"not saved: {error}"
+        return "saved"

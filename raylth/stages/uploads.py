@@ -39,9 +39,13 @@ class Uploads:
 
     def wait(self) -> None:
         """Wait until everything is written."""
+        self.drain()
+        self._raise()
+
+    def drain(self) -> None:
+        """Wait until nothing is pending; an error that came up stays for the next `submit` or `wait`."""
         while self._pending:
             self._pending.pop(0).result()
-        self._raise()
 
     def _do(self, write: Callable[[], None]) -> None:
         if self._error is None:

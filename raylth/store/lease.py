@@ -22,6 +22,7 @@ from raylth.store.store import Store
 __all__ = ["Lease"]
 
 DURATION = 30.0  # seconds that a lease outlives its last renewal
+CLOCK_STEP = 10.0  # seconds by which a process's start may seem to move when the clock is set
 
 
 class Lease:
@@ -34,6 +35,15 @@ class Lease:
         self._given_back = threading.Event()
 
     def __enter__(self) -> "Lease":
+        try:
+            self._claim()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.claim.remove()
+            raise
+        return self
+
+    def _claim(self) -> None:
         self._write()
         others = [name for name in self.folder.names() if name.startswith(self.key) and name != self.claim.name]
         self.held = not any(self._is_live(name) for name in others)
@@ -41,7 +51,6 @@ class Lease:
             threading.Thread(target=self._renew, daemon=True).start()
         else:
             self.claim.remove()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -67,25 +76,29 @@ class Lease:
         claim = self.folder / name
         try:
             found: dict[str, Any] = json.loads(claim.read())
+            is_over = found["until"] < time.time()
+            is_over = is_over or (found["boot"] == _boot() and not _runs(found["pid"], found["started"]))
         except FileNotFoundError:  # given back just now
             return False
-        if found["until"] < time.time() or (found["boot"] == _boot() and not _runs(found["pid"], found["started"])):
+        except (ValueError, KeyError, TypeError):  # cut off by a power failure: a claim that is written appears whole
+            is_over = True
+        if is_over:
             claim.remove()
-            return False
-        return True
+        return not is_over
 
 
 def _runs(pid: int, started: float) -> bool:
     """Whether the process of this machine that had this number and began at this time is still there."""
     try:
-        return bool(psutil.Process(pid).create_time() == started)
+        return abs(psutil.Process(pid).create_time() - started) < CLOCK_STEP
     except psutil.NoSuchProcess:
         return False
 
 
 def _boot() -> str:
-    """Identify this machine since its last start."""
+    """Identify this machine since its last start, and the container whose process numbers are meant."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return f"{os.uname().nodename} {psutil.boot_time():.0f}"

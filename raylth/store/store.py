@@ -11,6 +11,7 @@ A file appears whole or not at all (raylth.store.location); its name carries its
 mix their files. Everything inside is relative: a store that is moved or copied goes on working, also from disk to a bucket.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -168,7 +169,8 @@ class Store:
         target = self.root / "broken"
         number = sum(1 for name in target.names() if name.startswith(key))
         aside = target / f"{key}-{number}"
-        self.folder(key).move(aside)
+        with contextlib.suppress(FileNotFoundError):  # another did so just now
+            self.folder(key).move(aside)
         return aside
 
     def _manifest(self, key: str, folder: Location | None = None) -> dict[str, Any]:

@@ -104,13 +104,18 @@ def append_rows(root: Location, dataset: str, run: str, rows: list[dict[str, Any
 
 
 def compact_table(root: Location, dataset: str, run: str, order: Mapping[str, int], manifest: dict[str, Any]) -> Location:
-    """Join a run's parts in its one file, stages by their rank in `order`; then the parts are removed."""
+    """Join a run's parts with its one file, stages by their rank in `order`; then the parts are removed.
+
+    Other processes may run the same sweep: what they joined before is kept.
+    """
     folder = root / dataset
     parts = [folder / name for name in folder.names() if name.startswith(run + PART)]  # in the order of their times
     seen: set[str] = set()
     tables = []
-    for part in reversed(parts):  # the latest rows of a stage count
+    for part in [*reversed(parts), folder / f"{run}.parquet"]:  # the latest rows of a stage count; the file comes last
         table = _read(part)
+        if table is None:
+            continue
         keys = table["key"].to_pylist()
         tables.append(table.filter(pa.array([key in order and key not in seen for key in keys], pa.bool_())))
         seen.update(keys)
@@ -126,8 +131,12 @@ def compact_table(root: Location, dataset: str, run: str, order: Mapping[str, in
     return path
 
 
-def _read(path: Location) -> pa.Table:
-    return pq.read_table(pa.BufferReader(path.read()))
+def _read(path: Location) -> pa.Table | None:
+    """Read a file; None when it is not there, since another process of the same run joined it meanwhile."""
+    try:
+        return pq.read_table(pa.BufferReader(path.read()))
+    except FileNotFoundError:
+        return None
 
 
 def _write(path: Location, table: pa.Table, manifest: dict[str, Any]) -> None:
@@ -151,6 +160,8 @@ def read_table(root: Location, dataset: str, run: str | None = None) -> pa.Table
     tables = []
     for name in names:
         table = _read(folder / name)
+        if table is None:
+            continue
         version = int((table.schema.metadata or {}).get(b"raylth_schema", b"0"))
         if version > TABLE_SCHEMA:
             raise ValueError(f"{folder / name}: written by a newer raylth (schema {version}; this one reads {TABLE_SCHEMA})")

@@ -9,13 +9,16 @@ import pytest
 import ray
 from ray.tune.search import Searcher
 
+from raylth.cluster import launch
+from raylth.cluster.address import ClusterError
 from raylth.cluster.checkpoints import CheckpointReader, start_checkpoint_actors
 from raylth.cluster.failures import cause_of
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shares import Shares
 from raylth.config import ResourcesConfig
-from raylth.stages import Graph, Preempted, Stage
+from raylth.stages import Graph, Preempted, Stage, make_plan
 from raylth.store import BrokenArtefact, Store
+from tests.conftest import tiny_sweep
 
 KEYS = [f"{i:02x}" + "0" * 62 for i in range(4)]
 
@@ -197,6 +200,89 @@ def test_of_a_batch_whose_worker_died_only_the_stage_that_ran_is_to_blame(tmp_pa
     assert searcher.times == {(batch[3], "crashed"): 1}
     assert searcher.suggest("t2")["stages"] == [batch[3]], "alone, so that the next crash is surely its own"
     assert searcher.suggest("t3")["stages"][0] == batch[4]
+
+
+def test_a_parent_that_two_stages_find_broken_is_set_aside_once(tmp_path):
+    """The second report comes when the parent was made again: what is good stays."""
+    searcher = leaves(tmp_path)
+    searcher.store.publish("a", kind="dense", tensors={"weights": {"w": np.zeros(3)}}, metrics={})
+    (weights,) = (searcher.store.folder("a").path).glob("weights*")
+    trials = {trial: searcher.suggest(trial)["stages"] for trial in ("t1", "t2")}
+    weights.write_bytes(b"broken")
+    broken = {"outcome": "broken", "broken": "a", "error": "artefact a is broken"}
+    searcher.on_trial_complete(trial_id="t1", result=ends(*[broken] * len(trials["t1"])))
+    assert searcher.suggest("t3")["stages"] == ["a"]
+    searcher.store.publish("a", kind="dense", tensors={"weights": {"w": np.zeros(3)}}, metrics={})
+    searcher.on_trial_complete(trial_id="t3", result=OK)
+    searcher.on_trial_complete(trial_id="t2", result=ends(*[broken] * len(trials["t2"])))
+    assert searcher.store.verify("a") == {}
+    assert (searcher.store.root / "broken").names() == ["a-0"]
+    assert len([note for note in searcher.notes if "set aside" in note]) == 1
+    assert searcher.suggest("t4")["stages"][0] == "s000", "both run again"
+
+
+def test_a_batch_whose_worker_died_while_the_store_was_away_is_run_again(tmp_path, monkeypatch):
+    searcher = leaves(tmp_path)
+    searcher.seconds["sparse"] = 0.1
+    batch = searcher.suggest("t1")["stages"]
+
+    def away(self, key):
+        raise OSError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "has", away)
+        searcher.on_trial_complete(trial_id="t1", error=True)
+    assert {searcher.graph.states[key] for key in batch} == {"waiting"}
+    again = [key for trial in range(9) for key in searcher.suggest(f"again {trial}")["stages"]]
+    assert set(batch) <= set(again)
+
+
+def test_what_another_sweep_computes_is_asked_for_less_and_less_often_and_tells_no_time(tmp_path, monkeypatch):
+    searcher, now = searcher_of(tmp_path), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    waits = []
+    for number in range(20):
+        assert searcher.suggest(f"t{number}")["stages"] == ["a"]
+        searcher.on_trial_complete(trial_id=f"t{number}", result=ends({"outcome": "elsewhere"}))
+        waits.append(searcher.delayed[0][0] - now[0])
+        now[0] += 61
+    assert waits[0] <= 2.0
+    assert 30.0 <= waits[-1] <= 60.0
+    searcher.suggest("last")
+    searcher.on_trial_complete(trial_id="last", result=ends({"outcome": "done", "computed": False}))
+    assert not searcher.seconds, "it took this sweep no time, and another one hours"
+
+
+def test_a_store_that_does_not_answer_is_tried_again_ten_times(tmp_path, monkeypatch):
+    searcher, now = searcher_of(tmp_path, retries=0), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for number in range(11):
+        assert searcher.suggest(f"t{number}")["stages"] == ["a"]
+        searcher.on_trial_complete(trial_id=f"t{number}", result=ends({"outcome": "unreachable", "error": "s3: no answer"}))
+        now[0] += 61
+    assert searcher.suggest("end") == Searcher.FINISHED
+    assert searcher.graph.errors == {"a": "the store did not answer 11 times: s3: no answer"}
+    assert searcher.graph.incidents == {"storage unreachable": 11}
+    assert "started again in 1 s (1): s3: no answer" in searcher.notes[0]
+
+
+def test_while_everything_is_held_the_searcher_gives_the_driver_its_turns(tmp_path):
+    searcher, turns = searcher_of(tmp_path), []
+    searcher.on_turn = lambda: turns.append(1)
+    searcher.suggest("t1")
+    assert searcher.suggest("t2") is None
+    assert len(turns) == 2
+
+
+def test_a_share_that_no_single_node_has_is_refused(monkeypatch):
+    nodes = [{"CPU": 64.0, "object_store_memory": 1e9}, {"CPU": 4.0, "GPU": 1.0, "object_store_memory": 5e5}]
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    launch._check_shares(ResourcesConfig.model_validate({"sparse": {"cpus": 4, "gpus": 1}, "dense": {"cpus": 64}}))
+    with pytest.raises(ClusterError, match=r"resources\.sparse: no node has both 8 CPUs and 1 GPU"):
+        launch._check_shares(ResourcesConfig.model_validate({"sparse": {"cpus": 8, "gpus": 1}}))
+    plan = make_plan(tiny_sweep(data={"name": "mnist1d", "num_train": 4000}))
+    with pytest.raises(ClusterError, match=r"data\.name: mnist1d and one checkpoint take .* bytes\) are missing"):
+        launch._check_object_stores(plan, Graph(plan.stages))
 
 
 def test_a_stage_error_is_not_retried(tmp_path):

@@ -106,3 +106,7 @@ def test_more_than_the_object_store_holds_while_the_disk_is_full_is_read_from_th
     reader = CheckpointReader(start_checkpoint_actors(str(store.root), 1, 10_000 * MB), store)
     for key in [*KEYS, *KEYS]:
         assert reader.load(key, "weights")["w"].nbytes == 150 * MB
+    views = [reader.load(key, "weights") for key in KEYS[:3]]  # what is in use cannot be let go
+    for key in KEYS:
+        reader.hand_over("dense", key)  # a published stage does not fail because nobody can hold it
+    assert len(views) == 3

@@ -133,3 +133,17 @@ def test_a_sweep_on_a_fake_gpu_tries_once_then_packs_and_ends_with_the_same_bits
 def test_shares_that_a_file_may_say(value):
     found = ResourcesConfig.model_validate({"dense": {"gpus": value}}).dense.gpus
     assert found == {"auto": "auto", "1/4": 0.25, 0.25: 0.25, 0: 0.0, 1: 1.0, "1": 1.0}[value]
+
+
+def test_a_batch_holds_only_what_takes_the_same_share_and_only_a_whole_gpu_teaches(tmp_path):
+    stages = [training("a1"), training("a2"), training("b", width=16.0), *(training(f"c{n}") for n in range(6))]
+    searcher = GraphSearcher(Graph(stages), Store(tmp_path), AUTO, TABLE)
+    searcher.shares.learn(stages[0], 2 * GIB)
+    searcher.seconds["sparse"] = 0.01
+    first = searcher.suggest("t1")
+    assert (first["stages"], first["gpus"]) == (["a1", "a2"], 1 / 10), "b was never tried"
+    searcher.on_trial_complete(
+        trial_id="t1", result=ends(*[{"outcome": "done", "peak_bytes": 20 * GIB} for _ in first["stages"]])
+    )
+    assert searcher.shares.of(stages[0]) == Slot(1, 1 / 10), "others were on that GPU, too"
+    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 1.0, "steps": 5}

@@ -61,7 +61,9 @@ def test_a_sweep_runs_to_its_end_and_says_where_everything_is(first_run, sweep_f
     assert not first_run.stderr, "Ray's own chatter must be quiet"
     store = sweep_file.parent / "store"
     (run,) = (store / "runs").iterdir()
-    assert (run / "accuracy_vs_rewind.png").read_bytes()[:4] == b"\x89PNG"
+    assert (run / "report/figures/accuracy_vs_rewind.png").read_bytes()[:4] == b"\x89PNG"
+    assert f"report : {run}/report/report.html" in output
+    assert "Accuracy against the rewind point" in (run / "report/report.html").read_text()
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["config"]["name"] == "tiny"
     assert {"ray", "torch", "raylth"} <= set(manifest["packages"])

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from raylth.core.data import load_dataset
+from raylth.runs import Recorder
 from raylth.stages import forecast, in_units, make_plan, run_plan, scan
 from raylth.store import Store
 from raylth.sweep import main
@@ -55,3 +56,31 @@ def test_a_disk_that_is_too_small_is_refused_with_what_is_missing(tmp_path, monk
 )
 def test_bytes_for_people(count, text):
     assert in_units(count) == text
+
+
+def test_what_failed_or_is_blocked_is_not_written_and_a_finished_sweep_needs_no_space(tmp_path, monkeypatch, capsys):
+    digits = {"name": "digits", "num_train": 60, "num_test": 30}
+    config = tiny_sweep(data=digits, model={"name": "resnet20", "widths": [0.25]},
+                        dense={"epochs": 1}, match={"epochs": [1]}, imp={"epochs_per_round": 1},
+                        sparse={"arms": ["naive"], "sparsities": [0.5], "rewinds": [0]})  # fmt: skip
+    plan, store = make_plan(config), Store(tmp_path / "store")
+    graph = scan(plan, store)
+    while (stage := graph.next_ready()) is not None:
+        graph.fail(stage.key, "no")
+    assert forecast(plan, graph, 2).storage == 0
+    run_plan(plan, store)
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True)))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+        assert main([str(tmp_path / "s.yaml"), f"storage={store.root}"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(Recorder, "close", full)
+    assert main([str(tmp_path / "s.yaml"), f"storage={store.root}"]) == 1
+    shown = capsys.readouterr().out
+    assert "the results could not be written: No space left on device; the same command writes them" in " ".join(
+        shown.split()
+    )
+
+
+def full(recorder):
+    raise OSError(28, "No space left on device")

@@ -63,3 +63,22 @@ def test_counts():
     graph = Graph(CHAIN, done={"b"})
     graph.next_ready()
     assert dict(graph.count()["dense"]) == {"running": 1, "done": 1, "waiting": 3}
+
+
+def test_a_stage_whose_parent_is_lost_and_then_fails_is_blocked_whatever_it_was_doing():
+    """b and c run on a; b finds a broken, a is made again and fails, and only then c's worker ends."""
+    stages = [Stage("dense", "a", {}, {}, {}), *(Stage("sparse", key, {}, {"weights": "a"}, {}) for key in "bcd")]
+    graph = Graph(stages, done=["a"])
+    for key in "bcd":
+        assert graph.next_ready().key == key
+    graph.lose("a")
+    graph.retry("b")
+    graph.hold("d")
+    assert graph.next_ready().key == "a"
+    graph.fail("a", "no")
+    graph.hold("c")
+    assert graph.states == {"a": "failed", "b": "blocked", "c": "blocked", "d": "blocked"}
+    graph.retry("d")
+    assert graph.states["d"] == "blocked", "what is blocked is not revived"
+    assert graph.finished
+    assert graph.next_ready() is None

@@ -141,3 +141,33 @@ def test_a_state_that_cannot_be_trusted_counts_as_none(reference, tmp_path, harm
     run_stage(stage, context_for(plan, store, progress=trained.append))
     assert trained == ([2, 1, 1] if harm == "data" else [0, 1, 1, 1, 1])
     same(expected, store, stage.produces)
+
+
+@pytest.mark.parametrize("stop_at", [None, 10])
+def test_a_state_that_cannot_be_saved_costs_the_training_nothing(reference, tmp_path, monkeypatch, stop_at):
+    """The store refuses the first state; the training goes on, the next state is saved, also at SIGTERM."""
+    plan, expected = reference
+    store, tried, calls = Store(tmp_path), [], []
+    stage = next(s for s in plan.stages if s.kind == "dense" and s.labels["network"] == "B")
+    real = Store.save_state
+
+    def refuse_first(self, *state):
+        tried.append(1)
+        if len(tried) == 1:
+            raise OSError("the bucket is away")
+        real(self, *state)
+
+    def stopping():
+        calls.append(1)
+        return len(calls) == stop_at
+
+    monkeypatch.setattr(Store, "save_state", refuse_first)
+    context = context_for(plan, store, state_every=1, stopping=stopping)
+    if stop_at is None:
+        run_stage(stage, context)
+        same(expected, store, stage.produces)
+    else:
+        with pytest.raises(Preempted, match="2 steps; saved"):
+            run_stage(stage, context)
+        assert store.load_state(stage.key)[1]["epochs"] == 2
+    assert len(tried) > 1

@@ -63,3 +63,24 @@ def test_a_machine_that_is_not_heard_of_loses_it_in_time(tmp_path, monkeypatch):
         time.sleep(0.5)
         with Lease(Store(tmp_path), KEY) as second:
             assert not second.held, "a lease that is held is renewed"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"until": "soon"}'])
+def test_a_claim_that_a_power_failure_cut_off_counts_as_none(tmp_path, content):
+    path = tmp_path / "leases" / KEY[:2] / f"{KEY}.x.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with Lease(Store(tmp_path), KEY) as mine:
+        assert mine.held
+    assert not path.exists()
+    assert not list(path.parent.iterdir())
+
+
+def test_a_process_of_another_container_is_not_taken_for_a_dead_one(tmp_path):
+    """Containers share the machine's boot and count their processes from 1."""
+    claim = {"until": time.time() + 60, "boot": lease._boot().split()[0] + " pid:[1]", "pid": 2**22 + 1, "started": 0}
+    path = tmp_path / "leases" / KEY[:2] / f"{KEY}.x.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(claim))
+    with Lease(Store(tmp_path), KEY) as mine:
+        assert not mine.held
