@@ -12,11 +12,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from raylth.core.data import DATASETS
 from raylth.core.models import MODELS, build_model
 from raylth.core.train import Recipe
-from raylth.values import AUTO, Count, Epoch, GpuShare, Integer, Rate, Real, Sparsity, Width, is_place, known, unique
+from raylth.values import AUTO, NUMBER, Count, Epoch, GpuShare, Integer, Rate, Real, Sparsity, Width, is_place, known, unique
 
 __all__ = [
     "ARM_NAMES",
     "AUTO",
+    "AnalysesConfig",
     "DataConfig",
     "DenseConfig",
     "ImpConfig",
@@ -200,6 +201,28 @@ class ConnectConfig(Settings):
     )
 
 
+SetName = Literal["imp", "lth", "permuted", "naive"]
+
+
+class EnsembleConfig(Settings):
+    """Ensembles as in the paper's Table 1, one for each set, of networks of one cell."""
+
+    sparsity: Sparsity = Field(description="One of sparse.sparsities (paper: 0.9).")
+    rewind: Epoch = Field(description="One of sparse.rewinds.")
+    members: Annotated[int, Field(ge=2), NUMBER] = Field(5, description="Networks of a set, at most seeds.replicates.")
+    sets: Annotated[list[SetName], Field(min_length=1), AfterValidator(unique)] = Field(
+        ["imp", "lth", "permuted", "naive"],
+        description="imp: the pruned A of each replicate; lth: one mask, one initialisation, an order of batches for each; "
+        "permuted and naive: A's mask of the first replicate on the B of each.",
+    )
+
+
+class AnalysesConfig(Settings):
+    """What is measured on trained networks."""
+
+    ensemble: EnsembleConfig | None = Field(None, description="Ensembles and their diversity; null is none.")
+
+
 class Share(Settings):
     """What one stage takes of a machine."""
 
@@ -218,6 +241,7 @@ class ResourcesConfig(Settings):
     match: Share = Share()
     connect: Share = Share()
     sparse: Share = Share()
+    ensemble: Share = Share()
     checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")
     checkpoint_bytes: Count | None = Field(
         None, description="What one of them holds at most; null: together a third of the smallest object store."
@@ -255,6 +279,7 @@ class SweepConfig(Settings):
     match: MatchConfig = MatchConfig()
     connect: ConnectConfig | None = Field(None, description="Lines and barriers between pi(A) and B; null is none.")
     sparse: SparseConfig = SparseConfig()
+    analyses: AnalysesConfig = AnalysesConfig()
     resources: ResourcesConfig = ResourcesConfig()
     log: LogConfig = LogConfig()
 
@@ -262,6 +287,25 @@ class SweepConfig(Settings):
     def match_epochs(self) -> list[int]:
         """The epochs of B at which a permutation is found; T when the file does not say."""
         return self.match.epochs if self.match.epochs is not None else [self.dense.epochs]
+
+    def _check_ensemble(self) -> None:
+        asked = self.analyses.ensemble
+        if asked is None:
+            return
+        place = "analyses.ensemble"
+        if asked.members > self.seeds.replicates:
+            raise ValueError(f"{place}.members: {asked.members} asked for, and seeds.replicates is {self.seeds.replicates}")
+        if asked.sparsity not in self.sparse.sparsities:
+            raise ValueError(f"{place}.sparsity: {asked.sparsity:g} is none of sparse.sparsities = {self.sparse.sparsities}")
+        if asked.rewind not in self.sparse.rewinds:
+            raise ValueError(f"{place}.rewind: {asked.rewind} is none of sparse.rewinds = {self.sparse.rewinds}")
+        for name in asked.sets:
+            if name != "imp" and name not in self.sparse.arms:
+                raise ValueError(f"{place}.sets: {name} is not among sparse.arms = {self.sparse.arms}")
+        if self.sparse.mask_from is not None:
+            raise ValueError(f"{place}: needs A's own masks, and sparse.mask_from brings others")
+        if "permuted" in asked.sets and self.dense.epochs not in self.match_epochs:
+            raise ValueError(f"{place}.sets: permuted matches at T = {self.dense.epochs}, which match.epochs lacks")
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepConfig":
@@ -272,6 +316,7 @@ class SweepConfig(Settings):
         for epoch in self.match_epochs:
             if epoch > total:
                 raise ValueError(f"match.epochs: {epoch} is beyond dense.epochs = {total}")
+        self._check_ensemble()
         info = DATASETS[self.data.name]
         for field, widths in (("model.name", [1.0]), ("model.widths", self.model.widths)):
             for width in widths:

@@ -129,7 +129,9 @@ def test_true_is_no_number_anywhere():
     assert {"seeds.base=yes", "sparse.rewinds=[yes]", "match.stream_site={x: yes}", "connect.points=yes"} <= set(overrides)
     assert len(overrides) > 50
     for override in overrides:
-        with pytest.raises(BadSweep, match=r": should be a number, found true \(as YAML reads yes, no, on and off, too\)$"):
+        with pytest.raises(
+            BadSweep, match=r"(?m): should be a number, found true \(as YAML reads yes, no, on and off, too\)$"
+        ):
             read_sweep(QUICKSTART, [override])
 
 

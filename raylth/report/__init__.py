@@ -10,7 +10,7 @@ from raylth.report.figures import (
 from raylth.report.findings import findings
 from raylth.report.page import write_report
 from raylth.report.paper import beside_paper, paper_accuracy
-from raylth.report.results import load_barriers, load_curves, load_permutations, load_results
+from raylth.report.results import load_barriers, load_curves, load_ensembles, load_permutations, load_results
 from raylth.report.statistics import paired_differences
 from raylth.report.tables import accuracy_table, barrier_table, render_barriers, render_table
 
@@ -25,6 +25,7 @@ __all__ = [
     "findings",
     "load_barriers",
     "load_curves",
+    "load_ensembles",
     "load_permutations",
     "load_results",
     "match_quality",

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot, match_quality
 from raylth.report.findings import findings
 from raylth.report.paper import beside_paper
-from raylth.report.results import load_barriers, load_permutations, load_results
+from raylth.report.results import load_barriers, load_ensembles, load_permutations, load_results
 from raylth.report.statistics import paired_differences
-from raylth.report.tables import accuracy_table, barrier_table, wide_accuracy
+from raylth.report.tables import accuracy_table, barrier_table, ensemble_table, wide_accuracy
 from raylth.store import Location
+from raylth.store.tables import DATASETS
 
 __all__ = ["write_report"]
 
@@ -42,10 +43,11 @@ def write_report(run: Location, out: Location) -> Location:
     FileNotFoundError when the run has written nothing yet.
     """
     manifest, results = _manifest(run), load_results(run)
-    barriers, permutations = load_barriers(run), load_permutations(run)
+    barriers = _load(load_barriers, run, "barriers")
+    permutations = _load(load_permutations, run, "permutations")
     name = manifest["config"]["name"]
     figures = _figures(results, permutations, name, out)
-    tables = _tables(results, barriers, permutations, out)
+    tables = _tables(results, barriers, permutations, _load(load_ensembles, run, "ensembles"), out)
     counts = pd.DataFrame(manifest["stages"]).T.fillna(0).astype(int)
     done = int(counts.get("done", pd.Series(dtype=int)).sum())
     total = int(counts.to_numpy().sum())
@@ -67,6 +69,14 @@ def write_report(run: Location, out: Location) -> Location:
     )
     (out / "report.html").write(page.encode())
     return out / "report.html"
+
+
+def _load(load: Callable[[Location], pd.DataFrame], run: Location, dataset: str) -> pd.DataFrame:
+    """Load a dataset that a run of an older version may not have."""
+    try:
+        return load(run)
+    except FileNotFoundError:
+        return pd.DataFrame(columns=DATASETS[dataset].names)
 
 
 def _manifest(run: Location) -> dict[str, Any]:
@@ -116,7 +126,9 @@ def _figures(results: pd.DataFrame, permutations: pd.DataFrame, name: str, out: 
     return shown
 
 
-def _tables(results: pd.DataFrame, barriers: pd.DataFrame, permutations: pd.DataFrame, out: Location) -> list[Shown]:
+def _tables(
+    results: pd.DataFrame, barriers: pd.DataFrame, permutations: pd.DataFrame, ensembles: pd.DataFrame, out: Location
+) -> list[Shown]:
     tables = {
         "accuracy": (
             "Accuracy",
@@ -137,6 +149,12 @@ def _tables(results: pd.DataFrame, barriers: pd.DataFrame, permutations: pd.Data
             "Barriers from pi(A) to B",
             "The most that the test error (points) and loss (nats) on the line rise above the chord between its ends.",
             barrier_table(barriers),
+        ),
+        "ensembles": (
+            "Ensembles",
+            "Paper, Table 1. Members alone (mean) and together, on the test split. Disagreement: share of samples on which "
+            "two members predict differently; KL and JS in nats: means over pairs and samples, KL in both directions.",
+            ensemble_table(ensembles),
         ),
         "permutations": (
             "Permutations",

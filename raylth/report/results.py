@@ -8,7 +8,7 @@ import pyarrow as pa
 from raylth.store import Location, locate
 from raylth.store.tables import read_table
 
-__all__ = ["load_barriers", "load_curves", "load_permutations", "load_results"]
+__all__ = ["load_barriers", "load_curves", "load_ensembles", "load_permutations", "load_results"]
 
 
 def load_results(run_dir: str | Path | Location) -> pd.DataFrame:
@@ -35,6 +35,11 @@ def load_permutations(run_dir: str | Path | Location) -> pd.DataFrame:
 def load_barriers(run_dir: str | Path | Location) -> pd.DataFrame:
     """Load one row per line between pi(A) and B, correction and split: the barriers of loss (nats) and error (points)."""
     return _load(run_dir, "barriers", ["sweep", "key", "correction", "split"])
+
+
+def load_ensembles(run_dir: str | Path | Location) -> pd.DataFrame:
+    """Load one row per set of networks: its accuracy alone and together, and how much its members differ."""
+    return _load(run_dir, "ensembles", ["sweep", "key"])
 
 
 def _load(run_dir: str | Path | Location, dataset: str, identity: list[str]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ __all__ = [
     "arm_labels",
     "barrier_table",
     "dense_networks",
+    "ensemble_table",
     "finished_arms",
     "render_barriers",
     "render_table",
@@ -33,6 +34,8 @@ def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
 def finished_arms(results: pd.DataFrame) -> pd.DataFrame:
     """Return the sparse networks that finished, each once, with their `label`; ValueError as `accuracy_table` says."""
     arms = results[(results["stage"] == "sparse") & (results["status"] == "done")].copy()
+    if "member" in arms:
+        arms = arms[arms["member"].isna()]  # the others are there for an ensemble alone
     arms["label"] = arm_labels(arms)
     return _once(arms, [*CELL, "arm", "label"], ["replicate"])
 
@@ -140,6 +143,13 @@ def render_barriers(barriers: pd.DataFrame) -> Table:
         texts = [f"{value.mean():.1f} ± {value.std():.1f}" if len(value) > 1 else f"{value.mean():.1f}" for value in values]
         table.add_row(f"{width:g}", str(method), f"{epoch:.0f}", *texts)
     return table
+
+
+def ensemble_table(ensembles: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per ensemble: Table 1's columns, likelihood and calibration; percent, shares and nats."""
+    columns = ["width", "arm", "sparsity", "rewind_epoch", "members", "mean_accuracy", "ensemble_accuracy", "disagreement"]
+    columns += ["kl", "js", "mean_nll", "ensemble_nll", "mean_calibration_error", "ensemble_calibration_error"]
+    return ensembles[columns].rename(columns={"arm": "set"})
 
 
 def _cell_text(value: tuple[float, float, int] | None) -> str:

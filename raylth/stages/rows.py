@@ -6,6 +6,7 @@ from typing import Any
 from raylth.stages.graph import Graph
 from raylth.stages.plan import Plan
 from raylth.store import Store
+from raylth.store.tables import DATASETS
 
 __all__ = ["result_rows"]
 
@@ -15,7 +16,7 @@ MEASURED = (
 )  # fmt: skip
 LABELS = (
     "width", "replicate", "seed_a", "seed_b", "network", "arm", "sparsity", "imp_round", "landing", "rewind_epoch",
-    "match_epoch", "match_method", "schedule",
+    "match_epoch", "match_method", "schedule", "member",
 )  # fmt: skip
 
 
@@ -23,11 +24,12 @@ def result_rows(
     plan: Plan, graph: Graph, store: Store, run: str, keys: Iterable[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each dataset: "results" (networks), "curves" (epochs), "permutations" (groups of a match),
-    "barriers" (corrections and splits of a line), of all stages or of those with the given keys.
+    "barriers" (corrections and splits of a line), "ensembles" (sets of networks), of all stages or of
+    those with the given keys.
 
     A network has a row as soon as it is done, and also when it diverged or failed (`status`, with the reason in `error`).
     """
-    tables: dict[str, list[dict[str, Any]]] = {"results": [], "curves": [], "permutations": [], "barriers": []}
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in DATASETS}
     for key in graph.stages if keys is None else keys:
         if graph.states[key] in ("done", "diverged", "failed"):
             _add_rows(tables, plan, graph, store, run, key)
@@ -50,6 +52,8 @@ def _add_rows(tables: dict[str, list[dict[str, Any]]], plan: Plan, graph: Graph,
         for group, correlation in metrics.get("objective", {}).items():
             quality = {"correlation": correlation, "fixed_share": metrics["fixed_share"][group]}
             tables["permutations"].append({**identity, "group": group, **quality, "samples": metrics.get("samples")})
+    elif stage.kind == "ensemble":
+        tables["ensembles"] += [{**identity, **metrics["ensemble"]}] if state == "done" else []
     elif stage.kind == "connect":
         tables["barriers"] += [{**identity, **found} for found in metrics.get("barriers", [])]
     else:

@@ -11,6 +11,7 @@ from raylth.core.train import Diverged
 from raylth.stages.connect import connect
 from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.dense import dense
+from raylth.stages.ensemble import ensemble
 from raylth.stages.graph import Graph
 from raylth.stages.imp import imp
 from raylth.stages.mask import mask
@@ -30,6 +31,7 @@ STAGES: dict[str, Callable[[Stage, Context], dict[str, Artefact]]] = {
     "match": match,
     "connect": connect,
     "sparse": sparse,
+    "ensemble": ensemble,
 }
 
 

@@ -22,7 +22,7 @@ def stage_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]
 class Stage:
     """One unit of work. Plain data, so that it travels to a worker as it is."""
 
-    kind: str  # "dense", "imp", "mask", "match", "sparse" or "connect"
+    kind: str  # "dense", "imp", "mask", "match", "sparse", "connect" or "ensemble"
     key: str  # of the artefact that it publishes last
     settings: dict[str, Any]  # the science settings that it reads
     parents: dict[str, str]  # role -> key of an artefact
@@ -48,6 +48,7 @@ class Stage:
             "rewind_epoch",
             "match_epoch",
             "match_method",
+            "member",
         )
         parts = [f"{label}={_short(self.labels[label])}" for label in shown if self.labels.get(label) is not None]
         return f"{self.kind}({', '.join(parts)})"

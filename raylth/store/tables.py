@@ -37,6 +37,7 @@ _NETWORK = [
     ("match_epoch", pa.int64()),
     ("match_method", pa.string()),
     ("schedule", pa.string()),
+    ("member", pa.int64()),  # of an ensemble, where the network is there for that alone
 ]
 DATASETS = {
     "results": pa.schema(
@@ -81,6 +82,21 @@ DATASETS = {
             ("split", pa.string()),  # train or test
             ("loss_barrier", pa.float64()),  # nats, never below 0
             ("error_barrier", pa.float64()),  # percentage points, never below 0
+        ]
+    ),
+    "ensembles": pa.schema(
+        [
+            *_NETWORK,
+            ("members", pa.int64()),
+            ("mean_accuracy", pa.float64()),  # percent
+            ("ensemble_accuracy", pa.float64()),  # percent, of the mean of the probabilities
+            ("disagreement", pa.float64()),  # share of samples, mean over pairs
+            ("kl", pa.float64()),  # nats, mean over pairs and samples, both directions averaged
+            ("js", pa.float64()),  # nats, at most ln 2
+            ("mean_nll", pa.float64()),
+            ("ensemble_nll", pa.float64()),
+            ("mean_calibration_error", pa.float64()),
+            ("ensemble_calibration_error", pa.float64()),
         ]
     ),
 }

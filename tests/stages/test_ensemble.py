@@ -1,0 +1,102 @@
+"""The sets of Table 1: which networks they are made of, and what is measured on them."""
+
+import pytest
+import torch
+
+from raylth.report import accuracy_table, load_ensembles, load_results, write_report
+from raylth.runs import Run
+from raylth.stages import load_data, make_context, make_plan, result_rows, run_plan
+from raylth.stages.training import load_network
+from raylth.store import Store
+from tests.conftest import tiny_sweep
+
+SWEEP = {
+    "data": {"name": "digits", "num_train": 200, "num_test": 90},
+    "seeds": {"replicates": 3},
+    "model": {"name": "resnet20", "widths": [0.25]},
+    "dense": {"epochs": 2},
+    "match": {"epochs": [2]},
+    "sparse": {"arms": ["lth", "naive", "permuted"], "sparsities": [0.5], "rewinds": [1]},
+}
+ASKED = {"sparsity": 0.5, "rewind": 1, "members": 3}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = tiny_sweep(**SWEEP, analyses={"ensemble": ASKED})
+    plan, store = make_plan(config), Store(tmp_path_factory.mktemp("store"))
+    graph = run_plan(plan, store)
+    assert not graph.errors
+    run = Run.open(config, store)
+    run.write(result_rows(plan, graph, store, run.name), graph.count())
+    return plan, store, run
+
+
+def test_each_set_is_the_papers(finished):
+    """imp: independent seeds; lth: one mask, one initialisation, other batches; the rest: one mask, B of each pair."""
+    plan, _, _ = finished
+    by_key = {stage.key: stage for stage in plan.stages}
+    sets = {
+        stage.labels["arm"]: [by_key[key] for key in stage.parents.values()]
+        for stage in plan.stages
+        if stage.kind == "ensemble"
+    }
+    assert {name: len(networks) for name, networks in sets.items()} == {"imp": 3, "lth": 3, "permuted": 3, "naive": 3}
+    assert len({network.labels["seed_a"] for network in sets["imp"]}) == 3
+    for name in ("lth", "permuted", "naive"):
+        assert len({network.parents["mask"] for network in sets[name]}) == 1
+    assert len({network.parents["weights"] for network in sets["lth"]}) == 1
+    assert len({network.settings["seed"] for network in sets["lth"]}) == 3
+    for name in ("permuted", "naive"):
+        assert len({network.parents["weights"] for network in sets[name]}) == 3
+    assert len({network.parents["permutation"] for network in sets["permuted"]}) == 3
+    cells = {stage.key for stage in make_plan(tiny_sweep(**SWEEP)).stages}
+    beyond = [stage for stage in plan.stages if stage.key not in cells]
+    assert sorted(stage.kind for stage in beyond) == ["ensemble"] * 4 + ["match"] * 2 + ["sparse"] * 6
+
+
+def test_what_is_measured_is_what_a_plain_loop_finds(finished):
+    plan, store, run = finished
+    context = make_context(store, load_data(plan.config.data))
+    rows = load_ensembles(run.folder).set_index("arm")
+    for stage in (stage for stage in plan.stages if stage.kind == "ensemble"):
+        predictions = []
+        for key in stage.parents.values():
+            network = load_network(stage.settings, context, key).eval()
+            with torch.no_grad():
+                predictions.append(torch.softmax(network(context.test.batch(slice(None))[0]).double(), 1))
+        together = sum(predictions) / 3
+        row = rows.loc[stage.labels["arm"]]
+        right = (together.argmax(1) == context.test.y).double().mean()
+        assert row["ensemble_accuracy"] == pytest.approx(100 * float(right))
+        differ = [(predictions[i].argmax(1) != predictions[j].argmax(1)).double().mean() for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert row["disagreement"] == pytest.approx(float(sum(differ)) / 3)
+        assert row["members"] == 3
+        assert 0 < row["js"] < row["kl"]
+
+
+def test_networks_that_are_there_for_an_ensemble_do_not_enter_the_cells(finished):
+    _, _, run = finished
+    results = load_results(run.folder)
+    assert results["member"].notna().sum() == 6
+    table = accuracy_table(results)
+    assert table["n"].tolist() == [3, 3, 3]
+    page = write_report(run.folder, run.folder / "report").read().decode()
+    assert "ensemble_accuracy" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": 4}, r"analyses.ensemble.members: 4 asked for, and seeds.replicates is 3"),
+        ({"sparsity": 0.6}, r"analyses.ensemble.sparsity: 0.6 is none of sparse.sparsities"),
+        ({"rewind": 0}, r"analyses.ensemble.rewind: 0 is none of sparse.rewinds"),
+        ({"members": 1}, r"greater than or equal to 2"),
+    ],
+)
+def test_an_ensemble_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_sweep(**SWEEP, analyses={"ensemble": {**ASKED, **changes}})
+    with pytest.raises(ValueError, match="naive is not among sparse.arms"):
+        sparse = {**SWEEP["sparse"], "arms": ["lth", "permuted"]}
+        tiny_sweep(**{**SWEEP, "sparse": sparse}, analyses={"ensemble": ASKED})
