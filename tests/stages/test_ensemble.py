@@ -97,6 +97,9 @@ def test_networks_that_are_there_for_an_ensemble_do_not_enter_the_cells(finished
 def test_an_ensemble_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_sweep(**SWEEP, analyses={"ensemble": {**ASKED, **changes}})
-    with pytest.raises(ValueError, match="naive is not among sparse.arms"):
-        sparse = {**SWEEP["sparse"], "arms": ["lth", "permuted"]}
-        tiny_sweep(**{**SWEEP, "sparse": sparse}, analyses={"ensemble": ASKED})
+
+
+def test_a_set_needs_its_arm():
+    without = {**SWEEP, "sparse": {**SWEEP["sparse"], "arms": ["lth", "permuted"]}}
+    with pytest.raises(ValueError, match=r"analyses.ensemble.sets: naive is not among sparse.arms"):
+        tiny_sweep(**without, analyses={"ensemble": ASKED})
