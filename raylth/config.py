@@ -7,17 +7,31 @@ Settings that decide results (the science) and settings that decide where and ho
 from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from raylth.analyses import AnalysesConfig, ConnectConfig, EnsembleConfig
 from raylth.core.data import DATASETS
 from raylth.core.models import MODELS, build_model
 from raylth.core.train import Recipe
-from raylth.values import AUTO, NUMBER, Count, Epoch, GpuShare, Integer, Rate, Real, Sparsity, Width, is_place, known, unique
+from raylth.values import (
+    AUTO,
+    Count,
+    Epoch,
+    GpuShare,
+    Integer,
+    Rate,
+    Real,
+    Settings,
+    Sparsity,
+    Width,
+    is_place,
+    known,
+    unique,
+)
 
 __all__ = [
     "ARM_NAMES",
     "AUTO",
-    "AnalysesConfig",
     "DataConfig",
     "DenseConfig",
     "ImpConfig",
@@ -33,12 +47,6 @@ __all__ = [
 
 ArmName = Literal["lth", "naive", "permuted", "random", "random_permutation"]
 ARM_NAMES: tuple[ArmName, ...] = ("lth", "naive", "permuted", "random", "random_permutation")
-
-
-class Settings(BaseModel):
-    """Closed and immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SeedsConfig(Settings):
@@ -187,42 +195,6 @@ class SparseConfig(OptimizerConfig):
     )
 
 
-class ConnectConfig(Settings):
-    """The line from pi(A) to B, one for every permutation that is found."""
-
-    points: Integer = Field(11, ge=3, description="Equally spaced points, the ends included.")
-    corrections: Annotated[list[Literal["plain", "reset", "repair"]], Field(min_length=1), AfterValidator(unique)] = Field(
-        ["plain", "repair"],
-        description="plain: weights interpolated, nothing else; reset: batch norm's statistics measured anew; repair: "
-        "every layer's mean and deviation set to the interpolation of the end points' (Jordan et al. 2023).",
-    )
-    samples: Count | None = Field(
-        2000, description="Training samples, from the first, for corrections and training loss; null is all."
-    )
-
-
-SetName = Literal["imp", "lth", "permuted", "naive"]
-
-
-class EnsembleConfig(Settings):
-    """Ensembles as in the paper's Table 1, one for each set, of networks of one cell."""
-
-    sparsity: Sparsity = Field(description="One of sparse.sparsities (paper: 0.9).")
-    rewind: Epoch = Field(description="One of sparse.rewinds.")
-    members: Annotated[int, Field(ge=2), NUMBER] = Field(5, description="Networks of a set, at most seeds.replicates.")
-    sets: Annotated[list[SetName], Field(min_length=1), AfterValidator(unique)] = Field(
-        ["imp", "lth", "permuted", "naive"],
-        description="imp: the pruned A of each replicate; lth: one mask, one initialisation, an order of batches for each; "
-        "permuted and naive: A's mask of the first replicate on the B of each.",
-    )
-
-
-class AnalysesConfig(Settings):
-    """What is measured on trained networks."""
-
-    ensemble: EnsembleConfig | None = Field(None, description="Ensembles and their diversity; null is none.")
-
-
 class Share(Settings):
     """What one stage takes of a machine."""
 
@@ -288,24 +260,17 @@ class SweepConfig(Settings):
         """The epochs of B at which a permutation is found; T when the file does not say."""
         return self.match.epochs if self.match.epochs is not None else [self.dense.epochs]
 
-    def _check_ensemble(self) -> None:
+    @property
+    def ensemble(self) -> EnsembleConfig | None:
+        """What `analyses.ensemble` asks for with nothing left open; None where a set would have one network."""
         asked = self.analyses.ensemble
         if asked is None:
-            return
-        place = "analyses.ensemble"
-        if asked.members > self.seeds.replicates:
-            raise ValueError(f"{place}.members: {asked.members} asked for, and seeds.replicates is {self.seeds.replicates}")
-        if asked.sparsity not in self.sparse.sparsities:
-            raise ValueError(f"{place}.sparsity: {asked.sparsity:g} is none of sparse.sparsities = {self.sparse.sparsities}")
-        if asked.rewind not in self.sparse.rewinds:
-            raise ValueError(f"{place}.rewind: {asked.rewind} is none of sparse.rewinds = {self.sparse.rewinds}")
-        for name in asked.sets:
-            if name != "imp" and name not in self.sparse.arms:
-                raise ValueError(f"{place}.sets: {name} is not among sparse.arms = {self.sparse.arms}")
+            return None
         if self.sparse.mask_from is not None:
-            raise ValueError(f"{place}: needs A's own masks, and sparse.mask_from brings others")
-        if "permuted" in asked.sets and self.dense.epochs not in self.match_epochs:
-            raise ValueError(f"{place}.sets: permuted matches at T = {self.dense.epochs}, which match.epochs lacks")
+            raise ValueError("sets: need A's own masks, and sparse.mask_from brings others")
+        sparse = self.sparse
+        completed = asked.completed(sparse.sparsities, sparse.rewinds, sparse.arms, self.seeds.replicates)
+        return None if completed.members == 1 else completed
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepConfig":
@@ -316,7 +281,12 @@ class SweepConfig(Settings):
         for epoch in self.match_epochs:
             if epoch > total:
                 raise ValueError(f"match.epochs: {epoch} is beyond dense.epochs = {total}")
-        self._check_ensemble()
+        try:
+            ensemble = self.ensemble
+        except ValueError as error:
+            raise ValueError(f"analyses.ensemble.{error}") from error
+        if ensemble and "permuted" in (ensemble.sets or []) and total not in self.match_epochs:
+            raise ValueError(f"analyses.ensemble.sets: permuted matches at T = {total}, which match.epochs lacks")
         info = DATASETS[self.data.name]
         for field, widths in (("model.name", [1.0]), ("model.widths", self.model.widths)):
             for width in widths:

@@ -4,17 +4,23 @@ import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PositiveInt
 
 from raylth.registry import Registry, UnknownName
 from raylth.store import locate
 
 __all__ = [
-    "AUTO", "NUMBER", "Count", "Epoch", "GpuShare", "Integer", "Rate", "Real", "Sparsity", "Width", "is_place", "known",
-    "unique",
+    "AUTO", "NUMBER", "Count", "Epoch", "GpuShare", "Integer", "Rate", "Real", "Settings", "Sparsity", "Width", "is_place",
+    "known", "unique",
 ]  # fmt: skip
 
 AUTO: Literal["auto"] = "auto"
+
+
+class Settings(BaseModel):
+    """Closed and immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def known(registry: Registry[Any]) -> AfterValidator:

@@ -15,6 +15,7 @@ LAYERS = [  # lowest first; a module may import from its own room and from rooms
     ("seeding", "registry", "steps", "terminal"),
     ("core", "store"),
     ("values",),
+    ("analyses",),
     ("config", "report"),
     ("sweepfile", "stages"),
     ("runs", "progress"),

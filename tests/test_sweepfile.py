@@ -277,7 +277,7 @@ def test_every_sweep_file_is_valid_and_points_to_the_schema(file):
 def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
     assert sweep.main([str(QUICKSTART), "--dry-run", f"storage={tmp_path}/store"]) == 0
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
-    assert ["sparse", "108", "0", "108", "108", "3,888", "18.4", "MB"] in rows
+    assert ["sparse", "114", "0", "114", "114", "4,068", "19.4", "MB"] in rows
     assert ["dense", "6", "0", "6", "6", "240", "3.88", "MB"] in rows
     assert ["imp", "48", "0", "48", "48", "480", "8.01", "MB"] in rows
     assert not (tmp_path / "store").exists()

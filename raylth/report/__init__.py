@@ -5,6 +5,7 @@ from raylth.report.figures import (
     accuracy_vs_rewind,
     accuracy_vs_sparsity,
     difference_plot,
+    imp_barriers,
     match_quality,
 )
 from raylth.report.findings import findings
@@ -23,6 +24,7 @@ __all__ = [
     "beside_paper",
     "difference_plot",
     "findings",
+    "imp_barriers",
     "load_barriers",
     "load_curves",
     "load_ensembles",

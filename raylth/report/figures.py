@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raylth.report.statistics import CONFIDENCE, paired_differences
-from raylth.report.tables import ARM_ORDER, accuracy_table, dense_networks
+from raylth.report.tables import ARM_ORDER, accuracy_table, dense_networks, imp_barrier_table
 
-__all__ = ["ARM_COLOURS", "accuracy_vs_rewind", "accuracy_vs_sparsity", "difference_plot", "match_quality"]
+__all__ = ["ARM_COLOURS", "accuracy_vs_rewind", "accuracy_vs_sparsity", "difference_plot", "imp_barriers", "match_quality"]
 
 ARM_COLOURS = {  # Okabe and Ito (2008)
     "lth": "#0072B2",
@@ -150,6 +150,37 @@ def difference_plot(results: pd.DataFrame, title: str) -> Figure:
     caption = f"permuted - naive, percentage points; bars: {CONFIDENCE:.0%} confidence interval, paired by replicate"
     axis.set_xlabel(caption, fontsize=8)
     _tidy(axis)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def imp_barriers(barriers: pd.DataFrame, title: str) -> Figure:
+    """Draw the test error barrier from dense A to every round of IMP, a line per correction (paper, Figure 4a).
+
+    Raises ValueError when there are no such lines.
+    """
+    cells = imp_barrier_table(barriers)
+    cells = cells[cells["split"] == "test"]
+    if cells.empty:
+        raise ValueError("no line from dense A to a round of IMP was asked for (analyses.imp_line)")
+    figure = Figure(figsize=(5.5, 3.6), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    for number, ((width, correction), line) in enumerate(cells.groupby(["width", "correction"], observed=True)):
+        line = line.sort_values("sparsity")
+        label = str(correction) + (f", width {width:g}" if cells["width"].nunique() > 1 else "")
+        axis.errorbar(
+            line["sparsity"].astype(float),
+            line["error_barrier"],
+            yerr=line["error_std"].fillna(0.0),
+            marker="osv^Dx"[number % 6],
+            capsize=3,
+            label=label,
+        )
+    axis.set_xlabel("sparsity after the round")
+    axis.set_ylabel("error barrier (points)")
+    axis.set_ylim(bottom=0)
+    _tidy(axis)
+    axis.legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure
 

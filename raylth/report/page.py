@@ -12,12 +12,12 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot, match_quality
+from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot, imp_barriers, match_quality
 from raylth.report.findings import findings
 from raylth.report.paper import beside_paper
 from raylth.report.results import load_barriers, load_ensembles, load_permutations, load_results
 from raylth.report.statistics import paired_differences
-from raylth.report.tables import accuracy_table, barrier_table, ensemble_table, wide_accuracy
+from raylth.report.tables import accuracy_table, barrier_table, ensemble_table, imp_barrier_table, wide_accuracy
 from raylth.store import Location
 from raylth.store.tables import DATASETS
 
@@ -46,7 +46,7 @@ def write_report(run: Location, out: Location) -> Location:
     barriers = _load(load_barriers, run, "barriers")
     permutations = _load(load_permutations, run, "permutations")
     name = manifest["config"]["name"]
-    figures = _figures(results, permutations, name, out)
+    figures = _figures(results, permutations, barriers, name, out)
     tables = _tables(results, barriers, permutations, _load(load_ensembles, run, "ensembles"), out)
     counts = pd.DataFrame(manifest["stages"]).T.fillna(0).astype(int)
     done = int(counts.get("done", pd.Series(dtype=int)).sum())
@@ -87,7 +87,9 @@ def _manifest(run: Location) -> dict[str, Any]:
     return found
 
 
-def _figures(results: pd.DataFrame, permutations: pd.DataFrame, name: str, out: Location) -> list[Shown]:
+def _figures(
+    results: pd.DataFrame, permutations: pd.DataFrame, barriers: pd.DataFrame, name: str, out: Location
+) -> list[Shown]:
     drawn: Mapping[str, tuple[str, str, Callable[[str], Figure]]] = {
         "accuracy_vs_rewind": (
             "Accuracy against the rewind point",
@@ -103,6 +105,11 @@ def _figures(results: pd.DataFrame, permutations: pd.DataFrame, name: str, out: 
             "Accuracy against sparsity",
             "Paper, Figures 9 and 10.",
             lambda title: accuracy_vs_sparsity(results, title),
+        ),
+        "imp_barriers": (
+            "From dense A to its pruned selves",
+            "Paper, Figure 4a: the barrier on the line from dense A to every round of IMP, test split.",
+            lambda title: imp_barriers(barriers, title),
         ),
         "match_quality": (
             "How well the units match",
@@ -149,6 +156,11 @@ def _tables(
             "Barriers from pi(A) to B",
             "The most that the test error (points) and loss (nats) on the line rise above the chord between its ends.",
             barrier_table(barriers),
+        ),
+        "imp_barriers": (
+            "Barriers from dense A to the rounds of IMP",
+            "As above, without a permutation: both are in one basin when the barrier is low.",
+            imp_barrier_table(barriers),
         ),
         "ensembles": (
             "Ensembles",

@@ -12,6 +12,7 @@ __all__ = [
     "dense_networks",
     "ensemble_table",
     "finished_arms",
+    "imp_barrier_table",
     "render_barriers",
     "render_table",
     "wide_accuracy",
@@ -143,6 +144,20 @@ def render_barriers(barriers: pd.DataFrame) -> Table:
         texts = [f"{value.mean():.1f} ± {value.std():.1f}" if len(value) > 1 else f"{value.mean():.1f}" for value in values]
         table.add_row(f"{width:g}", str(method), f"{epoch:.0f}", *texts)
     return table
+
+
+def imp_barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (width, IMP round, sparsity, correction, split) of the lines from dense A, as `barrier_table`."""
+    lines = barriers[barriers["imp_round"].notna()].copy()
+    lines["sparsity"] = lines["sparsity"].round(4)
+    groups = lines.groupby(["width", "imp_round", "sparsity", "correction", "split"], observed=True)
+    return groups.agg(
+        error_barrier=("error_barrier", "mean"),
+        error_std=("error_barrier", "std"),
+        loss_barrier=("loss_barrier", "mean"),
+        loss_std=("loss_barrier", "std"),
+        n=("key", "nunique"),
+    ).reset_index()
 
 
 def ensemble_table(ensembles: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,8 @@
-"""Stage `connect`: theta_A(T), theta_B(i), pi -> loss and error on the line from pi(A) to B, plain, BN reset or REPAIR."""
+"""Stage `connect`: two networks -> loss and error on the line between them, plain, BN reset or REPAIR.
+
+The line runs from pi(A) to B where a permutation is among the parents, else from the one as it is to the other: from dense A
+to a round of IMP (paper, Figure 4a).
+"""
 
 import copy
 import time
@@ -25,7 +29,7 @@ Correction = Callable[[nn.Module, float], None]  # (network at alpha, alpha): co
 
 
 def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
-    """Walk the line from pi(A) to B and measure loss (nats) and error (percent) at equally spaced points.
+    """Walk the line from `a`, permuted where there is a permutation, to `b`; measure loss (nats) and error (percent).
 
     Corrections use training samples without augmentation and leave the end points as they are. Barriers: paper,
     equation 3, for each correction on the training samples and on the test split.
@@ -33,9 +37,11 @@ def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
     start = time.perf_counter()
     settings = stage.settings
     a, b = (load_network(settings, context, stage.parents[role]) for role in ("a", "b"))
-    spec = derive_spec(a, context.train.batch(slice(0, 2))[0])
-    perms = context.load(stage.parents["permutation"], "permutation")
-    a.load_state_dict(Permutation(spec, {group: torch.tensor(perm) for group, perm in perms.items()}).apply(a.state_dict()))
+    if "permutation" in stage.parents:
+        spec = derive_spec(a, context.train.batch(slice(0, 2))[0])
+        perms = context.load(stage.parents["permutation"], "permutation")
+        permutation = Permutation(spec, {group: torch.tensor(perm) for group, perm in perms.items()})
+        a.load_state_dict(permutation.apply(a.state_dict()))
     samples = context.train.take(settings["samples"])
     inputs = [samples.batch(slice(begin, begin + BATCH_SIZE))[0] for begin in range(0, len(samples), BATCH_SIZE)]
     corrections = {"plain": lambda network, alpha: None, "reset": _reset(inputs), "repair": _repair(a, b, inputs)}
@@ -43,8 +49,8 @@ def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
     alphas = [number / (points - 1) for number in range(points)]
     found, barriers = [], []
     for name in settings["corrections"]:
-        for where, split in (("train", samples), ("test", context.test)):
-            values = _walk(a, b, alphas, corrections[name], split)
+        walked = _walk(a, b, alphas, corrections[name], {"train": samples, "test": context.test})
+        for where, values in walked.items():
             found += [
                 {"correction": name, "split": where, "alpha": alpha, "loss": loss, "error": error}
                 for alpha, (loss, error) in zip(alphas, values, strict=True)
@@ -56,17 +62,20 @@ def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
     return {stage.key: Artefact({}, metrics)}
 
 
-def _walk(a: nn.Module, b: nn.Module, alphas: list[float], correct: Correction, split: Split) -> list[tuple[float, float]]:
-    """Return (loss, error) at every alpha."""
-    values: list[tuple[float, float]] = []
+def _walk(
+    a: nn.Module, b: nn.Module, alphas: list[float], correct: Correction, splits: dict[str, Split]
+) -> dict[str, list[tuple[float, float]]]:
+    """Return (loss, error) at every alpha on each split; each network is corrected once."""
+    values: dict[str, list[tuple[float, float]]] = {name: [] for name in splits}
 
     def measure(alpha: float, state: dict[str, Tensor]) -> float:
         network = copy.deepcopy(b)
         network.load_state_dict(state)
         if 0 < alpha < 1:
             correct(network, alpha)
-        loss, accuracy = evaluate(network, split)
-        values.append((loss, 100.0 - accuracy))
+        for name, split in splits.items():
+            loss, accuracy = evaluate(network, split)
+            values[name].append((loss, 100.0 - accuracy))
         return loss
 
     line(a.state_dict(), b.state_dict(), alphas, measure)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raylth.analyses import ConnectConfig
 from raylth.config import SweepConfig
 from raylth.core.data import DATASETS
 from raylth.core.masks import full_mask, mask_sparsity
@@ -83,6 +84,8 @@ class Pair:
         masks |= {sparsity: stage.key for sparsity, stage in brought.items()}
         self.theta, self.masks = theta, masks
         stages = [*dense.values(), *made]
+        if self.config.analyses.imp_line and not brought:
+            stages += [self._imp_line(theta["A", total], stage) for stage in made]
         for sparsity, mask in masks.items():
             matches = []
             if permuted:
@@ -220,18 +223,23 @@ class Pair:
         return Stage("match", stage_key("match", settings, parents), settings, parents, labels)
 
     def _connect(self, match: Stage) -> Stage:
-        connect = self.config.connect
-        assert connect is not None
+        assert self.config.connect is not None
+        return self._line(self.config.connect, {**match.parents, "permutation": match.key}, match.labels)
+
+    def _imp_line(self, dense: str, imp: Stage) -> Stage:
+        assert self.config.analyses.imp_line is not None
+        return self._line(self.config.analyses.imp_line, {"a": dense, "b": imp.key}, imp.labels)
+
+    def _line(self, asked: ConnectConfig, parents: dict[str, str], labels: dict[str, Any]) -> Stage:
         num_train = self.train_data["num_train"]
         settings = {
             "model": self.model,
             "data": {**self.train_data, **self.test_data},
-            "points": connect.points,
-            "corrections": connect.corrections,
-            "samples": min(connect.samples, num_train) if connect.samples else num_train,
+            "points": asked.points,
+            "corrections": asked.corrections,
+            "samples": min(asked.samples, num_train) if asked.samples else num_train,
         }
-        parents = {**match.parents, "permutation": match.key}
-        return Stage("connect", stage_key("connect", settings, parents), settings, parents, match.labels)
+        return Stage("connect", stage_key("connect", settings, parents), settings, parents, labels)
 
     def sparse(
         self,

@@ -42,8 +42,8 @@ def make_plan(config: SweepConfig) -> Plan:
 
 def _ensembles(config: SweepConfig, pairs: list[Pair]) -> list[Stage]:
     """Plan the sets of Table 1 at one width, with the networks that they need beyond the cells."""
-    asked = config.analyses.ensemble
-    if asked is None:
+    asked = config.ensemble
+    if asked is None or asked.sets is None or asked.members is None:
         return []
     first, stages = pairs[0], []
     for name in asked.sets:
@@ -66,8 +66,10 @@ def _members(name: str, config: SweepConfig, pairs: list[Pair]) -> tuple[list[st
     imp: the pruned A of each pair. lth: A's mask and early weights of the first pair, each member with an order of batches of
     its own. permuted, naive: A's mask of the first pair on the B of each.
     """
-    asked, first, total = config.analyses.ensemble, pairs[0], config.dense.epochs
+    asked, first, total = config.ensemble, pairs[0], config.dense.epochs
     assert asked is not None
+    assert asked.sparsity is not None
+    assert asked.rewind is not None
     if name == "imp":
         return [pair.masks[asked.sparsity] for pair in pairs], []
     mask, cell = first.masks[asked.sparsity], (asked.sparsity, asked.rewind)

@@ -1,9 +1,11 @@
-"""The sets of Table 1: which networks they are made of, and what is measured on them."""
+"""Analyses: the sets of Table 1 and what is measured on them; lines from dense A to its pruned selves."""
 
 import pytest
 import torch
 
-from raylth.report import accuracy_table, load_ensembles, load_results, write_report
+from raylth.core.train import evaluate
+from raylth.report import accuracy_table, imp_barriers, load_barriers, load_ensembles, load_results, write_report
+from raylth.report.tables import imp_barrier_table
 from raylth.runs import Run
 from raylth.stages import load_data, make_context, make_plan, result_rows, run_plan
 from raylth.stages.training import load_network
@@ -18,12 +20,13 @@ SWEEP = {
     "match": {"epochs": [2]},
     "sparse": {"arms": ["lth", "naive", "permuted"], "sparsities": [0.5], "rewinds": [1]},
 }
+LINE = {"points": 3, "corrections": ["plain", "reset"], "samples": 60}
 ASKED = {"sparsity": 0.5, "rewind": 1, "members": 3}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    config = tiny_sweep(**SWEEP, analyses={"ensemble": ASKED})
+    config = tiny_sweep(**SWEEP, analyses={"ensemble": ASKED, "imp_line": LINE})
     plan, store = make_plan(config), Store(tmp_path_factory.mktemp("store"))
     graph = run_plan(plan, store)
     assert not graph.errors
@@ -50,7 +53,7 @@ def test_each_set_is_the_papers(finished):
     for name in ("permuted", "naive"):
         assert len({network.parents["weights"] for network in sets[name]}) == 3
     assert len({network.parents["permutation"] for network in sets["permuted"]}) == 3
-    cells = {stage.key for stage in make_plan(tiny_sweep(**SWEEP)).stages}
+    cells = {stage.key for stage in make_plan(tiny_sweep(**SWEEP, analyses={"imp_line": LINE})).stages}
     beyond = [stage for stage in plan.stages if stage.key not in cells]
     assert sorted(stage.kind for stage in beyond) == ["ensemble"] * 4 + ["match"] * 2 + ["sparse"] * 6
 
@@ -85,6 +88,32 @@ def test_networks_that_are_there_for_an_ensemble_do_not_enter_the_cells(finished
     assert "ensemble_accuracy" in page
 
 
+def test_a_line_runs_from_dense_a_to_every_round_of_imp(finished):
+    plan, store, run = finished
+    context = make_context(store, load_data(plan.config.data))
+    rounds = {stage.key: stage for stage in plan.stages if stage.kind == "imp"}
+    lines = [stage for stage in plan.stages if stage.kind == "connect"]
+    assert {stage.parents["b"] for stage in lines} == set(rounds)
+    for stage in lines:
+        points = store.metrics(stage.key)["line"]
+        for place, role in ((0, "a"), (1, "b")):
+            loss, accuracy = evaluate(load_network(stage.settings, context, stage.parents[role]), context.test)
+            ends = [point for point in points if point["alpha"] == place and point["split"] == "test"]
+            assert len(ends) == 2
+            assert all((end["loss"], end["error"]) == (loss, 100.0 - accuracy) for end in ends), "the ends are the networks"
+        plain, reset = (
+            next(p["loss"] for p in points if (p["alpha"], p["split"], p["correction"]) == (0.5, "test", name))
+            for name in LINE["corrections"]
+        )
+        assert plain != reset, "ResNet-20 has batch norm to reset"
+    rows = load_barriers(run.folder)
+    assert len(rows) == len(lines) * 4
+    assert set(rows["imp_round"]) == {stage.labels["imp_round"] for stage in rounds.values()}
+    table = imp_barrier_table(rows)
+    assert set(table["n"]) == {3}
+    assert imp_barriers(rows, "t").axes[0].get_legend_handles_labels()[1] == LINE["corrections"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -99,7 +128,17 @@ def test_an_ensemble_that_cannot_be_is_refused(changes, message):
         tiny_sweep(**SWEEP, analyses={"ensemble": {**ASKED, **changes}})
 
 
+def test_what_is_left_open_is_what_the_sweep_has():
+    open_ended = tiny_sweep(**SWEEP, analyses={"ensemble": {}}).ensemble
+    assert open_ended.model_dump() == {**ASKED, "sets": ["imp", "lth", "permuted", "naive"]}
+    alone = {**SWEEP, "seeds": {"replicates": 1}}
+    assert tiny_sweep(**alone, analyses={"ensemble": {}}).ensemble is None, "one network is no ensemble"
+    few = {**SWEEP, "sparse": {**SWEEP["sparse"], "arms": ["naive"], "sparsities": [0.9, 0.95]}}
+    found = tiny_sweep(**few, analyses={"ensemble": {}}).ensemble
+    assert (found.sparsity, found.sets) == (0.9, ["imp", "naive"])
+
+
 def test_a_set_needs_its_arm():
     without = {**SWEEP, "sparse": {**SWEEP["sparse"], "arms": ["lth", "permuted"]}}
     with pytest.raises(ValueError, match=r"analyses.ensemble.sets: naive is not among sparse.arms"):
-        tiny_sweep(**without, analyses={"ensemble": ASKED})
+        tiny_sweep(**without, analyses={"ensemble": {**ASKED, "sets": ["naive"]}})
