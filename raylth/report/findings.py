@@ -8,14 +8,15 @@ from raylth.report.tables import CELL, accuracy_table, dense_networks
 __all__ = ["findings"]
 
 
-def findings(results: pd.DataFrame, barriers: pd.DataFrame) -> list[str]:
+def findings(results: pd.DataFrame, barriers: pd.DataFrame, ensembles: pd.DataFrame | None = None) -> list[str]:
     """Return one sentence per thing that the finished networks show; none when nothing can be said yet."""
     cells = accuracy_table(results)
     said = [*_permuted_against_naive(results), *_recovered(cells)]
     dense = dense_networks(results)["test_accuracy"]
     if len(dense):
         said.append(f"The dense networks reach {dense.mean():.1f} % (n = {len(dense)}).")
-    return said + _barriers(barriers)
+    said += _barriers(barriers)
+    return said if ensembles is None else said + _ensembles(ensembles)
 
 
 def _permuted_against_naive(results: pd.DataFrame) -> list[str]:
@@ -56,6 +57,17 @@ def _barriers(barriers: pd.DataFrame) -> list[str]:
         said.append(
             f"Between pi(A) and B, matched by {method}, the test error rises by {barrier.mean():.1f} points after REPAIR "
             f"(mean of {len(barrier)} lines)."
+        )
+    return said
+
+
+def _ensembles(ensembles: pd.DataFrame) -> list[str]:
+    said = []
+    for row in ensembles.sort_values("disagreement", ascending=False).to_dict("records"):
+        together, gain = row["ensemble_accuracy"], row["ensemble_accuracy"] - row["mean_accuracy"]
+        said.append(
+            f"{row['members']} {row['arm']} networks together reach {together:.1f} %, {gain:+.1f} points over one alone; two of "
+            f"them disagree on {100 * row['disagreement']:.0f} % of the samples (width {row['width']:g})."
         )
     return said
 

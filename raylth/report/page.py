@@ -47,7 +47,8 @@ def write_report(run: Location, out: Location) -> Location:
     permutations = _load(load_permutations, run, "permutations")
     name = manifest["config"]["name"]
     figures = _figures(results, permutations, barriers, name, out)
-    tables = _tables(results, barriers, permutations, _load(load_ensembles, run, "ensembles"), out)
+    ensembles = _load(load_ensembles, run, "ensembles")
+    tables = _tables(results, barriers, permutations, ensembles, out)
     counts = pd.DataFrame(manifest["stages"]).T.fillna(0).astype(int)
     done = int(counts.get("done", pd.Series(dtype=int)).sum())
     total = int(counts.to_numpy().sum())
@@ -59,7 +60,7 @@ def write_report(run: Location, out: Location) -> Location:
         done=done,
         total=total,
         counts=counts.to_html(classes="numbers", border=0),
-        findings=findings(results, barriers),
+        findings=findings(results, barriers, ensembles),
         figures=figures,
         tables=tables,
         failures=[_failure(row) for row in failures.head(SHOWN_FAILURES).to_dict("records")],

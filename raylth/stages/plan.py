@@ -1,6 +1,6 @@
 """Turns a sweep's settings into its stages: every network once, in an order in which parents come first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raylth.config import SweepConfig
 from raylth.seeding import derive_seed
@@ -85,6 +85,7 @@ def _members(name: str, config: SweepConfig, pairs: list[Pair]) -> tuple[list[st
             match = None
             if name == "permuted":
                 match = pair.match(config.match.method[0], first.theta["A", total], pair.theta["B", total], total)
+                match = replace(match, labels={**match.labels, **labels})
                 needed.append(match)
                 parents["permutation"] = match.key
             network = pair.sparse(name, parents, *cell, match, labels=labels)

@@ -1,5 +1,7 @@
 """Analyses: the sets of Table 1 and what is measured on them; lines from dense A to its pruned selves."""
 
+import re
+
 import pytest
 import torch
 
@@ -52,7 +54,10 @@ def test_each_set_is_the_papers(finished):
     assert len({network.settings["seed"] for network in sets["lth"]}) == 3
     for name in ("permuted", "naive"):
         assert len({network.parents["weights"] for network in sets[name]}) == 3
-    assert len({network.parents["permutation"] for network in sets["permuted"]}) == 3
+    matches = [by_key[network.parents["permutation"]] for network in sets["permuted"]]
+    assert len({match.key for match in matches}) == 3
+    for network in (*matches, *sets["permuted"], *sets["naive"]):
+        assert network.labels["seed_a"] == sets["permuted"][0].labels["seed_a"], "the row says whose mask it was"
     cells = {stage.key for stage in make_plan(tiny_sweep(**SWEEP, analyses={"imp_line": LINE})).stages}
     beyond = [stage for stage in plan.stages if stage.key not in cells]
     assert sorted(stage.kind for stage in beyond) == ["ensemble"] * 4 + ["match"] * 2 + ["sparse"] * 6
@@ -86,6 +91,10 @@ def test_networks_that_are_there_for_an_ensemble_do_not_enter_the_cells(finished
     assert table["n"].tolist() == [3, 3, 3]
     page = write_report(run.folder, run.folder / "report").read().decode()
     assert "ensemble_accuracy" in page
+    (lth,) = [sentence for sentence in re.findall("<li>(.*?)</li>", page) if sentence.startswith("3 lth networks together")]
+    row = load_ensembles(run.folder).set_index("arm").loc["lth"]
+    assert f"reach {row['ensemble_accuracy']:.1f} %" in lth
+    assert f"disagree on {100 * row['disagreement']:.0f} %" in lth
 
 
 def test_a_line_runs_from_dense_a_to_every_round_of_imp(finished):
