@@ -66,8 +66,8 @@ def _ensembles(ensembles: pd.DataFrame) -> list[str]:
     for row in ensembles.sort_values("disagreement", ascending=False).to_dict("records"):
         together, gain = row["ensemble_accuracy"], row["ensemble_accuracy"] - row["mean_accuracy"]
         said.append(
-            f"{row['members']} {row['arm']} networks together reach {together:.1f} %, {gain:+.1f} points over one alone; two of "
-            f"them disagree on {100 * row['disagreement']:.0f} % of the samples (width {row['width']:g})."
+            f"{row['members']} {row['arm']} networks together reach {together:.1f} %, {gain:+.1f} points over one alone; "
+            f"two of them disagree on {100 * row['disagreement']:.0f} % of the samples (width {row['width']:g})."
         )
     return said
 
