@@ -2,10 +2,11 @@
 
 import importlib
 import sys
+from typing import NoReturn
 
 from raylth import terminal
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "entry", "main"]
 
 COMMANDS = {  # name -> (module with a `main`, what it does)
     "sweep": ("raylth.sweep", "run a sweep file"),
@@ -29,3 +30,8 @@ def main() -> int:
     terminal.end_at_ctrl_c()
     module = importlib.import_module(COMMANDS[sys.argv[1]][0])
     return terminal.run(lambda: module.main(sys.argv[2:]))
+
+
+def entry() -> NoReturn:
+    """Run the console script."""
+    terminal.leave(main())

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raylth import terminal
 from raylth.progress import duration, read_status
 from raylth.stages.graph import STATES
 from raylth.store import locate
@@ -77,4 +78,4 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.leave(main())

@@ -273,4 +273,4 @@ def _show_failures(graph: Graph, run: Run, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(terminal.run(main))
+    terminal.leave(terminal.run(main))

@@ -1,7 +1,6 @@
 """`python -m raylth.report`."""
 
-import sys
-
+from raylth import terminal
 from raylth.report.command import main
 
-sys.exit(main())
+terminal.leave(main())
