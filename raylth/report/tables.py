@@ -122,14 +122,7 @@ def render_table(results: pd.DataFrame, title: str, *, max_width: int = 80) -> T
 
 def barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (width, match method and epoch, correction, split): mean and deviation of both barriers, and n."""
-    groups = barriers.groupby(["width", "match_method", "match_epoch", "correction", "split"], observed=True, sort=False)
-    return groups.agg(
-        error_barrier=("error_barrier", "mean"),
-        error_std=("error_barrier", "std"),
-        loss_barrier=("loss_barrier", "mean"),
-        loss_std=("loss_barrier", "std"),
-        n=("key", "nunique"),
-    ).reset_index()
+    return _barrier_means(barriers, ["width", "match_method", "match_epoch", "correction", "split"])
 
 
 def render_barriers(barriers: pd.DataFrame) -> Table:
@@ -150,14 +143,7 @@ def imp_barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (width, IMP round, sparsity, correction, split) of the lines from dense A, as `barrier_table`."""
     lines = barriers[barriers["imp_round"].notna()].copy()
     lines["sparsity"] = lines["sparsity"].round(4)
-    groups = lines.groupby(["width", "imp_round", "sparsity", "correction", "split"], observed=True)
-    return groups.agg(
-        error_barrier=("error_barrier", "mean"),
-        error_std=("error_barrier", "std"),
-        loss_barrier=("loss_barrier", "mean"),
-        loss_std=("loss_barrier", "std"),
-        n=("key", "nunique"),
-    ).reset_index()
+    return _barrier_means(lines.sort_values("imp_round"), ["width", "imp_round", "sparsity", "correction", "split"])
 
 
 def ensemble_table(ensembles: pd.DataFrame) -> pd.DataFrame:
@@ -165,6 +151,18 @@ def ensemble_table(ensembles: pd.DataFrame) -> pd.DataFrame:
     columns = ["width", "arm", "sparsity", "rewind_epoch", "members", "mean_accuracy", "ensemble_accuracy", "disagreement"]
     columns += ["kl", "js", "mean_nll", "ensemble_nll", "mean_calibration_error", "ensemble_calibration_error"]
     return ensembles[columns].rename(columns={"arm": "set"})
+
+
+def _barrier_means(barriers: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
+    """Return mean and standard deviation (n - 1) of both barriers over the lines of each cell, cells as they come."""
+    groups = barriers.groupby(cell, observed=True, sort=False)
+    return groups.agg(
+        error_barrier=("error_barrier", "mean"),
+        error_std=("error_barrier", "std"),
+        loss_barrier=("loss_barrier", "mean"),
+        loss_std=("loss_barrier", "std"),
+        n=("key", "nunique"),
+    ).reset_index()
 
 
 def _cell_text(value: tuple[float, float, int] | None) -> str:
