@@ -21,6 +21,7 @@ from ray import tune
 from raylth.cluster import gpus
 from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader
+from raylth.cluster.trace import Trace
 from raylth.store import BrokenArtefact, Lease, StorageUnreachable, Store, locate
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class StageTrial(tune.Trainable):
         gpus.see_only(ray.get_gpu_ids())
         self.store = Store(shared.root)
         self.reader = CheckpointReader(shared.checkpoints, self.store)
-        self.chalk = Chalk(shared.board)
+        self.chalk, self.trace = Chalk(shared.board), Trace()
+        self.current = ""  # key of the stage that runs
         self.contexts: dict[str, Context] = {}  # device -> what stages run with, for the life of the process
         self.is_busy = self.is_asked_to_stop = False
         self.steps_left: int | None = None  # of a training that is only tried
@@ -100,7 +102,12 @@ class StageTrial(tune.Trainable):
                 if not lease.held:
                     return result | {"outcome": "elsewhere"}
                 result["computed"] = not self.store.has(stage.key)
+                self.current = key
+                if result["computed"]:
+                    self.trace("began", key)
                 reason = run_stage(stage, self._context(gpus.device(self.config["gpus"])))
+                if result["computed"]:
+                    self.trace("ended", key)
             if reason is not None:
                 result |= {"outcome": "diverged", "error": reason}
         except Preempted:
@@ -134,6 +141,10 @@ class StageTrial(tune.Trainable):
             (locate(self.shared.errors) / f"{stage.key}.txt").write("".join(traceback.format_exception(error)).encode())
         return {"outcome": "failed", "error": line}
 
+    def _progress(self, epochs: int) -> None:
+        self.chalk(epochs)
+        self.trace("epochs", self.current, epochs=epochs)
+
     def _must_stop(self) -> bool:
         """Whether the training is to be saved and left: the process must end, or it was to be tried only."""
         if self.steps_left is not None:
@@ -157,7 +168,7 @@ class StageTrial(tune.Trainable):
                 device=device,
                 load=self.reader.load,
                 evaluate_every=self.shared.evaluate_every,
-                progress=self.chalk,
+                progress=self._progress,
                 state_every=self.shared.state_every,
                 state_seconds=self.shared.state_seconds,
                 stopping=self._must_stop,

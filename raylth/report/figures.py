@@ -1,5 +1,7 @@
 """Figures, with one colour and one marker per arm everywhere: told apart in grey print and by colour-blind eyes."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +19,8 @@ ARM_COLOURS = {  # Okabe and Ito (2008)
     "random_permutation": "#CC79A7",
     "random": "#7F7F7F",
 }
+MOST_PANELS = 6  # beside each other
+MOST_CELLS = 40  # below each other
 ARM_MARKERS = {"lth": "o", "permuted": "s", "naive": "^", "random_permutation": "v", "random": "x"}
 
 
@@ -24,12 +28,12 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
     """Draw test accuracy against the rewind point, one panel per sparsity (columns) and width (rows).
 
     Points are means over replicates, bars one standard deviation; the dashed line is the dense networks' mean (paper,
-    Figures 5, 6 and 8). Raises ValueError when no sparse network has finished, and for runs that `accuracy_table` refuses.
+    Figures 5, 6 and 8). Of many sparsities some are drawn. Raises ValueError when no sparse network has finished, and for runs that `accuracy_table` refuses.
     """
     cells = accuracy_table(results)
     if cells.empty:
         raise ValueError("no sparse network has finished, so there is nothing to draw")
-    widths, sparsities = sorted(cells["width"].unique()), sorted(cells["sparsity"].unique())
+    widths, sparsities = sorted(cells["width"].unique()), _spread(sorted(cells["sparsity"].unique()))
     figure = Figure(figsize=(1.2 + 3.0 * len(sparsities), 0.9 + 2.9 * len(widths)), dpi=150, layout="constrained")
     axes = figure.subplots(len(widths), len(sparsities), squeeze=False, sharex=True, sharey="row")
     dense_accuracy = dense_networks(results).groupby("width")["test_accuracy"].mean()
@@ -47,6 +51,13 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
         axis.set_xlabel("rewind point k (epochs)")
     _legend(figure, axes[0, 0], title, cells["n"])
     return figure
+
+
+def _spread(values: list[Any]) -> list[Any]:
+    """Choose as many as can be drawn beside each other, first and last among them; the tables have all."""
+    if len(values) <= MOST_PANELS:
+        return values
+    return [values[round(i * (len(values) - 1) / (MOST_PANELS - 1))] for i in range(MOST_PANELS)]
 
 
 def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
@@ -94,13 +105,13 @@ def _rank(group: tuple[str, str]) -> tuple[int, str]:
 def accuracy_vs_sparsity(results: pd.DataFrame, title: str) -> Figure:
     """Draw test accuracy against the mask's sparsity, one panel per rewind point (columns) and width (rows).
 
-    Points are means over replicates, bars one standard deviation (paper, Figures 9 and 10). Raises ValueError as
-    `accuracy_vs_rewind` does.
+    Points are means over replicates, bars one standard deviation (paper, Figures 9 and 10). Of many rewind points some are
+    drawn. Raises ValueError as `accuracy_vs_rewind` does.
     """
     cells = accuracy_table(results)
     if cells.empty:
         raise ValueError("no sparse network has finished, so there is nothing to draw")
-    widths, rewinds = sorted(cells["width"].unique()), sorted(cells["rewind_epoch"].unique())
+    widths, rewinds = sorted(cells["width"].unique()), _spread(sorted(cells["rewind_epoch"].unique()))
     figure = Figure(figsize=(1.2 + 3.0 * len(rewinds), 0.9 + 2.9 * len(widths)), dpi=150, layout="constrained")
     axes = figure.subplots(len(widths), len(rewinds), squeeze=False, sharex=True, sharey="row")
     for row, width in enumerate(widths):
@@ -120,11 +131,14 @@ def accuracy_vs_sparsity(results: pd.DataFrame, title: str) -> Figure:
 def difference_plot(results: pd.DataFrame, title: str) -> Figure:
     """Draw what the permutation gains over the naive mask, cell by cell, with its confidence interval.
 
-    Raises ValueError when no cell has both arms.
+    Of more than 40 cells those are drawn that gain least and most, 20 each. Raises ValueError when no cell has both arms.
     """
     pairs = paired_differences(results)
     if pairs.empty:
         raise ValueError("no cell has both the permuted and the naive arm, so there is nothing to draw")
+    if left_out := max(0, len(pairs) - MOST_CELLS):
+        ranked = pairs.sort_values("difference")
+        pairs = pd.concat([ranked.head(MOST_CELLS // 2), ranked.tail(MOST_CELLS // 2)])
     pairs = pairs.sort_values(["width", "sparsity", "rewind_epoch", "label"], ascending=False)
     figure = Figure(figsize=(6.5, 1.4 + 0.3 * len(pairs)), dpi=150, layout="constrained")
     axis = figure.subplots()
@@ -148,7 +162,10 @@ def difference_plot(results: pd.DataFrame, title: str) -> Figure:
     ]
     axis.set_yticks(list(places), names, fontsize=8)
     caption = f"permuted - naive, percentage points; bars: {CONFIDENCE:.0%} confidence interval, paired by replicate"
-    axis.set_xlabel(caption, fontsize=8)
+    left = (
+        f"\nthe {MOST_CELLS // 2} cells that gain least and most; {left_out} in between are in the table" if left_out else ""
+    )
+    axis.set_xlabel(caption + left, fontsize=8)
     _tidy(axis)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -125,6 +125,8 @@ def _figures(
         except ValueError as error:  # nothing to draw yet, and why
             shown.append(Shown(file, title, f"{text} Not drawn: {error}.", ""))
             continue
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once is enough for both files
         data = {kind: _rendered(figure, kind) for kind in ("png", "svg")}
         for kind, content in data.items():
             (out / "figures" / f"{file}.{kind}").write(content)

@@ -1,10 +1,12 @@
 """A sweep in processes of its own, to be harmed from outside, and the undisturbed results that it must end with."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import psutil
 import pytest
 import yaml
 
-from raylth.stages import make_plan, run_plan
+from raylth.cluster import trace
+from raylth.stages import Plan, make_plan, run_plan
 from raylth.store import Store
 from tests.conftest import tiny_sweep
 
@@ -51,10 +54,30 @@ def wait_until(condition: Callable[[], object], what: str) -> object:
     return found
 
 
+class Work:
+    """What all workers did, from their trace."""
+
+    def __init__(self, file: Path, plan: Plan) -> None:
+        events = [json.loads(line) for line in file.read_text().splitlines()]
+        self.began = Counter(event["key"] for event in events if event["event"] == "began")
+        self.ended = Counter(event["key"] for event in events if event["event"] == "ended")
+        trained: Counter[str] = Counter()
+        self.resumed: Counter[str] = Counter()  # stage -> epochs that it had not to train again
+        is_first: dict[str, bool] = {}
+        for event in events:
+            key = event["key"]
+            if event["event"] == "epochs":
+                (self.resumed if is_first[key] else trained)[key] += event["epochs"]
+            is_first[key] = event["event"] == "began"
+        self.again = {key: times - 1 for key, times in self.began.items() if times > 1}
+        self.epochs_twice = {s.key: trained[s.key] - s.epochs for s in plan.stages if trained[s.key] > s.epochs}
+
+
 class RunningSweep:
     """`python -m raylth.sweep` on a store of its own."""
 
     def __init__(self, folder: Path, *options: str, storage: str | None = None) -> None:
+        self.trace = Path(os.environ[trace.VARIABLE])
         self.store = Store(storage or folder / "store")
         self.file = folder / "faults.yaml"
         self.file.write_text(yaml.safe_dump(fault_sweep().model_dump(mode="json", exclude_defaults=True)))
@@ -74,6 +97,14 @@ class RunningSweep:
                 continue
         return found
 
+    def num_epochs(self) -> int:
+        """Return how many epochs all workers have trained."""
+        return self.trace.read_text().count('"epochs": 1}') if self.trace.exists() else 0
+
+    def work(self, plan: Plan) -> Work:
+        """Return what the workers of all sweeps of this test did so far."""
+        return Work(self.trace, plan)
+
     def finish(self) -> str:
         """Wait for the end; returns the output. The exit status must be 0."""
         output, _ = self.process.communicate(timeout=200)
@@ -91,6 +122,12 @@ class RunningSweep:
                 except psutil.Error:
                     continue
         self.process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def traced(tmp_path, monkeypatch):
+    """Every worker that a test starts writes down what it does."""
+    monkeypatch.setenv(trace.VARIABLE, str(tmp_path / "trace.jsonl"))
 
 
 @pytest.fixture

@@ -36,19 +36,33 @@ def kill(processes, number=signal.SIGKILL):
             continue
 
 
+def assert_computed_twice(reference, sweep, stages, epochs=0):
+    """At most so many stages began more than once, each with at most so many epochs trained again; none ended twice."""
+    plan, _ = reference
+    work = sweep.work(plan)
+    names = {stage.key: stage.name for stage in plan.stages}
+    assert set(work.began) == set(names)
+    assert set(work.ended.values()) == {1}, "no stage is computed to its end twice"
+    assert len(work.again) <= stages, [names[key] for key in work.again]
+    assert max(work.epochs_twice.values(), default=0) <= epochs, {names[k]: n for k, n in work.epochs_twice.items()}
+
+
 def incidents(output):
     found = re.search(r"workers that ended: (.*)", output)
     return dict(reversed(part.split(" ", 1)) for part in found[1].split(", ")) if found else {}
 
 
 def test_kill_9_of_training_workers_in_mid_epoch(start_sweep, reference):
-    """No stage is computed twice: each goes on from its last saved epoch."""
+    """Each stage that was hit goes on from its last saved epoch."""
     sweep = start_sweep()
-    wait_until(lambda: len(states(sweep)) >= 1, "saved state")
+    wait_until(lambda: states(sweep) and sweep.num_epochs() >= 12, "training of twelve epochs")
     kill(sweep.workers())
     output = sweep.finish()
     assert "its worker process died; started again (1)" in output
     assert 1 <= int(incidents(output)["crashed"]) <= 2
+    assert_computed_twice(reference, sweep, stages=2, epochs=5)
+    work = sweep.work(reference[0])
+    assert sum(work.resumed.values()) >= 5, "what was saved is not trained again"
     assert_undisturbed(reference, sweep.store)
 
 
@@ -58,6 +72,7 @@ def test_sigterm_saves_the_training_and_counts_as_preemption(start_sweep, refere
     kill(sweep.workers(), signal.SIGTERM)
     output = sweep.finish()
     assert "its worker was preempted; started again in 1 s (1)" in output
+    assert_computed_twice(reference, sweep, stages=2, epochs=0)
     assert_undisturbed(reference, sweep.store)
 
 
@@ -66,6 +81,7 @@ def test_kill_9_of_the_checkpoint_actor(start_sweep, reference):
     wait_until(lambda: len(artefacts(sweep)) >= 5, "five artefacts")
     kill(wait_until(lambda: sweep.workers("ray::CheckpointActor"), "checkpoint actor"))
     assert incidents(sweep.finish()) == {}, "its readers go to the store until it is back"
+    assert_computed_twice(reference, sweep, stages=0)
     assert_undisturbed(reference, sweep.store)
 
 
@@ -74,6 +90,7 @@ def test_kill_9_of_workers_in_mid_publish(start_sweep, reference):
     wait_until(lambda: len(artefacts(sweep)) >= 3 and half_published(sweep), "artefact without its manifest")
     kill(sweep.workers())
     sweep.finish()
+    assert_computed_twice(reference, sweep, stages=2, epochs=5)
     assert_undisturbed(reference, sweep.store)
 
 
@@ -92,6 +109,7 @@ def test_kill_9_of_the_driver_and_the_same_command_goes_on(start_sweep, referenc
     held = re.search(r"(\d+) are in the store already", output)
     assert held
     assert int(held[1]) == finished, "nothing that was finished is done again"
+    assert_computed_twice(reference, sweep, stages=2, epochs=5)
     assert_undisturbed(reference, sweep.store)
     assert set(load_results(sweep.store.root)["status"]) == {"done"}
 
@@ -109,6 +127,7 @@ def test_a_sweep_in_a_bucket_survives_its_workers_and_the_buckets_silence(start_
         kill(sweep.workers())
         output = sweep.finish()
         assert set(incidents(output)) <= {"crashed", "storage unreachable"}, output
+        assert_computed_twice(reference, sweep, stages=4, epochs=30)
         assert_undisturbed(reference, sweep.store)
         assert set(load_results(sweep.store.root)["status"]) == {"done"}
     finally:
@@ -121,6 +140,7 @@ def test_two_sweeps_on_one_store_do_no_stage_twice(start_sweep, reference, tmp_p
     plan, _ = reference
     sweeps = [start_sweep(), start_sweep()]
     outputs = [sweep.finish() for sweep in sweeps]
+    assert_computed_twice(reference, sweeps[0], stages=0)
     assert_undisturbed(reference, sweeps[0].store)
     computed = [int(re.search(r"(\d+) stages computed here", output)[1]) for output in outputs]
     assert min(computed) > 0, "both took part"
@@ -156,6 +176,7 @@ def test_a_cluster_that_ends_is_said_and_the_same_command_goes_on_elsewhere(clus
     cluster.shutdown()
     sweep.process = subprocess.Popen(local, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     sweep.finish()
+    assert_computed_twice(reference, sweep, stages=1, epochs=5)
     assert_undisturbed(reference, sweep.store)
 
 
@@ -169,4 +190,5 @@ def test_a_node_that_dies_and_one_that_comes(cluster, start_sweep, reference):
     wait_until(lambda: sweep.workers(under=raylet_of(second).pid), "work on the node that joined")
     output = sweep.finish()
     assert incidents(output), "the node's end is reported"
+    assert_computed_twice(reference, sweep, stages=1, epochs=5)
     assert_undisturbed(reference, sweep.store)

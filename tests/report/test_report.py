@@ -3,7 +3,14 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from raylth.report import accuracy_table, accuracy_vs_rewind, load_results, render_table
+from raylth.report import (
+    accuracy_table,
+    accuracy_vs_rewind,
+    accuracy_vs_sparsity,
+    difference_plot,
+    load_results,
+    render_table,
+)
 from raylth.store import locate
 from raylth.store.tables import read_table, write_table
 
@@ -155,3 +162,18 @@ def test_a_newer_or_missing_table_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("raylth.store.tables.TABLE_SCHEMA", 1)
     with pytest.raises(ValueError, match="schema 99"):
         read_table(locate(tmp_path), "results")
+
+
+def test_figures_of_many_cells_stay_readable(results):
+    cells = [
+        row(replicate=r, arm=arm, rewind_epoch=k, test_accuracy=50.0 + k * (arm == "permuted") + r)
+        for k in range(50) for arm in ("permuted", "naive") for r in range(2)
+    ]  # fmt: skip
+    frame = pd.DataFrame(cells).assign(member=None)
+    panels = accuracy_vs_sparsity(frame, "many").axes
+    assert [axis.get_title() for axis in panels] == ["k = 0", "k = 10", "k = 20", "k = 29", "k = 39", "k = 49"]
+    axis = difference_plot(frame, "many").axes[0]
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert len(names) == 40
+    assert {"S = 0.90, k = 0", "S = 0.90, k = 49"} < set(names), "those that gain least and most"
+    assert "10 in between" in axis.get_xlabel()
