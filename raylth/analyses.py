@@ -1,13 +1,69 @@
-"""Settings of what is measured on trained networks: lines between two of them, and ensembles."""
+"""Settings of what is measured on trained networks: lines, planes, ensembles, masks and matches."""
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
 
-from raylth.values import NUMBER, Count, Epoch, Integer, Settings, Sparsity, unique
+from raylth.values import NUMBER, Count, Epoch, Integer, Real, Settings, Sparsity, unique
 
-__all__ = ["AnalysesConfig", "ConnectConfig", "EnsembleConfig"]
+__all__ = [
+    "AnalysesConfig",
+    "Cells",
+    "ConnectConfig",
+    "End",
+    "EnsembleConfig",
+    "LineConfig",
+    "MatchQualityConfig",
+    "OverlapConfig",
+    "PlaneConfig",
+    "parse_end",
+]
+
+PI, PI_INVERSE = "pi", "pi^-1"
+BASES = ("A", "B", "imp", "lth", "naive", "permuted", "random", "random_permutation")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What a sweep has, for what is measured on it."""
+
+    sparsities: Sequence[float]
+    rewinds: Sequence[int]
+    arms: Sequence[str]
+    match_epochs: Sequence[int]
+    total: int  # T
+
+    def check_arm(self, field: str, name: str) -> None:
+        """Raise ValueError for an arm that is not trained."""
+        if name not in self.arms:
+            raise ValueError(f"{field}: {name} is not among sparse.arms = {self.arms}")
+
+    def check_match(self, field: str, name: str) -> None:
+        """Raise ValueError unless A is matched to the trained B."""
+        if self.total not in self.match_epochs:
+            raise ValueError(f"{field}: {name} matches at T = {self.total}, which match.epochs lacks")
+
+
+@dataclass(frozen=True)
+class End:
+    """A network that a line or a plane goes through, by name."""
+
+    name: str
+    base: str  # one of BASES
+    move: str | None  # pi, pi^-1 or None
+
+
+def parse_end(text: str) -> End:
+    """Read the name of a network, perhaps moved: A, pi(A), pi^-1(permuted); ValueError for what is none."""
+    found = re.fullmatch(r"\s*(?:(pi|pi\^-1)\(\s*(\w+)\s*\)|(\w+))\s*", text)
+    base = (found[2] or found[3]) if found else None
+    if found is None or base not in BASES:
+        raise ValueError(f"{text!r} is none of {', '.join(BASES)}, pi(X) and pi^-1(X)")
+    return End(f"{found[1]}({base})" if found[1] else base, base, found[1])
 
 
 class ConnectConfig(Settings):
@@ -28,11 +84,26 @@ SetName = Literal["imp", "lth", "permuted", "naive"]
 SETS_OF_ARMS: tuple[SetName, ...] = ("lth", "permuted", "naive")
 
 
-class EnsembleConfig(Settings):
-    """Ensembles as in the paper's Table 1, one for each set, of networks of one cell."""
+class CellConfig(Settings):
+    """One cell of the sweep, whose networks are measured."""
 
     sparsity: Sparsity | None = Field(None, description="One of sparse.sparsities; null is 0.9 (the paper's), else the last.")
     rewind: Epoch | None = Field(None, description="One of sparse.rewinds; null is the last.")
+
+    def in_cell(self, cells: Cells) -> Self:
+        """Return the same with its cell filled in; ValueError, with the field, for one that the sweep does not have."""
+        sparsity = self.sparsity or (0.9 if 0.9 in cells.sparsities else cells.sparsities[-1])
+        rewind = cells.rewinds[-1] if self.rewind is None else self.rewind
+        if sparsity not in cells.sparsities:
+            raise ValueError(f"sparsity: {sparsity:g} is none of sparse.sparsities = {cells.sparsities}")
+        if rewind not in cells.rewinds:
+            raise ValueError(f"rewind: {rewind} is none of sparse.rewinds = {cells.rewinds}")
+        return self.model_copy(update={"sparsity": sparsity, "rewind": rewind})
+
+
+class EnsembleConfig(CellConfig):
+    """Ensembles as in the paper's Table 1, one for each set, of networks of one cell."""
+
     members: Annotated[int, Field(ge=2), NUMBER] | None = Field(
         None, description="Networks of a set, at most seeds.replicates; null is 5 (the paper's) or as many as there are."
     )
@@ -42,24 +113,85 @@ class EnsembleConfig(Settings):
         "permuted and naive: A's mask of the first replicate on the B of each. null is imp and all that sparse.arms has.",
     )
 
-    def completed(
-        self, sparsities: Sequence[float], rewinds: Sequence[int], arms: Sequence[str], replicates: int
-    ) -> "EnsembleConfig":
+    def completed(self, cells: Cells, replicates: int) -> "EnsembleConfig":
         """Return the same with nothing left open; ValueError, with the field, for what the sweep does not have."""
-        sparsity = self.sparsity or (0.9 if 0.9 in sparsities else sparsities[-1])
-        rewind = rewinds[-1] if self.rewind is None else self.rewind
         members = min(5, replicates) if self.members is None else self.members
-        sets: list[SetName] = self.sets or ["imp", *(name for name in SETS_OF_ARMS if name in arms)]
+        sets: list[SetName] = self.sets or ["imp", *(name for name in SETS_OF_ARMS if name in cells.arms)]
         if members > replicates:
             raise ValueError(f"members: {members} asked for, and seeds.replicates is {replicates}")
-        if sparsity not in sparsities:
-            raise ValueError(f"sparsity: {sparsity:g} is none of sparse.sparsities = {sparsities}")
-        if rewind not in rewinds:
-            raise ValueError(f"rewind: {rewind} is none of sparse.rewinds = {rewinds}")
         for name in sets:
-            if name != "imp" and name not in arms:
-                raise ValueError(f"sets: {name} is not among sparse.arms = {arms}")
-        return self.model_copy(update={"sparsity": sparsity, "rewind": rewind, "members": members, "sets": sets})
+            if name != "imp":
+                cells.check_arm("sets", name)
+        if "permuted" in sets:
+            cells.check_match("sets", "permuted")
+        return self.in_cell(cells).model_copy(update={"members": members, "sets": sets})
+
+
+class _AmongNetworks(CellConfig):
+    """What is measured between networks of one cell that are named."""
+
+    def _checked(self, cells: Cells, field: str, names: Sequence[str]) -> Self:
+        for name in names:
+            end = parse_end(name)
+            if end.base not in ("A", "B", "imp"):
+                cells.check_arm(field, end.base)
+            if end.move is not None or end.base == "permuted":
+                cells.check_match(field, name)
+        return self.in_cell(cells)
+
+
+EndName = Annotated[str, AfterValidator(lambda text: parse_end(text).name)]
+
+
+class LineConfig(ConnectConfig, _AmongNetworks):
+    """A line between any two networks of one cell."""
+
+    between: tuple[EndName, EndName] = Field(
+        description="Two of A, B (dense, trained), imp (A pruned), and sparse.arms; pi(X) is X with its units moved as A's "
+        "are to match B's, pi^-1(X) moved back."
+    )
+
+    def completed(self, cells: Cells) -> "LineConfig":
+        """Return the same with its cell filled in; ValueError, with the field, for what the sweep does not have."""
+        return self._checked(cells, "between", self.between)
+
+
+class PlaneConfig(_AmongNetworks):
+    """Loss and error over the plane through three networks of one cell (paper, Figure 4b)."""
+
+    through: tuple[EndName, EndName, EndName] = Field(
+        ("A", "lth", "pi^-1(permuted)"), description="Three networks, named as in analyses.lines; the first is the origin."
+    )
+    resolution: Integer = Field(21, ge=2, le=501, description="Points on each side of the grid.")
+    margin: Real = Field(0.2, ge=0, le=10, description="How far the grid goes beyond the three, as a share of their extent.")
+    correction: Literal["plain", "reset"] = Field(
+        "reset", description="plain: batch norm's statistics lie on the plane as the weights do; reset: measured anew."
+    )
+    samples: Count | None = Field(
+        2000, description="Training samples, from the first, for reset and training loss; null is all."
+    )
+
+    def completed(self, cells: Cells) -> "PlaneConfig":
+        """Return the same with its cell filled in; ValueError, with the field, for what the sweep does not have."""
+        return self._checked(cells, "through", self.through)
+
+
+class OverlapConfig(Settings):
+    """How alike masks are: A's, A's after the permutation, and B's own."""
+
+    own: bool = Field(False, description="Prune B by IMP too, for its own mask: as many trainings as for A's.")
+
+
+class MatchQualityConfig(Settings):
+    """How good a match is, and the barrier it leaves, against what it was made from; by the first of match.method."""
+
+    samples: Annotated[list[Count], AfterValidator(unique)] = Field(
+        [], description="Training samples to match on, each alone."
+    )
+    epochs: Annotated[list[Epoch], AfterValidator(unique)] = Field(
+        [], description="Epochs of B to match at (paper: Table 15)."
+    )
+    line: ConnectConfig = Field(ConnectConfig(), description="The line from pi(A) to the trained B, for its barrier.")
 
 
 class AnalysesConfig(Settings):
@@ -69,3 +201,38 @@ class AnalysesConfig(Settings):
     imp_line: ConnectConfig | None = Field(
         None, description="Lines and barriers from dense A to every round of IMP (paper, Figure 4a); null is none."
     )
+    lines: list[LineConfig] = Field([], description="Lines between any two networks.")
+    planes: list[PlaneConfig] = Field([], description="Planes through any three networks (paper, Figure 4b).")
+    overlap: OverlapConfig | None = Field(None, description="Densities and overlaps of the masks, by layer; null is none.")
+    match_quality: MatchQualityConfig | None = Field(
+        None, description="Matches from fewer samples and earlier epochs; null is none."
+    )
+
+    def completed(self, cells: Cells, replicates: int) -> "AnalysesConfig":
+        """Return the same with nothing left open; ValueError, with the key path, for what the sweep does not have."""
+        found: dict[str, Any] = {}
+        if self.ensemble is not None:
+            with _below("ensemble"):
+                ensemble = self.ensemble.completed(cells, replicates)
+            found["ensemble"] = None if ensemble.members == 1 else ensemble
+        for field in ("lines", "planes"):
+            found[field] = []
+            for number, asked in enumerate(getattr(self, field)):
+                with _below(f"{field}.{number}"):
+                    found[field].append(asked.completed(cells))
+        if self.overlap is not None:
+            with _below("overlap"):
+                cells.check_match("own", "pi(A)")
+        for epoch in self.match_quality.epochs if self.match_quality else []:
+            if epoch > cells.total:
+                raise ValueError(f"match_quality.epochs: {epoch} is beyond dense.epochs = {cells.total}")
+        return self.model_copy(update=found)
+
+
+@contextmanager
+def _below(path: str) -> Iterator[None]:
+    """Put a key path before the field that an error names."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from error

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from raylth.analyses import AnalysesConfig, ConnectConfig, EnsembleConfig
+from raylth.analyses import AnalysesConfig, Cells, ConnectConfig
 from raylth.core.data import DATASETS
 from raylth.core.models import MODELS, build_model
 from raylth.core.train import Recipe
@@ -214,6 +214,8 @@ class ResourcesConfig(Settings):
     connect: Share = Share()
     sparse: Share = Share()
     ensemble: Share = Share()
+    plane: Share = Share()
+    overlap: Share = Share()
     checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")
     checkpoint_bytes: Count | None = Field(
         None, description="What one of them holds at most; null: together a third of the smallest object store."
@@ -261,16 +263,20 @@ class SweepConfig(Settings):
         return self.match.epochs if self.match.epochs is not None else [self.dense.epochs]
 
     @property
-    def ensemble(self) -> EnsembleConfig | None:
-        """What `analyses.ensemble` asks for with nothing left open; None where a set would have one network."""
-        asked = self.analyses.ensemble
-        if asked is None:
-            return None
-        if self.sparse.mask_from is not None:
-            raise ValueError("sets: need A's own masks, and sparse.mask_from brings others")
+    def cells(self) -> Cells:
+        """What analyses may name."""
         sparse = self.sparse
-        completed = asked.completed(sparse.sparsities, sparse.rewinds, sparse.arms, self.seeds.replicates)
-        return None if completed.members == 1 else completed
+        return Cells(sparse.sparsities, sparse.rewinds, sparse.arms, self.match_epochs, self.dense.epochs)
+
+    @property
+    def measured(self) -> AnalysesConfig:
+        """What `analyses` asks for with nothing left open; ValueError, with the key path, for what the sweep has not."""
+        asked = self.analyses
+        if self.sparse.mask_from is not None:
+            for field, why in (("ensemble.sets", asked.ensemble), ("overlap.own", asked.overlap and asked.overlap.own)):
+                if why:
+                    raise ValueError(f"{field}: need A's own masks, and sparse.mask_from brings others")
+        return asked.completed(self.cells, self.seeds.replicates)
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepConfig":
@@ -282,11 +288,9 @@ class SweepConfig(Settings):
             if epoch > total:
                 raise ValueError(f"match.epochs: {epoch} is beyond dense.epochs = {total}")
         try:
-            ensemble = self.ensemble
+            _ = self.measured
         except ValueError as error:
-            raise ValueError(f"analyses.ensemble.{error}") from error
-        if ensemble and "permuted" in (ensemble.sets or []) and total not in self.match_epochs:
-            raise ValueError(f"analyses.ensemble.sets: permuted matches at T = {total}, which match.epochs lacks")
+            raise ValueError(f"analyses.{error}") from error
         info = DATASETS[self.data.name]
         for field, widths in (("model.name", [1.0]), ("model.widths", self.model.widths)):
             for width in widths:

@@ -1,11 +1,14 @@
-"""Networks on the line between two others, and the barrier that lies there."""
+"""Networks on the line between two others, or on the plane through three, and the barrier that lies there."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["barrier", "interpolate", "line"]
+__all__ = ["Plane", "barrier", "interpolate", "line"]
+
+T = TypeVar("T")
 
 
 def interpolate(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -26,11 +29,61 @@ def line(
     state_a: Mapping[str, Tensor],
     state_b: Mapping[str, Tensor],
     alphas: Sequence[float],
-    measure: Callable[[float, dict[str, Tensor]], float],
-) -> list[float]:
+    measure: Callable[[float, dict[str, Tensor]], T],
+) -> list[T]:
     """Return `measure(alpha, state)` of the interpolated network at every alpha in [0, 1], from A (0) to B (1)."""
     with torch.no_grad():
         return [measure(alpha, interpolate(state_a, state_b, alpha)) for alpha in alphas]
+
+
+class Plane:
+    """The plane through three networks, in orthonormal coordinates: A at (0, 0), B at (|B - A|, 0), C above or below.
+
+    Distances and angles are those of `coordinates_of`, the names of the tensors that count (parameters, as a rule); all
+    other floating-point tensors go along, integers are A's. ValueError for different architectures, or three on one line.
+    """
+
+    def __init__(
+        self,
+        state_a: Mapping[str, Tensor],
+        state_b: Mapping[str, Tensor],
+        state_c: Mapping[str, Tensor],
+        *,
+        coordinates_of: Sequence[str],
+    ) -> None:
+        interpolate(state_a, state_b, 0.0), interpolate(state_a, state_c, 0.0)  # they check names and shapes
+        self.states = [dict(state) for state in (state_a, state_b, state_c)]
+        to_b, to_c = (
+            torch.cat([(state[name].double() - state_a[name].double()).flatten() for name in coordinates_of])
+            for state in (state_b, state_c)
+        )
+        length = float(to_b.norm())
+        along = float(to_b @ to_c) / length if length else 0.0
+        across = float((to_c - to_b * (along / length)).norm()) if length else 0.0
+        if across <= 1e-6 * float(to_c.norm()) or not length:
+            raise ValueError("the three networks lie on one line, so no plane goes through them alone")
+        self.corners = ((0.0, 0.0), (length, 0.0), (along, across))
+
+    def at(self, x: float, y: float) -> dict[str, Tensor]:
+        """Return the network at (x, y); variances that would be negative, outside the three, are 0."""
+        (_, _), (length, _), (along, across) = self.corners
+        third = y / across
+        second = (x - third * along) / length
+        a, b, c = self.states
+        state = {
+            name: (1 - second - third) * tensor + second * b[name] + third * c[name]
+            if tensor.is_floating_point()
+            else tensor.clone()
+            for name, tensor in a.items()
+        }
+        return {name: t.clamp(min=0) if name.endswith("running_var") else t for name, t in state.items()}
+
+    def ticks(self, axis: int, count: int, margin: float) -> list[float]:
+        """Return `count` equally spaced coordinates along x (0) or y (1), beyond the corners by `margin` of their extent."""
+        values = [corner[axis] for corner in self.corners]
+        low, high = min(values), max(values)
+        low, high = low - margin * (high - low), high + margin * (high - low)
+        return [low + (high - low) * number / (count - 1) for number in range(count)]
 
 
 def barrier(values: Sequence[float], alphas: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 A mask is a plain dictionary `name -> bool tensor` with one entry per prunable weight; True means alive.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ __all__ = [
     "apply_mask",
     "check_mask",
     "full_mask",
+    "jaccard",
     "mask_sparsity",
     "model_sparsity",
     "num_alive",
+    "num_pruned_units",
     "prunable_names",
     "shuffle_mask",
 ]
@@ -98,3 +100,24 @@ def shuffle_mask(mask: Mapping[str, Tensor], seed: int) -> Mask:
         order = torch.randperm(alive.numel(), generator=generator).to(alive.device)
         shuffled[name] = alive.flatten()[order].reshape(alive.shape)
     return shuffled
+
+
+def num_pruned_units(alive: Tensor) -> int:
+    """Count the outputs of a layer, (units, ...), that no weight is left for."""
+    return int((~alive.flatten(1).any(dim=1)).sum())
+
+
+def jaccard(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float, float]:
+    """Return (overlap, expected overlap) of two masks, tensor by tensor alike.
+
+    The overlap is the weights alive in both, of those alive in either (1 for two empty masks). Expected is the same of masks
+    that keep as many weights of each tensor, at random: the ratio of the two expected counts.
+    """
+    both = either = expected_both = expected_either = 0.0
+    for mask, compared in zip(one, other, strict=True):
+        first, second, count = int(mask.sum()), int(compared.sum()), mask.numel()
+        shared = int((mask & compared).sum())
+        both, either = both + shared, either + first + second - shared
+        by_chance = first * second / count
+        expected_both, expected_either = expected_both + by_chance, expected_either + first + second - by_chance
+    return (both / either if either else 1.0), (expected_both / expected_either if expected_either else 1.0)

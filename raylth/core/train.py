@@ -16,7 +16,7 @@ from raylth.core.modes import in_mode
 from raylth.seeding import derive_seed
 from raylth.steps import learning_rate, steps_per_epoch
 
-__all__ = ["Diverged", "Recipe", "Snapshot", "TrainState", "evaluate", "train"]
+__all__ = ["Diverged", "Recipe", "Snapshot", "TrainState", "evaluate", "score", "train"]
 
 
 class Diverged(RuntimeError):
@@ -168,6 +168,12 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> tuple[fl
             loss += F.cross_entropy(logits, y, reduction="sum")
             correct += (logits.argmax(1) == y).sum()
     return float(loss) / len(split), 100.0 * int(correct) / len(split)
+
+
+def score(logits: Tensor, y: Tensor) -> tuple[float, float]:
+    """Return (mean cross-entropy in nats, accuracy in percent) of predictions (N, classes) for labels (N,)."""
+    loss = F.cross_entropy(logits.double(), y)
+    return float(loss), 100.0 * int((logits.argmax(1) == y).sum()) / len(y)
 
 
 def _prepare_mask(model: nn.Module, mask: Mapping[str, Tensor] | None) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,7 +11,16 @@ from raylth.report.figures import (
 from raylth.report.findings import findings
 from raylth.report.page import write_report
 from raylth.report.paper import beside_paper, paper_accuracy
-from raylth.report.results import load_barriers, load_curves, load_ensembles, load_permutations, load_results
+from raylth.report.results import (
+    load_barriers,
+    load_curves,
+    load_ensembles,
+    load_lines,
+    load_masks,
+    load_permutations,
+    load_planes,
+    load_results,
+)
 from raylth.report.statistics import paired_differences
 from raylth.report.tables import accuracy_table, barrier_table, render_barriers, render_table
 
@@ -28,7 +37,10 @@ __all__ = [
     "load_barriers",
     "load_curves",
     "load_ensembles",
+    "load_lines",
+    "load_masks",
     "load_permutations",
+    "load_planes",
     "load_results",
     "match_quality",
     "paired_differences",

@@ -28,7 +28,8 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
     """Draw test accuracy against the rewind point, one panel per sparsity (columns) and width (rows).
 
     Points are means over replicates, bars one standard deviation; the dashed line is the dense networks' mean (paper,
-    Figures 5, 6 and 8). Of many sparsities some are drawn. Raises ValueError when no sparse network has finished, and for runs that `accuracy_table` refuses.
+    Figures 5, 6 and 8). Of many sparsities some are drawn. Raises ValueError when no sparse network has finished, and for
+    runs that `accuracy_table` refuses.
     """
     cells = accuracy_table(results)
     if cells.empty:

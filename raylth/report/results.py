@@ -8,7 +8,16 @@ import pyarrow as pa
 from raylth.store import Location, locate
 from raylth.store.tables import read_table
 
-__all__ = ["load_barriers", "load_curves", "load_ensembles", "load_permutations", "load_results"]
+__all__ = [
+    "load_barriers",
+    "load_curves",
+    "load_ensembles",
+    "load_lines",
+    "load_masks",
+    "load_permutations",
+    "load_planes",
+    "load_results",
+]
 
 
 def load_results(run_dir: str | Path | Location) -> pd.DataFrame:
@@ -33,8 +42,23 @@ def load_permutations(run_dir: str | Path | Location) -> pd.DataFrame:
 
 
 def load_barriers(run_dir: str | Path | Location) -> pd.DataFrame:
-    """Load one row per line between pi(A) and B, correction and split: the barriers of loss (nats) and error (points)."""
+    """Load one row per line (`between` its ends), correction and split: the barriers of loss (nats) and error (points)."""
     return _load(run_dir, "barriers", ["sweep", "key", "correction", "split"])
+
+
+def load_lines(run_dir: str | Path | Location) -> pd.DataFrame:
+    """Load one row per point of a line, correction and split: loss (nats) and error (percent) at `alpha`."""
+    return _load(run_dir, "lines", ["sweep", "key", "correction", "split", "alpha"])
+
+
+def load_planes(run_dir: str | Path | Location) -> pd.DataFrame:
+    """Load one row per point of a plane and split, and per network that it goes through (`corner`), as that is."""
+    return _load(run_dir, "planes", ["sweep", "key", "split", "corner", "x", "y"])
+
+
+def load_masks(run_dir: str | Path | Location) -> pd.DataFrame:
+    """Load one row per layer of a mask (`other` is missing) and of two masks together; layer "all" is the whole network."""
+    return _load(run_dir, "masks", ["sweep", "key", "mask", "other", "layer"])
 
 
 def load_ensembles(run_dir: str | Path | Location) -> pd.DataFrame:

@@ -21,6 +21,7 @@ __all__ = ["Forecast", "forecast", "free_bytes", "in_units"]
 
 MANIFEST = 1100  # bytes of one without its curve
 PER_EPOCH = 130  # bytes of a curve's point in the manifest
+PER_POINT = 110  # bytes of a point of a line or a plane, on both splits together
 PER_TENSOR = 110  # bytes of a tensor's entry in a file's header
 
 
@@ -91,6 +92,8 @@ def _bytes_of(stage: Stage, sizes: _Sizes) -> int:
         "sparse": sizes.weights + sizes.mask,
         "mask": sizes.mask + (sizes.weights if stage.settings.get("has_network") else 0),
         "match": 8 * sizes.units,
+        "plane": PER_POINT * 2 * stage.settings.get("resolution", 0) ** 2,
+        "connect": PER_POINT * 2 * stage.settings.get("points", 0) * len(stage.settings.get("corrections", ())),
     }
     return made.get(stage.kind, 0) + MANIFEST * len(stage.produces) + PER_EPOCH * stage.epochs
 

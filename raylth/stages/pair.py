@@ -25,7 +25,7 @@ SPARSITY_TOLERANCE = 5e-4  # between a mask made elsewhere and the sparsity that
 
 
 class Pair:
-    """Plans one pair of networks. After `stages`, `theta` and `masks` say where its weights and masks are."""
+    """Plans one pair of networks. After `stages`, its dictionaries say where networks and masks are; `find` reads them."""
 
     def __init__(self, config: SweepConfig, width: float, replicate: int) -> None:
         self.config = config
@@ -56,6 +56,8 @@ class Pair:
         self.match_seed = derive_seed(base, "replicate", replicate, "match") % 2**32
         self.theta: dict[tuple[str, int], str] = {}  # (network, epoch) -> key
         self.masks: dict[float, str] = {}  # sparsity -> key of A's mask, with A pruned where IMP made it
+        self.rounds: list[Stage] = []  # of A's pruning
+        self.arms: dict[tuple[str, float, int], str] = {}  # (arm, sparsity, rewind) -> key; of several matches the best's
 
     def stages(self) -> list[Stage]:
         """Return all stages of the pair, parents before children; ValueError as `make_plan` says."""
@@ -74,18 +76,19 @@ class Pair:
         epochs = {"A": sparse.rewinds if "A" in sources else [], "B": sparse.rewinds if "B" in sources else []}
         if permuted:
             epochs["B"] = epochs["B"] + self.config.match_epochs
+        if epochs["B"] and self.config.analyses.match_quality:
+            epochs["B"] = epochs["B"] + self.config.analyses.match_quality.epochs
         needs_a = not brought or (permuted and not has_network)  # IMP starts from A, matching compares with it
         dense = {name: self._dense(name, epochs[name]) for name in epochs if epochs[name] or (name == "A" and needs_a)}
         theta = {(name, int(epoch)): key for name, stage in dense.items() for epoch, key in stage.checkpoints.items()} | {
             (name, total): stage.key for name, stage in dense.items()
         }
-        made, masks = ([], {}) if brought else self._imp(theta["A", total])
+        made, masks = ([], {}) if brought else self._imp("A", theta["A", total])
+        self.rounds = list(made)
         made += brought.values()
         masks |= {sparsity: stage.key for sparsity, stage in brought.items()}
-        self.theta, self.masks = theta, masks
+        self.theta, self.masks, self.has_network = theta, masks, has_network
         stages = [*dense.values(), *made]
-        if self.config.analyses.imp_line and not brought:
-            stages += [self._imp_line(theta["A", total], stage) for stage in made]
         for sparsity, mask in masks.items():
             matches = []
             if permuted:
@@ -93,7 +96,11 @@ class Pair:
                 targets = [(epoch, theta["B", epoch]) for epoch in self.config.match_epochs]
                 matches = [self.match(method, a, b, epoch) for method in self.config.match.method for epoch, b in targets]
             stages += matches
-            stages += [self._connect(match) for match in matches if self.config.connect]
+            if self.config.connect:
+                stages += [
+                    self.line(self.config.connect, {**match.parents, "permutation": match.key}, match.labels, "pi(A) - B")
+                    for match in matches
+                ]
             for rewind in sparse.rewinds:
                 for name, arm in arms.items():
                     parents = {"weights": theta[arm.weights_from, rewind], "mask": mask}
@@ -101,9 +108,36 @@ class Pair:
                         for match in matches:
                             parents = {**parents, "permutation": match.key}
                             stages.append(self.sparse(name, parents, sparsity, rewind, match))
+                            if self._is_best(match):
+                                self.arms[name, sparsity, rewind] = stages[-1].key
                     else:
                         stages.append(self.sparse(name, parents, sparsity, rewind, None))
+                        self.arms[name, sparsity, rewind] = stages[-1].key
         return stages
+
+    def _is_best(self, match: Stage) -> bool:
+        """Whether a match is by the first method, to the trained B: what analyses mean by pi."""
+        labels = match.labels
+        return labels["match_method"] == self.config.match.method[0] and labels["match_epoch"] == self.config.dense.epochs
+
+    def find(self, base: str, sparsity: float | None, rewind: int | None) -> str:
+        """Return the key of a network by its name in `analyses`; KeyError, with a sentence, when the sweep makes none."""
+        if base == "imp" and sparsity in self.masks and self.rounds:
+            return self.masks[sparsity]
+        if base in ("A", "B") and (base, self.config.dense.epochs) in self.theta:
+            return self.theta[base, self.config.dense.epochs]
+        if sparsity is not None and rewind is not None and (base, sparsity, rewind) in self.arms:
+            return self.arms[base, sparsity, rewind]
+        raise KeyError(f"this sweep makes no network {base!r}: no arm starts from it, or sparse.mask_from takes its place")
+
+    def best_match(self, sparsity: float) -> Stage:
+        """Plan the match that analyses mean by pi; KeyError as `find`."""
+        a = self.masks[sparsity] if self.has_network else self.find("A", None, None)
+        return self.match(self.config.match.method[0], a, self.find("B", None, None), self.config.dense.epochs)
+
+    def imp_of(self, network: str) -> tuple[list[Stage], dict[float, str]]:
+        """Plan the pruning of a network; returns the rounds, and by sparsity the key of its mask. KeyError as `find`."""
+        return self._imp(network, self.find(network, None, None))
 
     def _dense(self, network: str, epochs: list[int]) -> Stage:
         dense = self.config.dense
@@ -127,8 +161,8 @@ class Pair:
             checkpoints={str(epoch): key(epoch) for epoch in early},
         )
 
-    def _imp(self, dense: str) -> tuple[list[Stage], dict[float, str]]:
-        """Return the shared trunk with all landing rounds, and for each sparsity the key of A's mask."""
+    def _imp(self, network: str, dense: str) -> tuple[list[Stage], dict[float, str]]:
+        """Return the shared trunk with all landing rounds, and for each sparsity the key of the network's mask."""
         imp = self.config.imp
         total = self._num_prunable()
         alive = {sparsity: num_landing_alive(total, sparsity) for sparsity in self.config.sparse.sparsities}
@@ -139,7 +173,7 @@ class Pair:
         trunk: list[Stage] = []
         for number, kept in enumerate(counts[1:], start=1):
             parent = trunk[-1].key if trunk else dense
-            trunk.append(self._round(number, parent, {"fraction": imp.prune_fraction}, 1 - kept / total))
+            trunk.append(self._round(network, number, parent, {"fraction": imp.prune_fraction}, 1 - kept / total))
         keys = [dense, *(stage.key for stage in trunk)]
         landings: list[Stage] = []
         masks = {}
@@ -148,20 +182,20 @@ class Pair:
             if counts[number] == target and number > 0:  # the trunk itself lands here
                 masks[sparsity] = keys[number]
                 continue
-            landings.append(self._round(number + 1, keys[number], {"sparsity": sparsity}, sparsity))
+            landings.append(self._round(network, number + 1, keys[number], {"sparsity": sparsity}, sparsity))
             masks[sparsity] = landings[-1].key
         return trunk + landings, masks
 
-    def _round(self, number: int, parent: str, amount: dict[str, float], sparsity: float) -> Stage:
+    def _round(self, network: str, number: int, parent: str, amount: dict[str, float], sparsity: float) -> Stage:
         imp = self.config.imp
         settings = {
-            **self._training(imp.recipe(imp.epochs_per_round, imp.lr), derive_seed(self.seeds["A"], "imp", number)),
+            **self._training(imp.recipe(imp.epochs_per_round, imp.lr), derive_seed(self.seeds[network], "imp", number)),
             "amount": amount,
             "prune_shortcuts": imp.prune_shortcuts,
         }
         labels = {
             **self.labels,
-            "network": "A",
+            "network": network,
             "imp_round": number,
             "sparsity": sparsity,
             "landing": "sparsity" in amount,
@@ -204,12 +238,12 @@ class Pair:
                 f"sparse.mask_from: {template!r} may hold {{replicate}}, {{sparsity}} and {{width}} only"
             ) from error
 
-    def match(self, method: str, dense_a: str, dense_b: str, epoch: int) -> Stage:
-        """Plan the permutation from A's weights to those of B at an epoch."""
+    def match(self, method: str, dense_a: str, dense_b: str, epoch: int, *, samples: int | None = None) -> Stage:
+        """Plan the permutation from A's weights to those of B at an epoch, on `samples` if not on what the sweep says."""
         match = self.config.match
         settings: dict[str, Any] = {"model": self.model, "data": self.train_data, "method": method}
         if method in ("activation", "learned"):
-            settings["samples"] = match.samples or self.train_data["num_train"]
+            settings["samples"] = samples or match.samples or self.train_data["num_train"]
         if method == "activation" and match.sites != "post_activation":
             settings["sites"] = match.sites
         if method == "activation" and match.stream_site:
@@ -219,27 +253,33 @@ class Pair:
         if method in ("weight", "learned", "random"):
             settings["seed"] = self.match_seed
         parents = {"a": dense_a, "b": dense_b}
-        labels = {**self.labels, "match_epoch": epoch, "match_method": method}
+        labels = {
+            **self.labels, "match_epoch": epoch, "match_method": method, "match_samples": settings.get("samples"),
+        }  # fmt: skip
         return Stage("match", stage_key("match", settings, parents), settings, parents, labels)
 
-    def _connect(self, match: Stage) -> Stage:
-        assert self.config.connect is not None
-        return self._line(self.config.connect, {**match.parents, "permutation": match.key}, match.labels)
-
-    def _imp_line(self, dense: str, imp: Stage) -> Stage:
-        assert self.config.analyses.imp_line is not None
-        return self._line(self.config.analyses.imp_line, {"a": dense, "b": imp.key}, imp.labels)
-
-    def _line(self, asked: ConnectConfig, parents: dict[str, str], labels: dict[str, Any]) -> Stage:
-        num_train = self.train_data["num_train"]
+    def line(
+        self,
+        asked: ConnectConfig,
+        parents: dict[str, str],
+        labels: dict[str, Any],
+        between: str,
+        moves: dict[str, Any] | None = None,
+    ) -> Stage:
+        """Plan a line between two networks; `moves` are further settings where the first is not moved by pi."""
         settings = {
+            **self.evaluation(asked.samples), "points": asked.points, "corrections": asked.corrections, **(moves or {}),
+        }  # fmt: skip
+        return Stage("connect", stage_key("connect", settings, parents), settings, parents, {**labels, "between": between})
+
+    def evaluation(self, samples: int | None) -> dict[str, Any]:
+        """The settings of what measures networks on `samples` training samples (None: all) and the test split."""
+        num_train = self.train_data["num_train"]
+        return {
             "model": self.model,
             "data": {**self.train_data, **self.test_data},
-            "points": asked.points,
-            "corrections": asked.corrections,
-            "samples": min(asked.samples, num_train) if asked.samples else num_train,
+            "samples": min(samples, num_train) if samples else num_train,
         }
-        return Stage("connect", stage_key("connect", settings, parents), settings, parents, labels)
 
     def sparse(
         self,
@@ -299,8 +339,7 @@ class Pair:
         """Raise ValueError unless the network has every group and site that `match.stream_site` names."""
         match = self.config.match
         if match.stream_site:
-            model = build_model(**{**self.model, "in_shape": tuple(self.model["in_shape"])})
-            spec = derive_spec(model, torch.zeros(2, *self.model["in_shape"]))
+            spec = derive_spec(self._shapes(), torch.zeros(2, *self.model["in_shape"], device="meta"))
             try:
                 spec.watch(match.sites, match.stream_site)
             except ValueError as error:

@@ -16,7 +16,7 @@ MEASURED = (
 )  # fmt: skip
 LABELS = (
     "width", "replicate", "seed_a", "seed_b", "network", "arm", "sparsity", "imp_round", "landing", "rewind_epoch",
-    "match_epoch", "match_method", "schedule", "member",
+    "match_epoch", "match_method", "match_samples", "schedule", "member",
 )  # fmt: skip
 
 
@@ -24,8 +24,8 @@ def result_rows(
     plan: Plan, graph: Graph, store: Store, run: str, keys: Iterable[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each dataset: "results" (networks), "curves" (epochs), "permutations" (groups of a match),
-    "barriers" (corrections and splits of a line), "ensembles" (sets of networks), of all stages or of
-    those with the given keys.
+    "barriers" (corrections and splits of a line), "lines" (its points), "planes" (their points), "ensembles" (sets of
+    networks) and "masks" (layers of a mask, or of two), of all stages or of those with the given keys.
 
     A network has a row as soon as it is done, and also when it diverged or failed (`status`, with the reason in `error`).
     """
@@ -55,7 +55,14 @@ def _add_rows(tables: dict[str, list[dict[str, Any]]], plan: Plan, graph: Graph,
     elif stage.kind == "ensemble":
         tables["ensembles"] += [{**identity, **metrics["ensemble"]}] if state == "done" else []
     elif stage.kind == "connect":
+        identity["between"] = stage.labels["between"]
         tables["barriers"] += [{**identity, **found} for found in metrics.get("barriers", [])]
+        tables["lines"] += [{**identity, **found} for found in metrics.get("line", [])]
+    elif stage.kind == "plane":
+        identity |= {"between": stage.labels["between"], "correction": stage.settings["correction"]}
+        tables["planes"] += [{**identity, **found} for found in metrics.get("points", [])]
+    elif stage.kind == "overlap":
+        tables["masks"] += [{**identity, **found} for found in metrics.get("layers", [])]
     else:
         measured = {name: metrics.get(name) for name in MEASURED}
         tables["results"].append({**identity, **measured, "status": state, "error": graph.errors.get(key)})

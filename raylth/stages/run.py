@@ -16,7 +16,9 @@ from raylth.stages.graph import Graph
 from raylth.stages.imp import imp
 from raylth.stages.mask import mask
 from raylth.stages.match import match
+from raylth.stages.overlap import overlap
 from raylth.stages.plan import Plan
+from raylth.stages.plane import plane
 from raylth.stages.sparse import sparse
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.uploads import Uploads
@@ -31,6 +33,8 @@ STAGES: dict[str, Callable[[Stage, Context], dict[str, Artefact]]] = {
     "match": match,
     "connect": connect,
     "sparse": sparse,
+    "plane": plane,
+    "overlap": overlap,
     "ensemble": ensemble,
 }
 

@@ -22,7 +22,7 @@ def stage_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]
 class Stage:
     """One unit of work. Plain data, so that it travels to a worker as it is."""
 
-    kind: str  # "dense", "imp", "mask", "match", "sparse", "connect" or "ensemble"
+    kind: str  # "dense", "imp", "mask", "match", "sparse", "connect", "plane", "overlap" or "ensemble"
     key: str  # of the artefact that it publishes last
     settings: dict[str, Any]  # the science settings that it reads
     parents: dict[str, str]  # role -> key of an artefact
@@ -49,6 +49,7 @@ class Stage:
             "match_epoch",
             "match_method",
             "member",
+            "between",
         )
         parts = [f"{label}={_short(self.labels[label])}" for label in shown if self.labels.get(label) is not None]
         return f"{self.kind}({', '.join(parts)})"

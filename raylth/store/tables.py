@@ -36,6 +36,7 @@ _NETWORK = [
     ("rewind_epoch", pa.int64()),
     ("match_epoch", pa.int64()),
     ("match_method", pa.string()),
+    ("match_samples", pa.int64()),
     ("schedule", pa.string()),
     ("member", pa.int64()),  # of an ensemble, where the network is there for that alone
 ]
@@ -78,10 +79,48 @@ DATASETS = {
     "barriers": pa.schema(
         [
             *_NETWORK,
+            ("between", pa.string()),  # the two networks, such as "pi(A) - B"
             ("correction", pa.string()),  # plain, reset or repair
             ("split", pa.string()),  # train or test
             ("loss_barrier", pa.float64()),  # nats, never below 0
             ("error_barrier", pa.float64()),  # percentage points, never below 0
+        ]
+    ),
+    "lines": pa.schema(
+        [
+            *_NETWORK,
+            ("between", pa.string()),
+            ("correction", pa.string()),
+            ("split", pa.string()),
+            ("alpha", pa.float64()),  # from the first network (0) to the second (1)
+            ("loss", pa.float64()),  # nats
+            ("error", pa.float64()),  # percent
+        ]
+    ),
+    "planes": pa.schema(
+        [
+            *_NETWORK,
+            ("between", pa.string()),  # the three networks
+            ("correction", pa.string()),  # plain or reset
+            ("split", pa.string()),
+            ("corner", pa.string()),  # which of the three, as it is; null: a point of the grid
+            ("x", pa.float64()),  # distance of weights along the first two networks
+            ("y", pa.float64()),  # and across
+            ("loss", pa.float64()),  # nats
+            ("error", pa.float64()),  # percent
+        ]
+    ),
+    "masks": pa.schema(
+        [
+            *_NETWORK,
+            ("mask", pa.string()),  # A, pi(A) or B
+            ("other", pa.string()),  # the mask that it is compared with; null: the mask alone
+            ("layer", pa.string()),
+            ("density", pa.float64()),  # share of the weights alive
+            ("pruned_units", pa.int64()),  # outputs that no weight is left for
+            ("units", pa.int64()),
+            ("jaccard", pa.float64()),  # weights alive in both, of those alive in either
+            ("expected_jaccard", pa.float64()),  # of two masks of these densities that have nothing to do with each other
         ]
     ),
     "ensembles": pa.schema(

@@ -11,6 +11,7 @@ from torchvision import models
 from raylth.core.batchnorm import reset_bn_stats
 from raylth.core.data import load_dataset
 from raylth.core.interpolate import barrier, interpolate, line
+from raylth.core.layerwise import reset_and_predict
 from raylth.core.matching import match_activations
 from raylth.core.models import init_model
 from raylth.core.modes import freeze_dropout
@@ -177,3 +178,31 @@ def test_barrier_is_the_largest_gap_to_the_chord_and_never_negative():
             barrier(values, alphas)
     with pytest.raises(ValueError, match=r"w: A has shape \(2,\), B \(3,\)"):
         interpolate({"w": torch.zeros(2)}, {"w": torch.zeros(3)}, 0.5)
+
+
+@pytest.mark.parametrize("name", [*OWN, "torchvision mobilenet_v3_small", "torchvision googlenet"])
+def test_one_walk_over_the_layers_is_a_reset_by_one_batch_and_an_evaluation(name):
+    """However the samples are cut, the statistics are those that evaluation then sees, and the outputs evaluation's."""
+    torch.manual_seed(0)
+    model = disturb(build(name.split()[-1]), 0.1)
+    size = 64 if " " in name else 32
+    x = torch.randn(160, 3, size, size)
+    expected = copy.deepcopy(model)
+    reset_bn_stats(expected, [x])
+    model.train()
+    found = reset_and_predict(model, x.split(51))
+    assert model.training, "the flag is left alone"
+    inputs = {}
+    for site, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(lambda _, args, site=site: inputs.update({site: args[0]}))
+    with torch.no_grad():
+        torch.testing.assert_close(found, model.eval()(x), rtol=1e-4, atol=1e-5)
+    for site, value in inputs.items():
+        rows, module = value.movedim(1, -1).flatten(0, -2).double(), model.get_submodule(site)
+        torch.testing.assert_close(module.running_mean.double(), rows.mean(0), rtol=1e-4, atol=1e-5, msg=site)
+        torch.testing.assert_close(module.running_var.double(), rows.var(0), rtol=1e-4, atol=1e-7, msg=site)
+        in_training = expected.get_submodule(site)  # divides by the biased deviation: a matter of 1 / samples
+        torch.testing.assert_close(module.running_var, in_training.running_var, rtol=0.02, atol=1e-5, msg=site)
+    with pytest.raises(ValueError, match="no samples"):
+        reset_and_predict(model, [])
