@@ -1,17 +1,13 @@
 """Tables and figures from a store's Parquet files. Recomputes nothing."""
 
-from raylth.report.figures import (
-    ARM_COLOURS,
-    accuracy_vs_rewind,
-    accuracy_vs_sparsity,
-    difference_plot,
-    imp_barriers,
-    match_quality,
-)
+from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot
 from raylth.report.findings import findings
+from raylth.report.landscape import barrier_vs_width, imp_barriers, line_plot, plane_plot
+from raylth.report.matching import mask_overlap, match_effort, match_quality
 from raylth.report.page import write_report
-from raylth.report.paper import beside_paper, paper_accuracy
+from raylth.report.paper import beside_paper, ensembles_beside_paper, paper_accuracy, paper_ensembles
 from raylth.report.results import (
+    find_run,
     load_barriers,
     load_curves,
     load_ensembles,
@@ -22,7 +18,17 @@ from raylth.report.results import (
     load_results,
 )
 from raylth.report.statistics import paired_differences
-from raylth.report.tables import accuracy_table, barrier_table, render_barriers, render_table
+from raylth.report.style import ARM_COLOURS
+from raylth.report.tables import (
+    accuracy_table,
+    barrier_table,
+    ensemble_table,
+    imp_barrier_table,
+    line_table,
+    overlap_table,
+    render_barriers,
+    render_table,
+)
 
 __all__ = [
     "ARM_COLOURS",
@@ -30,10 +36,17 @@ __all__ = [
     "accuracy_vs_rewind",
     "accuracy_vs_sparsity",
     "barrier_table",
+    "barrier_vs_width",
     "beside_paper",
     "difference_plot",
+    "ensemble_table",
+    "ensembles_beside_paper",
+    "find_run",
     "findings",
+    "imp_barrier_table",
     "imp_barriers",
+    "line_plot",
+    "line_table",
     "load_barriers",
     "load_curves",
     "load_ensembles",
@@ -42,9 +55,14 @@ __all__ = [
     "load_permutations",
     "load_planes",
     "load_results",
+    "mask_overlap",
+    "match_effort",
     "match_quality",
+    "overlap_table",
     "paired_differences",
     "paper_accuracy",
+    "paper_ensembles",
+    "plane_plot",
     "render_barriers",
     "render_table",
     "write_report",

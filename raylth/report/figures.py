@@ -1,6 +1,4 @@
-"""Figures, with one colour and one marker per arm everywhere: told apart in grey print and by colour-blind eyes."""
-
-from typing import Any
+"""Figures of accuracy: against the rewind point, against sparsity, and what the permutation gains."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,20 +6,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raylth.report.statistics import CONFIDENCE, paired_differences
-from raylth.report.tables import ARM_ORDER, accuracy_table, dense_networks, imp_barrier_table
+from raylth.report.style import ARM_COLOURS, ARM_MARKERS, new_figure, spread, tidy
+from raylth.report.tables import ARM_ORDER, accuracy_table, dense_networks
 
-__all__ = ["ARM_COLOURS", "accuracy_vs_rewind", "accuracy_vs_sparsity", "difference_plot", "imp_barriers", "match_quality"]
+__all__ = ["accuracy_vs_rewind", "accuracy_vs_sparsity", "difference_plot"]
 
-ARM_COLOURS = {  # Okabe and Ito (2008)
-    "lth": "#0072B2",
-    "permuted": "#D55E00",
-    "naive": "#009E73",
-    "random_permutation": "#CC79A7",
-    "random": "#7F7F7F",
-}
-MOST_PANELS = 6  # beside each other
 MOST_CELLS = 40  # below each other
-ARM_MARKERS = {"lth": "o", "permuted": "s", "naive": "^", "random_permutation": "v", "random": "x"}
 
 
 def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
@@ -34,8 +24,8 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
     cells = accuracy_table(results)
     if cells.empty:
         raise ValueError("no sparse network has finished, so there is nothing to draw")
-    widths, sparsities = sorted(cells["width"].unique()), _spread(sorted(cells["sparsity"].unique()))
-    figure = Figure(figsize=(1.2 + 3.0 * len(sparsities), 0.9 + 2.9 * len(widths)), dpi=150, layout="constrained")
+    widths, sparsities = sorted(cells["width"].unique()), spread(sorted(cells["sparsity"].unique()))
+    figure = new_figure(1.2 + 3.0 * len(sparsities), 0.9 + 2.9 * len(widths), title)
     axes = figure.subplots(len(widths), len(sparsities), squeeze=False, sharex=True, sharey="row")
     dense_accuracy = dense_networks(results).groupby("width")["test_accuracy"].mean()
     for row, width in enumerate(widths):
@@ -46,19 +36,12 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
             _draw_arms(axis, panel, "rewind_epoch")
             axis.set_title(f"sparsity {sparsity:.0%}" + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            _tidy(axis)
+            tidy(axis)
         axes[row, 0].set_ylabel("test accuracy (%)")
     for axis in axes[-1]:
         axis.set_xlabel("rewind point k (epochs)")
-    _legend(figure, axes[0, 0], title, cells["n"])
+    _legend(figure, axes[0, 0], cells["n"])
     return figure
-
-
-def _spread(values: list[Any]) -> list[Any]:
-    """Choose as many as can be drawn beside each other, first and last among them; the tables have all."""
-    if len(values) <= MOST_PANELS:
-        return values
-    return [values[round(i * (len(values) - 1) / (MOST_PANELS - 1))] for i in range(MOST_PANELS)]
 
 
 def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
@@ -78,19 +61,13 @@ def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
         )
 
 
-def _tidy(axis: Axes) -> None:
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(figure: Figure, axis: Axes, title: str, counts: "pd.Series[int]") -> None:
-    """Write the title, the lines' names, and what points and bars are."""
+def _legend(figure: Figure, axis: Axes, counts: "pd.Series[int]") -> None:
+    """Write the lines' names, and what points and bars are."""
     handles, names = axis.get_legend_handles_labels()
     caption = f"points: mean over replicates ({_range(counts)}); bars: one standard deviation"
     figure.legend(
         handles, names, loc="outside lower center", ncols=len(names), frameon=False, title=caption, title_fontsize=8
     )
-    figure.suptitle(title, fontsize=11)
 
 
 def _range(counts: "pd.Series[int]") -> str:
@@ -112,8 +89,8 @@ def accuracy_vs_sparsity(results: pd.DataFrame, title: str) -> Figure:
     cells = accuracy_table(results)
     if cells.empty:
         raise ValueError("no sparse network has finished, so there is nothing to draw")
-    widths, rewinds = sorted(cells["width"].unique()), _spread(sorted(cells["rewind_epoch"].unique()))
-    figure = Figure(figsize=(1.2 + 3.0 * len(rewinds), 0.9 + 2.9 * len(widths)), dpi=150, layout="constrained")
+    widths, rewinds = sorted(cells["width"].unique()), spread(sorted(cells["rewind_epoch"].unique()))
+    figure = new_figure(1.2 + 3.0 * len(rewinds), 0.9 + 2.9 * len(widths), title)
     axes = figure.subplots(len(widths), len(rewinds), squeeze=False, sharex=True, sharey="row")
     for row, width in enumerate(widths):
         for column, rewind in enumerate(rewinds):
@@ -121,11 +98,11 @@ def accuracy_vs_sparsity(results: pd.DataFrame, title: str) -> Figure:
             panel = cells[(cells["width"] == width) & (cells["rewind_epoch"] == rewind)]
             _draw_arms(axis, panel, "sparsity")
             axis.set_title(f"k = {rewind}" + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
-            _tidy(axis)
+            tidy(axis)
         axes[row, 0].set_ylabel("test accuracy (%)")
     for axis in axes[-1]:
         axis.set_xlabel("sparsity of the mask")
-    _legend(figure, axes[0, 0], title, cells["n"])
+    _legend(figure, axes[0, 0], cells["n"])
     return figure
 
 
@@ -141,7 +118,7 @@ def difference_plot(results: pd.DataFrame, title: str) -> Figure:
         ranked = pairs.sort_values("difference")
         pairs = pd.concat([ranked.head(MOST_CELLS // 2), ranked.tail(MOST_CELLS // 2)])
     pairs = pairs.sort_values(["width", "sparsity", "rewind_epoch", "label"], ascending=False)
-    figure = Figure(figsize=(6.5, 1.4 + 0.3 * len(pairs)), dpi=150, layout="constrained")
+    figure = new_figure(6.5, 1.4 + 0.3 * len(pairs), title)
     axis = figure.subplots()
     places = range(len(pairs))
     axis.errorbar(
@@ -167,61 +144,5 @@ def difference_plot(results: pd.DataFrame, title: str) -> Figure:
         f"\nthe {MOST_CELLS // 2} cells that gain least and most; {left_out} in between are in the table" if left_out else ""
     )
     axis.set_xlabel(caption + left, fontsize=8)
-    _tidy(axis)
-    figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def imp_barriers(barriers: pd.DataFrame, title: str) -> Figure:
-    """Draw the test error barrier from dense A to every round of IMP, a line per correction (paper, Figure 4a).
-
-    Raises ValueError when there are no such lines.
-    """
-    cells = imp_barrier_table(barriers)
-    cells = cells[cells["split"] == "test"]
-    if cells.empty:
-        raise ValueError("no line from dense A to a round of IMP was asked for (analyses.imp_line)")
-    figure = Figure(figsize=(5.5, 3.6), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    for number, ((width, correction), line) in enumerate(cells.groupby(["width", "correction"], observed=True)):
-        line = line.sort_values("sparsity")
-        label = str(correction) + (f", width {width:g}" if cells["width"].nunique() > 1 else "")
-        axis.errorbar(
-            line["sparsity"].astype(float),
-            line["error_barrier"],
-            yerr=line["error_std"].fillna(0.0),
-            marker="osv^Dx"[number % 6],
-            capsize=3,
-            label=label,
-        )
-    axis.set_xlabel("sparsity after the round")
-    axis.set_ylabel("error barrier (points)")
-    axis.set_ylim(bottom=0)
-    _tidy(axis)
-    axis.legend(fontsize=8, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
-    """Draw the mean correlation of matched units in each symmetry group, one line per way of matching.
-
-    `permutations` is what `load_permutations` gives. Raises ValueError when it is empty.
-    """
-    if permutations.empty:
-        raise ValueError("nothing was matched, so there is nothing to draw")
-    groups = list(dict.fromkeys(permutations["group"]))
-    figure = Figure(figsize=(max(4.5, 1.5 + 0.42 * len(groups)), 3.6), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    for number, (name, rows) in enumerate(permutations.groupby(["width", "match_method", "match_epoch"], observed=True)):
-        width, method, epoch = name
-        line = rows.groupby("group")["correlation"].mean().reindex(groups)
-        label = f"{method} @{epoch:.0f}" + (f", width {width:g}" if permutations["width"].nunique() > 1 else "")
-        axis.plot(range(len(groups)), line, marker="osv^Dx"[number % 6], markersize=5, linewidth=1.4, label=label)
-    axis.set_xticks(range(len(groups)), groups, rotation=60 if len(groups) > 6 else 0, fontsize=8)
-    axis.set_ylabel("mean correlation")
-    axis.set_ylim(top=1.0)
-    _tidy(axis)
-    axis.legend(fontsize=8, frameon=False)
-    figure.suptitle(title, fontsize=11)
+    tidy(axis)
     return figure

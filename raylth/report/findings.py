@@ -3,12 +3,17 @@
 import pandas as pd
 
 from raylth.report.statistics import paired_differences
-from raylth.report.tables import CELL, accuracy_table, dense_networks
+from raylth.report.tables import CELL, accuracy_table, dense_networks, matched_lines
 
 __all__ = ["findings"]
 
 
-def findings(results: pd.DataFrame, barriers: pd.DataFrame, ensembles: pd.DataFrame | None = None) -> list[str]:
+def findings(
+    results: pd.DataFrame,
+    barriers: pd.DataFrame,
+    ensembles: pd.DataFrame | None = None,
+    masks: pd.DataFrame | None = None,
+) -> list[str]:
     """Return one sentence per thing that the finished networks show; none when nothing can be said yet."""
     cells = accuracy_table(results)
     said = [*_permuted_against_naive(results), *_recovered(cells)]
@@ -16,7 +21,23 @@ def findings(results: pd.DataFrame, barriers: pd.DataFrame, ensembles: pd.DataFr
     if len(dense):
         said.append(f"The dense networks reach {dense.mean():.1f} % (n = {len(dense)}).")
     said += _barriers(barriers)
-    return said if ensembles is None else said + _ensembles(ensembles)
+    said += [] if ensembles is None else _ensembles(ensembles)
+    return said + ([] if masks is None else _masks(masks))
+
+
+def _masks(masks: pd.DataFrame) -> list[str]:
+    """How much of B's own mask A's has before and after the permutation, beyond chance."""
+    said = []
+    pairs = masks[(masks["layer"] == "all") & (masks["other"] == "B")]
+    for (width, sparsity), rows in pairs.groupby(["width", "sparsity"], observed=True):
+        means = 100 * rows.groupby("mask")[["jaccard", "expected_jaccard"]].mean()
+        if {"A", "pi(A)"} <= set(means.index):
+            said.append(
+                f"Of the weights that either keeps, pi(mask_A) and B's own mask share {means.loc['pi(A)', 'jaccard']:.1f} %, "
+                f"mask_A and B's {means.loc['A', 'jaccard']:.1f} %; chance gives {means.loc['A', 'expected_jaccard']:.1f} % "
+                f"(sparsity {sparsity:g}, width {width:g})."
+            )
+    return said
 
 
 def _permuted_against_naive(results: pd.DataFrame) -> list[str]:
@@ -51,14 +72,26 @@ def _recovered(cells: pd.DataFrame) -> list[str]:
 
 def _barriers(barriers: pd.DataFrame) -> list[str]:
     said = []
-    test = barriers[(barriers["split"] == "test") & (barriers["correction"] == "repair")]
-    for method, rows in test.groupby("match_method", observed=True):
-        barrier = rows["error_barrier"]
-        said.append(
-            f"Between pi(A) and B, matched by {method}, the test error rises by {barrier.mean():.1f} points after REPAIR "
-            f"(mean of {len(barrier)} lines)."
+    test = barriers[(barriers["split"] == "test") & barriers["imp_round"].isna()]
+    carrying = matched_lines(test)
+    carrying = carrying[carrying["match_samples"].isna() | carrying["match_samples"].eq(carrying["match_samples"].max())]
+    for (method, epoch), rows in carrying.groupby(["match_method", "match_epoch"], observed=True):
+        said.append(f"Between pi(A) and B, matched by {method} at epoch {epoch:.0f}, {_rise(rows)}.")
+    others = test[test["between"] != "pi(A) - B"]
+    for (between, sparsity, rewind), rows in others.groupby(["between", "sparsity", "rewind_epoch"], observed=True):
+        cell = (
+            f" at sparsity {sparsity:g}, k = {rewind}" if set(between.split(" - ")) - {"A", "B", "pi(A)", "pi^-1(B)"} else ""
         )
+        said.append(f"Between {between.replace(' - ', ' and ')}{cell}, {_rise(rows)}.")
     return said
+
+
+def _rise(rows: pd.DataFrame) -> str:
+    """Say what the error does on lines, by correction."""
+    means = rows.groupby("correction", sort=False)["error_barrier"].mean()
+    how = {"plain": "as they are", "reset": "with batch norm's statistics reset", "repair": "after REPAIR"}
+    parts = [f"{value:.1f} points {how[str(name)]}" for name, value in means.items()]
+    return f"the test error rises by {', '.join(parts)} (mean of {rows['key'].nunique()} lines)"
 
 
 def _ensembles(ensembles: pd.DataFrame) -> list[str]:

@@ -6,16 +6,24 @@ import pandas as pd
 
 from raylth.report.tables import CELL, accuracy_table, dense_networks, finished_arms
 
-__all__ = ["beside_paper", "paper_accuracy"]
+__all__ = ["beside_paper", "ensembles_beside_paper", "paper_accuracy", "paper_ensembles"]
 
 MATCHED_LATE = {"cifar10": 200, "cifar100": 200, "imagenet": 80}  # T, and the match epoch of all tables but 15
 
 
 def paper_accuracy() -> pd.DataFrame:
     """Return Tables 5 to 15 of arXiv 2505.05143: one row per cell and arm; accuracies in percent over 3 runs."""
-    file = importlib.resources.files("raylth.report") / "data" / "paper_accuracy.csv"
-    with file.open(encoding="utf-8") as text:
-        return pd.read_csv(text).rename(columns={"method": "arm"})
+    return _read("paper_accuracy.csv").rename(columns={"method": "arm"})
+
+
+def paper_ensembles() -> pd.DataFrame:
+    """Return Table 1: one row per set; accuracies in percent, disagreement as a share, KL and JS in nats."""
+    return _read("paper_ensembles.csv").rename(columns={"method": "set"})
+
+
+def _read(name: str) -> pd.DataFrame:
+    with (importlib.resources.files("raylth.report") / "data" / name).open(encoding="utf-8") as text:
+        return pd.read_csv(text)
 
 
 def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
@@ -42,3 +50,19 @@ def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
     joined = joined.sort_values("table").drop_duplicates([*CELL, "label"])  # Table 15 repeats a cell of Table 5
     joined = joined.sort_values([*CELL, "arm"])
     return joined.assign(difference=joined["mean"] - joined["paper_mean"])[columns]
+
+
+def ensembles_beside_paper(ensembles: pd.DataFrame) -> pd.DataFrame:
+    """Return our ensembles that Table 1 has, too: a row per set and measure, with ours, the paper's and the difference.
+
+    A set is the paper's when data set, network, width, sparsity and the number of members are. Empty when there is none.
+    """
+    keys = ["dataset", "model", "width", "sparsity", "set", "members"]
+    measures = {
+        "mean_accuracy": "mean", "ensemble_accuracy": "ensemble", "disagreement": "disagreement", "kl": "kl", "js": "js",
+    }  # fmt: skip
+    ours = ensembles.rename(columns={"arm": "set"})[[*keys, *measures]].melt(keys, var_name="measure", value_name="ours")
+    paper = paper_ensembles().rename(columns={theirs: name for name, theirs in measures.items()})[[*keys, *measures]]
+    paper["width"] = paper["width"].astype(float)
+    joined = ours.merge(paper.melt(keys, var_name="measure", value_name="paper"), on=[*keys, "measure"])
+    return joined.assign(difference=joined["ours"] - joined["paper"])

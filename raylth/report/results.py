@@ -1,5 +1,7 @@
 """Loads the results of a store or of one run as data frames."""
 
+import contextlib
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +11,7 @@ from raylth.store import Location, locate
 from raylth.store.tables import read_table
 
 __all__ = [
+    "find_run",
     "load_barriers",
     "load_curves",
     "load_ensembles",
@@ -18,6 +21,23 @@ __all__ = [
     "load_planes",
     "load_results",
 ]
+
+
+def find_run(store: str | Path, sweep: str) -> Location:
+    """Return the folder of a sweep's run in a store, by the sweep's name: of several the last written.
+
+    Raises FileNotFoundError, with the sweeps that are there, when there is none.
+    """
+    place = locate(store)
+    runs = {}
+    for name in (place / "runs").names():
+        with contextlib.suppress(FileNotFoundError):
+            runs[name] = json.loads((place / "runs" / name / "manifest.json").read())
+    found = [(manifest["written"], name) for name, manifest in runs.items() if manifest["config"]["name"] == sweep]
+    if not found:
+        there = ", ".join(sorted({manifest["config"]["name"] for manifest in runs.values()})) or "none"
+        raise FileNotFoundError(f"{place}: no run of the sweep {sweep!r} here; there are: {there}")
+    return place / "runs" / max(found)[1]
 
 
 def load_results(run_dir: str | Path | Location) -> pd.DataFrame:

@@ -13,6 +13,9 @@ __all__ = [
     "ensemble_table",
     "finished_arms",
     "imp_barrier_table",
+    "line_table",
+    "matched_lines",
+    "overlap_table",
     "render_barriers",
     "render_table",
     "wide_accuracy",
@@ -120,15 +123,42 @@ def render_table(results: pd.DataFrame, title: str, *, max_width: int = 80) -> T
     return table
 
 
+def matched_lines(barriers: pd.DataFrame) -> pd.DataFrame:
+    """Return the lines from pi(A) to the trained B."""
+    return barriers[barriers["between"] == "pi(A) - B"]
+
+
 def barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per (width, match method and epoch, correction, split): mean and deviation of both barriers, and n."""
-    return _barrier_means(barriers, ["width", "match_method", "match_epoch", "correction", "split"])
+    """Return one row per (width, match method, epoch and samples, correction, split) of the lines from pi(A) to B: mean and
+    deviation of both barriers, and n."""
+    cell = ["width", "match_method", "match_epoch", "match_samples", "correction", "split"]
+    return _barrier_means(matched_lines(barriers), cell)
+
+
+def line_table(barriers: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (ends, width, sparsity, rewind point, correction, split) of the other lines, as `barrier_table`."""
+    others = barriers[(barriers["between"] != "pi(A) - B") & barriers["imp_round"].isna()]
+    return _barrier_means(others, ["between", "width", "sparsity", "rewind_epoch", "correction", "split"])
+
+
+def overlap_table(masks: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (width, sparsity, layer, two masks): overlap, what chance gives, mean density."""
+    if masks.empty:
+        return masks
+    cell = ["width", "sparsity", "layer"]
+    density = masks[masks["other"].isna()].groupby(cell, sort=False)[["density", "pruned_units"]].mean()
+    pairs = masks[masks["other"].notna()].groupby([*cell, "mask", "other"], sort=False)
+    shared = pairs.agg(jaccard=("jaccard", "mean"), expected_jaccard=("expected_jaccard", "mean"), n=("key", "nunique"))
+    return shared.reset_index().merge(density.reset_index(), on=cell)
 
 
 def render_barriers(barriers: pd.DataFrame) -> Table:
     """Lay the test error barriers from pi(A) to B out for a terminal: a row per permutation, a column per correction."""
     table = Table(title="error barrier between pi(A) and B on the test split, percentage points", title_justify="left")
-    test = barriers[barriers["split"] == "test"]
+    test = matched_lines(barriers)
+    test = test[
+        (test["split"] == "test") & (test["match_samples"].isna() | test["match_samples"].eq(test["match_samples"].max()))
+    ]
     corrections = [name for name in ("plain", "reset", "repair") if (test["correction"] == name).any()]
     for heading in ("width", "matched by", "epoch", *corrections):
         table.add_column(heading, justify="right")
@@ -155,7 +185,7 @@ def ensemble_table(ensembles: pd.DataFrame) -> pd.DataFrame:
 
 def _barrier_means(barriers: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
     """Return mean and standard deviation (n - 1) of both barriers over the lines of each cell, cells as they come."""
-    groups = barriers.groupby(cell, observed=True, sort=False)
+    groups = barriers.groupby(cell, observed=True, sort=False, dropna=False)
     return groups.agg(
         error_barrier=("error_barrier", "mean"),
         error_std=("error_barrier", "std"),

@@ -13,6 +13,8 @@ from scipy import stats
 
 from raylth.report import (
     beside_paper,
+    ensembles_beside_paper,
+    find_run,
     findings,
     load_barriers,
     load_results,
@@ -172,3 +174,37 @@ def test_the_command(run, tmp_path, capsys):
     assert (tmp_path / "elsewhere/report.html").exists()
     assert main([str(tmp_path / "nothing")]) == 2
     assert "expected" in capsys.readouterr().err
+
+
+def test_a_sweep_that_asks_for_everything_has_every_figure_and_table(quickstart, tmp_path):
+    page = write_report(quickstart, locate(tmp_path)).read().decode()
+    assert "Not drawn" not in page
+    assert set(re.findall('<p class="note">([^<]*) Nothing to show yet', page)) == {
+        "Cells that the paper has, too; difference: ours minus the paper&#39;s.",
+        "Where the paper&#39;s Table 1 has the set: its values, and ours minus the paper&#39;s.",
+    }, "MNIST-1D is not in the paper"
+    said = re.findall("<li>(.*?)</li>", page)
+    assert any("pi(mask_A) and B&#39;s own mask share" in sentence for sentence in said)
+    assert any(sentence.startswith("Between A and B, the test error rises by") for sentence in said)
+    assert len(list((tmp_path / "figures").glob("*.svg"))) == 10
+
+
+def test_a_run_is_found_by_its_sweeps_name(run, tmp_path):
+    assert str(find_run(tmp_path, "r")) == str(run)
+    with pytest.raises(FileNotFoundError, match=r"no run of the sweep 'q' here; there are: r"):
+        find_run(tmp_path, "q")
+
+
+def test_ensembles_of_table_1_stand_beside_the_papers():
+    ours = pd.DataFrame(
+        [
+            {"dataset": "cifar10", "model": "resnet20", "width": 1.0, "sparsity": 0.9, "arm": arm, "members": members,
+             "mean_accuracy": 90.0, "ensemble_accuracy": 92.0, "disagreement": 0.1, "kl": 0.3, "js": 0.1}
+            for arm, members in (("imp", 5), ("permuted", 3))
+        ]
+    )  # fmt: skip
+    beside = ensembles_beside_paper(ours).set_index("measure")
+    assert set(beside["set"]) == {"imp"}, "three members are not the paper's five"
+    assert beside.loc["ensemble_accuracy", ["ours", "paper"]].tolist() == [92.0, 93.25]
+    assert beside.loc["ensemble_accuracy", "difference"] == pytest.approx(-1.25)
+    assert beside.loc["kl", "difference"] == pytest.approx(0.3 - 0.352)

@@ -1,0 +1,153 @@
+"""Figures of the loss landscape: lines between networks, the plane through three, barriers."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from raylth.report.style import CORRECTION_STYLES, MARKERS, new_figure, spread, tidy
+from raylth.report.tables import imp_barrier_table, matched_lines
+
+__all__ = ["barrier_vs_width", "imp_barriers", "line_plot", "plane_plot"]
+
+MOST_LINES, PER_ROW = 12, 3  # panels
+
+
+def line_plot(lines: pd.DataFrame, title: str) -> Figure:
+    """Draw the test error along every kind of line, one panel per pair of ends and width (paper, Figure 3, right).
+
+    Lines are means over replicates, bands their range; one colour per correction. Drawn are the line from dense A to IMP's
+    last round and, of several matches by one method, the latest; at most 12. Raises ValueError when nothing was walked.
+    """
+    test = lines[lines["split"] == "test"]
+    if test.empty:
+        raise ValueError("no line was asked for (connect, analyses.lines)")
+    for column in ("imp_round", "match_samples", "match_epoch"):
+        test = test[test[column].isna() | (test[column] == test[column].max())]
+    panels = [group for _, group in test.groupby(["between", "width", "match_method"], dropna=False)][:MOST_LINES]
+    columns = len(panels) if len(panels) <= PER_ROW + 1 else PER_ROW
+    rows = -(-len(panels) // columns)
+    figure = new_figure(1.0 + 3.1 * columns, 0.6 + 3.0 * rows, title)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes, panels, strict=False):
+        for correction, (colour, marker, dash) in CORRECTION_STYLES.items():
+            points = panel[panel["correction"] == correction].groupby("alpha")["error"].agg(["mean", "min", "max"])
+            if len(points):
+                axis.plot(
+                    points.index, points["mean"], color=colour, marker=marker, linestyle=dash, markersize=4, label=correction
+                )
+                axis.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
+        axis.set_title(_panel_name(panel, test), fontsize=9)
+        axis.set_xlabel("from the first (0) to the second (1)", fontsize=8)
+        axis.tick_params(labelbottom=True)
+        tidy(axis)
+    for axis in axes[::columns]:
+        axis.set_ylabel("test error (%)")
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _panel_name(panel: pd.DataFrame, lines: pd.DataFrame) -> str:
+    first = panel.iloc[0]
+    parts = [str(first["between"])]
+    if pd.notna(first["imp_round"]):
+        parts.append(f"round {first['imp_round']:.0f}")
+    if lines["width"].nunique() > 1:
+        parts.append(f"width {first['width']:g}")
+    if lines["match_method"].nunique() > 1 and pd.notna(first["match_method"]):
+        parts.append(str(first["match_method"]))
+    return ", ".join(parts)
+
+
+def plane_plot(planes: pd.DataFrame, title: str) -> Figure:
+    """Draw the test error over each plane, of the first replicate (paper, Figure 4b); the three networks are marked.
+
+    Coordinates are distances of weights. Raises ValueError when no plane was measured.
+    """
+    test = planes[(planes["split"] == "test") & (planes["replicate"] == planes["replicate"].min())]
+    if test.empty:
+        raise ValueError("no plane was asked for (analyses.planes)")
+    panels = spread([group for _, group in test.groupby("key", sort=False)])
+    figure = new_figure(0.8 + 4.2 * len(panels), 4.0, title)
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        grid = panel[panel["corner"].isna()].pivot_table(index="y", columns="x", values="error")
+        levels = MaxNLocator(12).tick_values(np.nanmin(grid.to_numpy()), np.nanmax(grid.to_numpy()) + 1e-6)
+        drawn = axis.contourf(grid.columns, grid.index, grid.to_numpy(), levels=levels, cmap="viridis")
+        figure.colorbar(drawn, ax=axis, label="test error (%)")
+        _mark(axis, panel[panel["corner"].notna()])
+        width = f", width {panel['width'].iloc[0]:g}" if test["width"].nunique() > 1 else ""
+        axis.set_title(f"sparsity {panel['sparsity'].iloc[0]:g}, k = {panel['rewind_epoch'].iloc[0]}{width}", fontsize=9)
+        axis.set_aspect("equal")
+    return figure
+
+
+def _mark(axis: Axes, corners: pd.DataFrame) -> None:
+    for corner in corners.itertuples():
+        axis.plot(corner.x, corner.y, marker="o", color="white", markeredgecolor="black", markersize=7)
+        label = f"{corner.corner} ({corner.error:.0f} %)"
+        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
+        low, high = axis.get_xlim()
+        place = (corner.x - low) / (high - low)
+        align = "left" if place < 0.25 else "right" if place > 0.75 else "center"
+        axis.annotate(label, (corner.x, corner.y), xytext=(0, 8), textcoords="offset points", fontsize=8, ha=align, bbox=box)
+
+
+def imp_barriers(barriers: pd.DataFrame, title: str) -> Figure:
+    """Draw the test error barrier from dense A to every round of IMP, a line per correction (paper, Figure 4a).
+
+    Raises ValueError when there are no such lines.
+    """
+    cells = imp_barrier_table(barriers)
+    cells = cells[cells["split"] == "test"]
+    if cells.empty:
+        raise ValueError("no line from dense A to a round of IMP was asked for (analyses.imp_line)")
+    figure = new_figure(5.5, 3.6, title)
+    axis = figure.subplots()
+    for number, ((width, correction), line) in enumerate(cells.groupby(["width", "correction"], observed=True)):
+        line = line.sort_values("sparsity")
+        label = str(correction) + (f", width {width:g}" if cells["width"].nunique() > 1 else "")
+        axis.errorbar(
+            line["sparsity"].astype(float),
+            line["error_barrier"],
+            yerr=line["error_std"].fillna(0.0),
+            marker=MARKERS[number % 6],
+            capsize=3,
+            label=label,
+        )
+    axis.set_xlabel("sparsity after the round")
+    axis.set_ylabel("error barrier (points)")
+    axis.set_ylim(bottom=0)
+    tidy(axis)
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def barrier_vs_width(barriers: pd.DataFrame, title: str) -> Figure:
+    """Draw the test error barrier between pi(A) and B against the width of the network (paper, Figure 3, left).
+
+    Points are means over replicates, bars one standard deviation. Raises ValueError for fewer than two widths.
+    """
+    test = matched_lines(barriers)
+    test = test[test["split"] == "test"]
+    if test["width"].nunique() < 2:
+        raise ValueError("the sweep has lines at one width only (model.widths, connect)")
+    figure = new_figure(5.5, 3.6, title)
+    axis = figure.subplots()
+    for correction, (colour, marker, dash) in CORRECTION_STYLES.items():
+        line = test[test["correction"] == correction].groupby("width")["error_barrier"].agg(["mean", "std"])
+        if len(line):
+            axis.errorbar(
+                line.index, line["mean"], yerr=line["std"].fillna(0.0), color=colour, marker=marker, linestyle=dash,
+                capsize=3, label=correction,
+            )  # fmt: skip
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sorted(test["width"].unique()), [f"{width:g}" for width in sorted(test["width"].unique())])
+    axis.set_xlabel("width")
+    axis.set_ylabel("error barrier (points)")
+    axis.set_ylim(bottom=0)
+    tidy(axis)
+    axis.legend(fontsize=8, frameon=False)
+    return figure

@@ -1,0 +1,112 @@
+"""Figures of permutations and masks: how well units match, what a match is made from, how alike masks are."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from raylth.report.style import CORRECTION_STYLES, MARKERS, new_figure, tidy
+from raylth.report.tables import matched_lines
+
+__all__ = ["mask_overlap", "match_effort", "match_quality"]
+
+
+def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
+    """Draw the mean correlation of matched units in each symmetry group, one line per way of matching.
+
+    `permutations` is what `load_permutations` gives. Raises ValueError when it is empty.
+    """
+    if permutations.empty:
+        raise ValueError("nothing was matched, so there is nothing to draw")
+    permutations = permutations[_on_most(permutations)]
+    groups = list(dict.fromkeys(permutations["group"]))
+    figure = new_figure(max(4.5, 1.5 + 0.42 * len(groups)), 3.6, title)
+    axis = figure.subplots()
+    for number, (name, rows) in enumerate(permutations.groupby(["width", "match_method", "match_epoch"], observed=True)):
+        width, method, epoch = name
+        line = rows.groupby("group")["correlation"].mean().reindex(groups)
+        label = f"{method} @{epoch:.0f}" + (f", width {width:g}" if permutations["width"].nunique() > 1 else "")
+        axis.plot(range(len(groups)), line, marker=MARKERS[number % 6], markersize=5, linewidth=1.4, label=label)
+    axis.set_xticks(range(len(groups)), groups, rotation=60 if len(groups) > 6 else 0, fontsize=8)
+    axis.set_ylabel("mean correlation")
+    axis.set_ylim(top=1.0)
+    tidy(axis)
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _on_most(matches: pd.DataFrame) -> "pd.Series[bool]":
+    """Mark the matches that were made on the most samples: those that carry masks."""
+    return matches["match_samples"].isna() | (matches["match_samples"] == matches["match_samples"].max())
+
+
+def match_effort(permutations: pd.DataFrame, barriers: pd.DataFrame, title: str) -> Figure:
+    """Draw mean correlation and barrier of pi(A) to B against the samples, and the epoch of B, that a match was made from.
+
+    Points are means over replicates, bars one standard deviation (paper, Table 15, early matching). Raises ValueError when
+    matches differ in neither.
+    """
+    panels = []
+    for column, name in (("match_samples", "samples matched on"), ("match_epoch", "epoch of B matched at")):
+        other = "match_epoch" if column == "match_samples" else "match_samples"
+        found = permutations[permutations[other].isna() | (permutations[other] == permutations[other].max())]
+        lines = matched_lines(barriers)
+        lines = lines[(lines["split"] == "test") & (lines[other].isna() | (lines[other] == lines[other].max()))]
+        if found[column].nunique() > 1:
+            panels.append((column, name, found, lines))
+    if not panels:
+        raise ValueError("all matches are made from the same samples and epoch (analyses.match_quality, match.epochs)")
+    figure = new_figure(0.8 + 4.4 * len(panels), 5.0, title)
+    axes = figure.subplots(2, len(panels), squeeze=False, sharex="col")
+    for (upper, lower), (column, name, found, lines) in zip(axes.T, panels, strict=True):
+        quality = found.groupby([column, "replicate"])["correlation"].mean().groupby(column).agg(["mean", "std"])
+        upper.errorbar(quality.index.astype(float), quality["mean"], yerr=quality["std"].fillna(0.0), marker="o", capsize=3)
+        for correction, (colour, marker, dash) in CORRECTION_STYLES.items():
+            line = lines[lines["correction"] == correction].groupby(column)["error_barrier"].agg(["mean", "std"])
+            if len(line):
+                lower.errorbar(
+                    line.index.astype(float), line["mean"], yerr=line["std"].fillna(0.0), color=colour, marker=marker,
+                    linestyle=dash, capsize=3, label=correction,
+                )  # fmt: skip
+        if column == "match_samples":
+            lower.set_xscale("log")
+        lower.set_xlabel(name)
+        tidy(upper)
+        tidy(lower)
+        if lower.get_legend_handles_labels()[1]:
+            lower.legend(fontsize=8, frameon=False)
+    axes[0, 0].set_ylabel("mean correlation")
+    axes[1, 0].set_ylabel("error barrier to B (points)")
+    return figure
+
+
+def mask_overlap(masks: pd.DataFrame, title: str) -> Figure:
+    """Draw what each layer keeps, and how much two masks share beyond chance, one column of panels per sparsity.
+
+    Lines are means over replicates; dashed is what masks of these densities share by chance. Raises ValueError when no masks
+    were compared.
+    """
+    if masks.empty:
+        raise ValueError("no masks were compared (analyses.overlap)")
+    masks = masks[(masks["layer"] != "all") & (masks["width"] == masks["width"].min())]
+    layers, sparsities = list(dict.fromkeys(masks["layer"])), sorted(masks["sparsity"].unique())[-3:]
+    figure = new_figure(1.0 + max(3.0, 0.3 * len(layers)) * len(sparsities), 5.4, title)
+    axes = figure.subplots(2, len(sparsities), squeeze=False, sharex=True, sharey="row")
+    for (upper, lower), sparsity in zip(axes.T, sparsities, strict=True):
+        cell = masks[masks["sparsity"] == sparsity]
+        alone = cell[cell["other"].isna() & (cell["mask"] != "pi(A)")]
+        for number, (name, rows) in enumerate(alone.groupby("mask")):
+            density = rows.groupby("layer")["density"].mean().reindex(layers)
+            upper.plot(range(len(layers)), density, marker=MARKERS[number], label=name)
+        for number, ((one, other), rows) in enumerate(cell[cell["other"].notna()].groupby(["mask", "other"])):
+            means = rows.groupby("layer")[["jaccard", "expected_jaccard"]].mean().reindex(layers)
+            (drawn,) = lower.plot(range(len(layers)), means["jaccard"], marker=MARKERS[number], label=f"{one}, {other}")
+            lower.plot(range(len(layers)), means["expected_jaccard"], color=drawn.get_color(), linestyle="--", linewidth=1)
+        upper.set_title(f"sparsity {sparsity:g}", fontsize=10)
+        names = [layer.removesuffix(".weight") for layer in layers]
+        lower.set_xticks(range(len(layers)), names, rotation=60 if len(layers) > 5 else 0, fontsize=7)
+        tidy(upper)
+        tidy(lower)
+    axes[0, 0].set_ylabel("weights alive")
+    axes[1, 0].set_ylabel("overlap (Jaccard)")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    axes[1, 0].legend(fontsize=8, frameon=False)
+    return figure
