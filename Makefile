@@ -28,6 +28,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_cpu.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/orchestration.py
+	$(BIN)/python benchmarks/analyses.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

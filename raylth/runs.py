@@ -17,6 +17,7 @@ from raylth.config import SweepConfig
 from raylth.stages import Graph, Plan, result_rows
 from raylth.store import Location, Store, fingerprint
 from raylth.store.tables import DATASETS, append_rows, compact_table, write_table
+from raylth.tensorboard import TensorBoard
 
 __all__ = ["Recorder", "Run"]
 
@@ -101,6 +102,8 @@ class Recorder:
         self.batch, self.seconds = batch, seconds
         self.num_written = 0  # of `graph.ended`
         self.tried_at, self.has_failed = time.monotonic(), False
+        folder = run.config.log.tensorboard
+        self.tensorboard = TensorBoard(folder, run.config.name) if folder else None
 
     def update(self) -> None:
         """Write what has ended since the last time, if it is a batch or time has come."""
@@ -127,6 +130,8 @@ class Recorder:
         rows = result_rows(self.plan, self.graph, self.run.store, self.run.name, keys)
         self.run.append(rows, self.graph.count())
         self.num_written += len(ended)
+        if self.tensorboard is not None:
+            self.tensorboard.write(rows, self.graph)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ LAYERS = [  # lowest first; a module may import from its own room and from rooms
     ("analyses",),
     ("config", "report"),
     ("sweepfile", "stages"),
+    ("tensorboard",),
     ("runs", "progress"),
     ("view", "status", "cluster"),
     ("sweep",),
