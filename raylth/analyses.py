@@ -18,6 +18,7 @@ __all__ = [
     "EnsembleConfig",
     "LineConfig",
     "MatchQualityConfig",
+    "MatchedLineConfig",
     "OverlapConfig",
     "PlaneConfig",
     "parse_end",
@@ -36,6 +37,7 @@ class Cells:
     arms: Sequence[str]
     match_epochs: Sequence[int]
     total: int  # T
+    are_masks_brought: bool = False
 
     def check_arm(self, field: str, name: str) -> None:
         """Raise ValueError for an arm that is not trained."""
@@ -130,8 +132,17 @@ class EnsembleConfig(CellConfig):
 class _AmongNetworks(CellConfig):
     """What is measured between networks of one cell that are named."""
 
+    def _named(self, cells: Cells, asked: Sequence[str] | None, usual: Sequence[str]) -> Sequence[str] | None:
+        """Return what is asked for, else what is usual if the sweep has it, else None."""
+        has_usual = (
+            {"lth", "permuted"} <= set(cells.arms) and cells.total in cells.match_epochs and not cells.are_masks_brought
+        )
+        return asked or (usual if has_usual else None)
+
     def _checked(self, cells: Cells, field: str, names: Sequence[str]) -> Self:
         for name in names:
+            if list(names).count(name) > 1:
+                raise ValueError(f"{field}: {name} is named twice")
             end = parse_end(name)
             if end.base not in ("A", "B", "imp"):
                 cells.check_arm(field, end.base)
@@ -143,24 +154,35 @@ class _AmongNetworks(CellConfig):
 EndName = Annotated[str, AfterValidator(lambda text: parse_end(text).name)]
 
 
+class MatchedLineConfig(ConnectConfig):
+    """Lines from pi(A) to B, for every permutation."""
+
+    unmatched: bool = Field(False, description="Walk from A as it is to B, too.")
+
+
 class LineConfig(ConnectConfig, _AmongNetworks):
     """A line between any two networks of one cell."""
 
-    between: tuple[EndName, EndName] = Field(
+    between: tuple[EndName, EndName] | None = Field(
+        None,
         description="Two of A, B (dense, trained), imp (A pruned), and sparse.arms; pi(X) is X with its units moved as A's "
-        "are to match B's, pi^-1(X) moved back."
+        "are to match B's, pi^-1(X) moved back. null is lth and pi^-1(permuted), where the sweep has both.",
     )
 
-    def completed(self, cells: Cells) -> "LineConfig":
-        """Return the same with its cell filled in; ValueError, with the field, for what the sweep does not have."""
-        return self._checked(cells, "between", self.between)
+    def completed(self, cells: Cells) -> "LineConfig | None":
+        """Return the same with nothing left open, None where the sweep lacks what null means; ValueError, with the field, for
+        what the sweep does not have."""
+        names = self._named(cells, self.between, ("lth", "pi^-1(permuted)"))
+        return self._checked(cells, "between", names).model_copy(update={"between": names}) if names else None
 
 
 class PlaneConfig(_AmongNetworks):
     """Loss and error over the plane through three networks of one cell (paper, Figure 4b)."""
 
-    through: tuple[EndName, EndName, EndName] = Field(
-        ("A", "lth", "pi^-1(permuted)"), description="Three networks, named as in analyses.lines; the first is the origin."
+    through: tuple[EndName, EndName, EndName] | None = Field(
+        None,
+        description="Three networks, named as in analyses.lines; the first is the origin. null is A, lth and "
+        "pi^-1(permuted), where the sweep has them.",
     )
     resolution: Integer = Field(21, ge=2, le=501, description="Points on each side of the grid.")
     margin: Real = Field(0.2, ge=0, le=10, description="How far the grid goes beyond the three, as a share of their extent.")
@@ -168,12 +190,15 @@ class PlaneConfig(_AmongNetworks):
         "reset", description="plain: batch norm's statistics lie on the plane as the weights do; reset: measured anew."
     )
     samples: Count | None = Field(
-        2000, description="Training samples, from the first, for reset and training loss; null is all."
+        2000,
+        description="Training samples, from the first, for reset and training loss; null is all. Reset holds a layer of all.",
     )
 
-    def completed(self, cells: Cells) -> "PlaneConfig":
-        """Return the same with its cell filled in; ValueError, with the field, for what the sweep does not have."""
-        return self._checked(cells, "through", self.through)
+    def completed(self, cells: Cells) -> "PlaneConfig | None":
+        """Return the same with nothing left open, None where the sweep lacks what null means; ValueError, with the field, for
+        what the sweep does not have."""
+        names = self._named(cells, self.through, ("A", "lth", "pi^-1(permuted)"))
+        return self._checked(cells, "through", names).model_copy(update={"through": names}) if names else None
 
 
 class OverlapConfig(Settings):
@@ -186,7 +211,7 @@ class MatchQualityConfig(Settings):
     """How good a match is, and the barrier it leaves, against what it was made from; by the first of match.method."""
 
     samples: Annotated[list[Count], AfterValidator(unique)] = Field(
-        [], description="Training samples to match on, each alone."
+        [], description="Training samples to match on, each alone; more than there are is all."
     )
     epochs: Annotated[list[Epoch], AfterValidator(unique)] = Field(
         [], description="Epochs of B to match at (paper: Table 15)."
@@ -219,7 +244,8 @@ class AnalysesConfig(Settings):
             found[field] = []
             for number, asked in enumerate(getattr(self, field)):
                 with _below(f"{field}.{number}"):
-                    found[field].append(asked.completed(cells))
+                    completed = asked.completed(cells)
+                found[field] += [completed] if completed else []
         if self.overlap is not None:
             with _below("overlap"):
                 cells.check_match("own", "pi(A)")

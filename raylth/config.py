@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from raylth.analyses import AnalysesConfig, Cells, ConnectConfig
+from raylth.analyses import AnalysesConfig, Cells, MatchedLineConfig
 from raylth.core.data import DATASETS
 from raylth.core.models import MODELS, build_model
 from raylth.core.train import Recipe
@@ -256,7 +256,7 @@ class SweepConfig(Settings):
     dense: DenseConfig = DenseConfig()
     imp: ImpConfig = ImpConfig()
     match: MatchConfig = MatchConfig()
-    connect: ConnectConfig | None = Field(None, description="Lines and barriers between pi(A) and B; null is none.")
+    connect: MatchedLineConfig | None = Field(None, description="Lines and barriers between pi(A) and B; null is none.")
     sparse: SparseConfig = SparseConfig()
     analyses: AnalysesConfig = AnalysesConfig()
     resources: ResourcesConfig = ResourcesConfig()
@@ -271,7 +271,8 @@ class SweepConfig(Settings):
     def cells(self) -> Cells:
         """What analyses may name."""
         sparse = self.sparse
-        return Cells(sparse.sparsities, sparse.rewinds, sparse.arms, self.match_epochs, self.dense.epochs)
+        brought = sparse.mask_from is not None
+        return Cells(sparse.sparsities, sparse.rewinds, sparse.arms, self.match_epochs, self.dense.epochs, brought)
 
     @property
     def measured(self) -> AnalysesConfig:

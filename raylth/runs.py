@@ -1,5 +1,6 @@
 """A run: one sweep's settings in one store, with its manifest, rows, figure and error reports."""
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -7,6 +8,7 @@ import os
 import platform
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +24,7 @@ from raylth.tensorboard import TensorBoard
 __all__ = ["Recorder", "Run"]
 
 NOT_SCIENCE = {"storage": True, "resources": True, "log": True, "data": {"root", "download"}}
+SHOWN_FAILURES = 200  # in the manifest
 PACKAGES = ("raylth", "torch", "torchvision", "ray", "numpy", "scipy", "pyarrow", "pydantic", "safetensors", "mnist1d")
 
 
@@ -59,34 +62,41 @@ class Run:
         """The Parquet file with this run's networks."""
         return self.store.root / "results" / f"{self.name}.parquet"
 
-    def write(self, tables: Mapping[str, list[dict[str, Any]]], states: Mapping[str, Mapping[str, int]]) -> None:
+    def write(self, tables: Mapping[str, list[dict[str, Any]]], graph: Graph) -> None:
         """Write the run's rows and its manifest, each in one step; whatever was there is replaced."""
-        manifest = self._manifest(states)
+        manifest = self._manifest(graph)
         for dataset, rows in tables.items():
             write_table(self.store.root, dataset, self.name, rows, manifest)
         (self.folder / "manifest.json").write(json.dumps(manifest, indent=1).encode())
 
-    def append(self, tables: Mapping[str, list[dict[str, Any]]], states: Mapping[str, Mapping[str, int]]) -> None:
+    def append(self, tables: Mapping[str, list[dict[str, Any]]], graph: Graph) -> None:
         """Write rows of a run that goes on; `compact` joins them in the end."""
-        manifest = self._manifest(states)
+        manifest = self._manifest(graph)
         for dataset, rows in tables.items():
             if rows:
                 append_rows(self.store.root, dataset, self.name, rows, manifest)
         (self.folder / "manifest.json").write(json.dumps(manifest, indent=1).encode())
 
-    def compact(self, order: Mapping[str, int], states: Mapping[str, Mapping[str, int]]) -> None:
+    def compact(self, graph: Graph) -> None:
         """Join all rows that were appended, in the order of the stages' keys, in one file per dataset."""
-        manifest = self._manifest(states)
+        manifest, order = self._manifest(graph), {key: rank for rank, key in enumerate(graph.stages)}
         for dataset in DATASETS:
             compact_table(self.store.root, dataset, self.name, order, manifest)
         (self.folder / "manifest.json").write(json.dumps(manifest, indent=1).encode())
 
-    def _manifest(self, states: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    def _manifest(self, graph: Graph) -> dict[str, Any]:
+        blocks = Counter(graph.blockers.values())
+        failures = [
+            {"stage": graph.stages[key].name, "state": graph.states[key], "error": error, "blocks": blocks[key]}
+            for key, error in graph.errors.items()
+        ]
         return {
             "run": self.name,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": self.config.model_dump(mode="json"),
-            "stages": {kind: dict(counts) for kind, counts in states.items()},
+            "stages": {kind: dict(counts) for kind, counts in graph.count().items()},
+            "failures": failures[:SHOWN_FAILURES],
+            "num_failures": len(failures),
             "packages": {name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "git_commit": _git_commit(),
@@ -122,16 +132,17 @@ class Recorder:
         """Write the rest and join all parts."""
         while self.num_written < len(self.graph.ended):
             self._write()
-        self.run.compact({key: rank for rank, key in enumerate(self.graph.stages)}, self.graph.count())
+        self.run.compact(self.graph)
 
     def _write(self) -> None:
         ended = self.graph.ended[self.num_written : self.num_written + self.batch]
         keys = [key for key in dict.fromkeys(ended) if self.graph.states[key] in ("done", "diverged", "failed")]
         rows = result_rows(self.plan, self.graph, self.run.store, self.run.name, keys)
-        self.run.append(rows, self.graph.count())
+        self.run.append(rows, self.graph)
         self.num_written += len(ended)
         if self.tensorboard is not None:
-            self.tensorboard.write(rows, self.graph)
+            with contextlib.suppress(OSError):  # a folder that cannot be written must not cost the results
+                self.tensorboard.write(rows, self.graph)
 
 
 @functools.cache

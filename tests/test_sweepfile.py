@@ -61,7 +61,10 @@ BAD_OVERRIDES = [
     ("dense.lr=.nan", "dense.lr: should be a finite number"),
     ("dense.lr", "'dense.lr' is not of the form key.path=value"),
     ("dense.lr=[", "the value is not YAML"),
-    ("connect.pionts=3", "connect.pionts: unknown key, did you mean 'points'? (known: points, corrections, samples)"),
+    (
+        "connect.pionts=3",
+        "connect.pionts: unknown key, did you mean 'points'? (known: points, corrections, samples, unmatched)",
+    ),
 ]
 
 
@@ -115,7 +118,10 @@ def number_settings():
         for name, entry in model["properties"].items():
             text = json.dumps(entry)
             below = re.search(r"#/\$defs/(\w+)", text)
-            if below:
+            if below and '"array"' in text:
+                inside = [override.split("=", 1) for override in walk(schema["$defs"][below[1]], [])]
+                yield from (f"{'.'.join([*path, name])}=[{{{key}: {value}}}]" for key, value in inside)
+            elif below:
                 yield from walk(schema["$defs"][below[1]], [*path, name])
             elif '"integer"' in text or '"number"' in text:
                 value = "{x: yes}" if '"additionalProperties"' in text else "[yes]" if '"array"' in text else "yes"
@@ -126,7 +132,13 @@ def number_settings():
 
 def test_true_is_no_number_anywhere():
     overrides = number_settings()
-    assert {"seeds.base=yes", "sparse.rewinds=[yes]", "match.stream_site={x: yes}", "connect.points=yes"} <= set(overrides)
+    assert {
+        "seeds.base=yes",
+        "sparse.rewinds=[yes]",
+        "match.stream_site={x: yes}",
+        "connect.points=yes",
+        "analyses.lines=[{sparsity: yes}]",
+    } <= set(overrides)
     assert len(overrides) > 50
     for override in overrides:
         with pytest.raises(

@@ -25,19 +25,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         place = locate(options.place)
-        runs = _runs(place)
         while True:
-            for run in runs:
-                out = run / "report" if options.out is None else locate(options.out)
-                print(write_report(run, out / run.name if options.out and len(runs) > 1 else out), flush=True)
+            written = _write_all(place, options.out, patient=options.watch is not None)
             if options.watch is None:
-                return EXIT_OK
+                return EXIT_OK if written else EXIT_NOTHING
             time.sleep(options.watch)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return EXIT_NOTHING
     except KeyboardInterrupt:
         return EXIT_OK
+
+
+def _write_all(place: Location, out: str | None, *, patient: bool) -> bool:
+    """Write the report of every run; one that cannot be read is named and left out. Returns whether all were written."""
+    try:
+        runs, whole = _runs(place), True
+    except OSError as error:
+        if not patient:
+            raise
+        print(f"{error}; waiting", file=sys.stderr, flush=True)
+        return False
+    for run in runs:
+        target = run / "report" if out is None else locate(out) / run.name if len(runs) > 1 else locate(out)
+        try:
+            print(write_report(run, target), flush=True)
+        except (OSError, ValueError) as error:
+            print(f"{run}: no report: {error}", file=sys.stderr, flush=True)
+            whole = False
+    return whole
 
 
 def _runs(place: Location) -> list[Location]:

@@ -1,5 +1,7 @@
 """Figures of accuracy: against the rewind point, against sparsity, and what the permutation gains."""
 
+from collections import Counter
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +13,7 @@ from raylth.report.tables import ARM_ORDER, accuracy_table, dense_networks
 
 __all__ = ["accuracy_vs_rewind", "accuracy_vs_sparsity", "difference_plot"]
 
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MOST_CELLS = 40  # below each other
 
 
@@ -34,7 +37,7 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
             panel = cells[(cells["width"] == width) & (cells["sparsity"] == sparsity)]
             axis.axhline(dense_accuracy.get(width, float("nan")), color="black", linestyle="--", linewidth=1, label="dense")
             _draw_arms(axis, panel, "rewind_epoch")
-            axis.set_title(f"sparsity {sparsity:.0%}" + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
+            axis.set_title(f"sparsity {sparsity:g}" + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             tidy(axis)
         axes[row, 0].set_ylabel("test accuracy (%)")
@@ -46,7 +49,9 @@ def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
 
 def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
     """Draw a line per arm: its mean and standard deviation against a column of the accuracy table."""
+    seen: Counter[str] = Counter()
     for (arm, label), line in sorted(cells.groupby(["arm", "label"], observed=True), key=lambda group: _rank(group[0])):
+        dash, seen[arm] = DASHES[seen[arm] % len(DASHES)], seen[arm] + 1  # several ways of matching share their arm's colour
         line = line.sort_values(against)
         axis.errorbar(
             line[against].astype(float),
@@ -55,6 +60,7 @@ def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
             label=label,
             color=ARM_COLOURS[arm],
             marker=ARM_MARKERS[arm],
+            linestyle=dash,
             linewidth=1.6,
             markersize=5,
             capsize=3,
@@ -134,7 +140,7 @@ def difference_plot(results: pd.DataFrame, title: str) -> Figure:
     many_widths, many_labels = pairs["width"].nunique() > 1, pairs["label"].nunique() > 1
     names = [
         (f"width {row.width:g}, " if many_widths else "")
-        + f"S = {row.sparsity:.2f}, k = {row.rewind_epoch}"
+        + f"S = {row.sparsity:g}, k = {row.rewind_epoch}"
         + (f", {row.label}" if many_labels else "")
         for row in pairs.itertuples()
     ]

@@ -7,6 +7,8 @@ from raylth.report.tables import CELL, accuracy_table, dense_networks, matched_l
 
 __all__ = ["findings"]
 
+DENSE = {"A", "B", "pi(A)", "pi^-1(B)"}  # ends that are of no cell
+
 
 def findings(
     results: pd.DataFrame,
@@ -17,9 +19,10 @@ def findings(
     """Return one sentence per thing that the finished networks show; none when nothing can be said yet."""
     cells = accuracy_table(results)
     said = [*_permuted_against_naive(results), *_recovered(cells)]
-    dense = dense_networks(results)["test_accuracy"]
-    if len(dense):
-        said.append(f"The dense networks reach {dense.mean():.1f} % (n = {len(dense)}).")
+    dense = dense_networks(results)
+    for width, rows in dense.groupby("width"):
+        where = f" of width {width:g}" if dense["width"].nunique() > 1 else ""
+        said.append(f"The dense networks{where} reach {rows['test_accuracy'].mean():.1f} % (n = {len(rows)}).")
     said += _barriers(barriers)
     said += [] if ensembles is None else _ensembles(ensembles)
     return said + ([] if masks is None else _masks(masks))
@@ -47,7 +50,7 @@ def _permuted_against_naive(results: pd.DataFrame) -> list[str]:
         sure = (pairs["low"] > 0).sum()
         best = pairs.loc[pairs["difference"].idxmax()]
         text = f"{label} beats naive in {ahead} of {len(pairs)} cells, on average by {pairs['difference'].mean():.1f} points"
-        text += f", most at {_cell(best)}: {best['difference']:+.1f} points."
+        text += f", most at {_cell(best)}{_width(best['width'], pairs)}: {best['difference']:+.1f} points."
         if pairs["n"].max() > 1:
             text += f" In {sure} of them the 95 % confidence interval of the paired difference lies above 0."
         said.append(text)
@@ -72,18 +75,20 @@ def _recovered(cells: pd.DataFrame) -> list[str]:
 
 def _barriers(barriers: pd.DataFrame) -> list[str]:
     said = []
-    test = barriers[(barriers["split"] == "test") & barriers["imp_round"].isna()]
-    carrying = matched_lines(test)
-    carrying = carrying[carrying["match_samples"].isna() | carrying["match_samples"].eq(carrying["match_samples"].max())]
-    for (method, epoch), rows in carrying.groupby(["match_method", "match_epoch"], observed=True):
-        said.append(f"Between pi(A) and B, matched by {method} at epoch {epoch:.0f}, {_rise(rows)}.")
-    others = test[test["between"] != "pi(A) - B"]
-    for (between, sparsity, rewind), rows in others.groupby(["between", "sparsity", "rewind_epoch"], observed=True):
-        cell = (
-            f" at sparsity {sparsity:g}, k = {rewind}" if set(between.split(" - ")) - {"A", "B", "pi(A)", "pi^-1(B)"} else ""
-        )
-        said.append(f"Between {between.replace(' - ', ' and ')}{cell}, {_rise(rows)}.")
+    test = barriers[barriers["split"] == "test"]
+    for (width, method, epoch), rows in matched_lines(test).groupby(["width", "match_method", "match_epoch"], observed=True):
+        where = f"matched by {method} at epoch {epoch:.0f}{_width(width, test)}"
+        said.append(f"Between pi(A) and B, {where}, {_rise(rows)}.")
+    cell = ["between", "width", "sparsity", "rewind_epoch"]
+    others = test[test["carries_masks"].isna() & test["imp_round"].isna()].drop_duplicates(["key", "correction"])
+    for (between, width, sparsity, rewind), rows in others.groupby(cell, dropna=False):
+        where = f" at sparsity {sparsity:g}, k = {rewind}" if set(between.split(" - ")) - DENSE else ""
+        said.append(f"Between {between.replace(' - ', ' and ')}{where}{_width(width, test)}, {_rise(rows)}.")
     return said
+
+
+def _width(width: float, rows: pd.DataFrame) -> str:
+    return f", width {width:g}" if rows["width"].nunique() > 1 else ""
 
 
 def _rise(rows: pd.DataFrame) -> str:
@@ -106,4 +111,4 @@ def _ensembles(ensembles: pd.DataFrame) -> list[str]:
 
 
 def _cell(row: "pd.Series[float]") -> str:
-    return f"sparsity {row['sparsity']:.2f}, k = {row['rewind_epoch']:.0f}"
+    return f"sparsity {row['sparsity']:g}, k = {row['rewind_epoch']:.0f}"

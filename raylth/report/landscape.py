@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from raylth.report.findings import DENSE
 from raylth.report.style import CORRECTION_STYLES, MARKERS, new_figure, spread, tidy
 from raylth.report.tables import imp_barrier_table, matched_lines
 
@@ -22,10 +23,18 @@ def line_plot(lines: pd.DataFrame, title: str) -> Figure:
     """
     test = lines[lines["split"] == "test"]
     if test.empty:
-        raise ValueError("no line was asked for (connect, analyses.lines)")
-    for column in ("imp_round", "match_samples", "match_epoch"):
-        test = test[test[column].isna() | (test[column] == test[column].max())]
-    panels = [group for _, group in test.groupby(["between", "width", "match_method"], dropna=False)][:MOST_LINES]
+        raise ValueError("no line has been measured (connect and analyses.lines ask for them)")
+    is_match = test["carries_masks"].notna()
+    latest = test["match_epoch"] == test.loc[test["carries_masks"].eq(True), "match_epoch"].max()
+    last_round = test["imp_round"].isna() | (test["imp_round"] == test["imp_round"].max())
+    test = test[last_round & (~is_match | (test["carries_masks"].eq(True) & latest))].drop_duplicates(
+        ["key", "correction", "alpha"]
+    )
+    cell = ["between", "width", "match_method", "sparsity", "rewind_epoch", "imp_round"]
+    panels = [group for _, group in test.groupby(cell, dropna=False)]
+    if len(panels) > MOST_LINES:
+        figure_note = f"{title} (the first {MOST_LINES} of {len(panels)} kinds; the tables have all)"
+        panels, title = panels[:MOST_LINES], figure_note
     columns = len(panels) if len(panels) <= PER_ROW + 1 else PER_ROW
     rows = -(-len(panels) // columns)
     figure = new_figure(1.0 + 3.1 * columns, 0.6 + 3.0 * rows, title)
@@ -57,6 +66,8 @@ def _panel_name(panel: pd.DataFrame, lines: pd.DataFrame) -> str:
         parts.append(f"round {first['imp_round']:.0f}")
     if lines["width"].nunique() > 1:
         parts.append(f"width {first['width']:g}")
+    if pd.notna(first["rewind_epoch"]) and set(str(first["between"]).split(" - ")) - DENSE:
+        parts.append(f"S = {first['sparsity']:g}, k = {first['rewind_epoch']}")
     if lines["match_method"].nunique() > 1 and pd.notna(first["match_method"]):
         parts.append(str(first["match_method"]))
     return ", ".join(parts)
@@ -69,7 +80,7 @@ def plane_plot(planes: pd.DataFrame, title: str) -> Figure:
     """
     test = planes[(planes["split"] == "test") & (planes["replicate"] == planes["replicate"].min())]
     if test.empty:
-        raise ValueError("no plane was asked for (analyses.planes)")
+        raise ValueError("no plane has been measured (analyses.planes asks for them)")
     panels = spread([group for _, group in test.groupby("key", sort=False)])
     figure = new_figure(0.8 + 4.2 * len(panels), 4.0, title)
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -103,7 +114,7 @@ def imp_barriers(barriers: pd.DataFrame, title: str) -> Figure:
     cells = imp_barrier_table(barriers)
     cells = cells[cells["split"] == "test"]
     if cells.empty:
-        raise ValueError("no line from dense A to a round of IMP was asked for (analyses.imp_line)")
+        raise ValueError("no line from dense A to a round of IMP has been measured (analyses.imp_line asks for them)")
     figure = new_figure(5.5, 3.6, title)
     axis = figure.subplots()
     for number, ((width, correction), line) in enumerate(cells.groupby(["width", "correction"], observed=True)):
@@ -128,21 +139,25 @@ def imp_barriers(barriers: pd.DataFrame, title: str) -> Figure:
 def barrier_vs_width(barriers: pd.DataFrame, title: str) -> Figure:
     """Draw the test error barrier between pi(A) and B against the width of the network (paper, Figure 3, left).
 
-    Points are means over replicates, bars one standard deviation. Raises ValueError for fewer than two widths.
+    Points are means over replicates, bars one standard deviation; of several epochs matched at, the last. Raises ValueError
+    for fewer than two widths.
     """
     test = matched_lines(barriers)
     test = test[test["split"] == "test"]
     if test["width"].nunique() < 2:
-        raise ValueError("the sweep has lines at one width only (model.widths, connect)")
+        raise ValueError("there are no lines from pi(A) to B at two widths (model.widths and connect ask for them)")
+    latest = test["match_epoch"] == test["match_epoch"].max()
     figure = new_figure(5.5, 3.6, title)
     axis = figure.subplots()
-    for correction, (colour, marker, dash) in CORRECTION_STYLES.items():
-        line = test[test["correction"] == correction].groupby("width")["error_barrier"].agg(["mean", "std"])
-        if len(line):
-            axis.errorbar(
-                line.index, line["mean"], yerr=line["std"].fillna(0.0), color=colour, marker=marker, linestyle=dash,
-                capsize=3, label=correction,
-            )  # fmt: skip
+    methods = list(dict.fromkeys(test["match_method"]))
+    for (method, correction), rows in test[latest].groupby(["match_method", "correction"], sort=False):
+        colour, marker, dash = CORRECTION_STYLES[correction]
+        line = rows.groupby("width")["error_barrier"].agg(["mean", "std"])
+        label = correction if len(methods) == 1 else f"{method}, {correction}"
+        axis.errorbar(
+            line.index, line["mean"], yerr=line["std"].fillna(0.0), color=colour, linestyle=dash, capsize=3, label=label,
+            marker=marker if len(methods) == 1 else MARKERS[methods.index(method) % len(MARKERS)],
+        )  # fmt: skip
     axis.set_xscale("log", base=2)
     axis.set_xticks(sorted(test["width"].unique()), [f"{width:g}" for width in sorted(test["width"].unique())])
     axis.set_xlabel("width")

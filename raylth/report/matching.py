@@ -1,10 +1,11 @@
 """Figures of permutations and masks: how well units match, what a match is made from, how alike masks are."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raylth.report.style import CORRECTION_STYLES, MARKERS, new_figure, tidy
-from raylth.report.tables import matched_lines
+from raylth.report.style import MARKERS, new_figure, tidy
+from raylth.report.tables import own_matches
 
 __all__ = ["mask_overlap", "match_effort", "match_quality"]
 
@@ -14,9 +15,10 @@ def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
 
     `permutations` is what `load_permutations` gives. Raises ValueError when it is empty.
     """
+    permutations = own_matches(permutations)
+    permutations = permutations[permutations["carries_masks"].eq(True)]
     if permutations.empty:
         raise ValueError("nothing was matched, so there is nothing to draw")
-    permutations = permutations[_on_most(permutations)]
     groups = list(dict.fromkeys(permutations["group"]))
     figure = new_figure(max(4.5, 1.5 + 0.42 * len(groups)), 3.6, title)
     axis = figure.subplots()
@@ -33,49 +35,50 @@ def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _on_most(matches: pd.DataFrame) -> "pd.Series[bool]":
-    """Mark the matches that were made on the most samples: those that carry masks."""
-    return matches["match_samples"].isna() | (matches["match_samples"] == matches["match_samples"].max())
-
-
 def match_effort(permutations: pd.DataFrame, barriers: pd.DataFrame, title: str) -> Figure:
     """Draw mean correlation and barrier of pi(A) to B against the samples, and the epoch of B, that a match was made from.
 
-    Points are means over replicates, bars one standard deviation (paper, Table 15, early matching). Raises ValueError when
-    matches differ in neither.
+    One line per width and method; points are means over replicates, bars one standard deviation, barriers of the test error
+    after the most that was corrected (paper, Table 15, early matching). Raises ValueError when matches differ in neither.
     """
+    matches = own_matches(permutations)
+    lines = barriers[(barriers["split"] == "test") & (barriers["between"] == "pi(A) - B") & barriers["carries_masks"].notna()]
+    correction = next((name for name in ("repair", "reset", "plain") if (lines["correction"] == name).any()), None)
+    lines = lines[lines["correction"] == correction].sort_values("carries_masks", ascending=False)
+    lines = lines.drop_duplicates(["width", "match_method", "match_samples", "match_epoch", "sparsity", "replicate"])
     panels = []
     for column, name in (("match_samples", "samples matched on"), ("match_epoch", "epoch of B matched at")):
         other = "match_epoch" if column == "match_samples" else "match_samples"
-        found = permutations[permutations[other].isna() | (permutations[other] == permutations[other].max())]
-        lines = matched_lines(barriers)
-        lines = lines[(lines["split"] == "test") & (lines[other].isna() | (lines[other] == lines[other].max()))]
-        if found[column].nunique() > 1:
-            panels.append((column, name, found, lines))
+        usual = matches.loc[matches["carries_masks"].eq(True), other].max()  # what it is while the first one varies
+        alike = [frame[frame[other].isna() | (frame[other] == usual)] for frame in (matches, lines)]
+        if alike[0][column].nunique() > 1:
+            panels.append((column, name, *alike))
     if not panels:
-        raise ValueError("all matches are made from the same samples and epoch (analyses.match_quality, match.epochs)")
+        raise ValueError("all matches are made from the same samples and epoch (analyses.match_quality asks for others)")
     figure = new_figure(0.8 + 4.4 * len(panels), 5.0, title)
     axes = figure.subplots(2, len(panels), squeeze=False, sharex="col")
-    for (upper, lower), (column, name, found, lines) in zip(axes.T, panels, strict=True):
-        quality = found.groupby([column, "replicate"])["correlation"].mean().groupby(column).agg(["mean", "std"])
-        upper.errorbar(quality.index.astype(float), quality["mean"], yerr=quality["std"].fillna(0.0), marker="o", capsize=3)
-        for correction, (colour, marker, dash) in CORRECTION_STYLES.items():
-            line = lines[lines["correction"] == correction].groupby(column)["error_barrier"].agg(["mean", "std"])
-            if len(line):
-                lower.errorbar(
-                    line.index.astype(float), line["mean"], yerr=line["std"].fillna(0.0), color=colour, marker=marker,
-                    linestyle=dash, capsize=3, label=correction,
-                )  # fmt: skip
+    for (upper, lower), (column, name, found, walked) in zip(axes.T, panels, strict=True):
+        _draw_effort(upper, found, column, "correlation")
+        _draw_effort(lower, walked, column, "error_barrier")
         if column == "match_samples":
             lower.set_xscale("log")
         lower.set_xlabel(name)
-        tidy(upper)
-        tidy(lower)
-        if lower.get_legend_handles_labels()[1]:
-            lower.legend(fontsize=8, frameon=False)
     axes[0, 0].set_ylabel("mean correlation")
-    axes[1, 0].set_ylabel("error barrier to B (points)")
+    axes[1, 0].set_ylabel(f"error barrier to B (points), {correction}")
+    if len(axes[0, 0].get_legend_handles_labels()[1]) > 1:
+        axes[0, 0].legend(fontsize=8, frameon=False)
     return figure
+
+
+def _draw_effort(axis: Axes, frame: pd.DataFrame, column: str, value: str) -> None:
+    """Draw a line per width and method: mean and deviation over replicates, each of them a mean over its groups."""
+    for number, ((width, method), rows) in enumerate(frame.groupby(["width", "match_method"], observed=True)):
+        means = rows.groupby([column, "replicate"])[value].mean().groupby(column).agg(["mean", "std"])
+        axis.errorbar(
+            means.index.astype(float), means["mean"], yerr=means["std"].fillna(0.0), marker=MARKERS[number % len(MARKERS)],
+            capsize=3, label=f"{method}, width {width:g}",
+        )  # fmt: skip
+    tidy(axis)
 
 
 def mask_overlap(masks: pd.DataFrame, title: str) -> Figure:
@@ -85,7 +88,7 @@ def mask_overlap(masks: pd.DataFrame, title: str) -> Figure:
     were compared.
     """
     if masks.empty:
-        raise ValueError("no masks were compared (analyses.overlap)")
+        raise ValueError("no masks have been compared (analyses.overlap asks for it)")
     masks = masks[(masks["layer"] != "all") & (masks["width"] == masks["width"].min())]
     layers, sparsities = list(dict.fromkeys(masks["layer"])), sorted(masks["sparsity"].unique())[-3:]
     figure = new_figure(1.0 + max(3.0, 0.3 * len(layers)) * len(sparsities), 5.4, title)

@@ -30,16 +30,16 @@ def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
     """Return our cells that the paper has, too, with its `table`, `paper_mean`, `paper_std`, and our `difference` in points.
 
     A cell is the paper's when data set, network, width, sparsity, arm, rewind point, matching epoch and the number of dense
-    epochs are; accuracy is top-1. Empty when there is none.
+    epochs are, and units were matched by activations; accuracy is top-1. Empty when there is none.
     """
     arms = finished_arms(results)
-    columns = [*CELL, "arm", "mean", "std", "n", "table", "paper_mean", "paper_std", "difference"]
-    if arms.empty:
+    columns = [*CELL, "label", "match_epoch", "mean", "std", "n", "table", "paper_mean", "paper_std", "difference"]
+    late = _late(results)
+    if arms.empty or late is None:
         return pd.DataFrame(columns=columns)
     dataset, model = arms["dataset"].iloc[0], arms["model"].iloc[0]
-    late = MATCHED_LATE.get(dataset)
-    if set(dense_networks(results)["epochs"].dropna()) != {late}:
-        return pd.DataFrame(columns=columns)
+    if "match_method" in arms:
+        arms = arms[arms["match_method"].isna() | (arms["match_method"] == "activation")]
     ours = accuracy_table(results)
     epochs = arms.groupby([*CELL, "label"], observed=True)["match_epoch"].first().astype("Int64").fillna(late)
     ours = ours.merge(epochs.reset_index(), on=[*CELL, "label"])
@@ -48,15 +48,25 @@ def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
     paper = paper.rename(columns={"mean": "paper_mean", "std": "paper_std"})
     joined = ours.merge(paper, on=[*CELL, "arm", "match_epoch"])
     joined = joined.sort_values("table").drop_duplicates([*CELL, "label"])  # Table 15 repeats a cell of Table 5
-    joined = joined.sort_values([*CELL, "arm"])
+    joined = joined.sort_values([*CELL, "label"])
     return joined.assign(difference=joined["mean"] - joined["paper_mean"])[columns]
 
 
-def ensembles_beside_paper(ensembles: pd.DataFrame) -> pd.DataFrame:
+def _late(results: pd.DataFrame) -> int | None:
+    """Return T when all dense networks were trained as long as the paper's, else None."""
+    dense = dense_networks(results)
+    late = MATCHED_LATE.get(dense["dataset"].iloc[0]) if len(dense) else None
+    return late if late is not None and set(dense["epochs"].dropna()) == {late} else None
+
+
+def ensembles_beside_paper(ensembles: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
     """Return our ensembles that Table 1 has, too: a row per set and measure, with ours, the paper's and the difference.
 
-    A set is the paper's when data set, network, width, sparsity and the number of members are. Empty when there is none.
+    A set is the paper's when data set, network, width, sparsity, the number of members and of dense epochs are. Empty when
+    there is none.
     """
+    if _late(results) is None:
+        ensembles = ensembles.head(0)
     keys = ["dataset", "model", "width", "sparsity", "set", "members"]
     measures = {
         "mean_accuracy": "mean", "ensemble_accuracy": "ensemble", "disagreement": "disagreement", "kl": "kl", "js": "js",

@@ -16,6 +16,8 @@ __all__ = [
     "line_table",
     "matched_lines",
     "overlap_table",
+    "own_matches",
+    "permutation_table",
     "render_barriers",
     "render_table",
     "wide_accuracy",
@@ -87,7 +89,7 @@ def wide_accuracy(results: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {
             "width": f"{width:g}",
-            "sparsity": f"{sparsity:.2f}",
+            "sparsity": f"{sparsity:.2f}" if round(sparsity, 2) == sparsity else f"{sparsity:g}",
             "rewind k": str(rewind),
             **{label: _cell_text(values.get((width, sparsity, rewind, label))) for label in labels},
         }
@@ -124,30 +126,47 @@ def render_table(results: pd.DataFrame, title: str, *, max_width: int = 80) -> T
 
 
 def matched_lines(barriers: pd.DataFrame) -> pd.DataFrame:
-    """Return the lines from pi(A) to the trained B."""
-    return barriers[barriers["between"] == "pi(A) - B"]
+    """Return the lines from pi(A) to the trained B, of the permutations that carry masks, each once."""
+    found = barriers[barriers["carries_masks"].fillna(False).astype(bool) & (barriers["between"] == "pi(A) - B")]
+    return found.drop_duplicates(["key", "correction", "split"])
+
+
+def own_matches(permutations: pd.DataFrame) -> pd.DataFrame:
+    """Return the matches of each replicate's A to its own B, each once: those of an ensemble cross replicates."""
+    return permutations[permutations["member"].isna()].drop_duplicates(["key", "group"])
+
+
+def permutation_table(permutations: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (width, match method, epoch and samples, group): mean correlation, share left in place, and n."""
+    cell = ["width", "match_method", "match_epoch", "match_samples", "sparsity", "group"]
+    groups = own_matches(permutations).groupby(cell, observed=True, sort=False, dropna=False)
+    return groups.agg(
+        correlation=("correlation", "mean"), fixed_share=("fixed_share", "mean"), n=("key", "nunique")
+    ).reset_index()
 
 
 def barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (width, match method, epoch and samples, correction, split) of the lines from pi(A) to B: mean and
-    deviation of both barriers, and n."""
-    cell = ["width", "match_method", "match_epoch", "match_samples", "correction", "split"]
+    deviation of both barriers, and n. Where masks bring a network of their own, there is a match, and a row, per sparsity."""
+    cell = ["width", "match_method", "match_epoch", "match_samples", "sparsity", "correction", "split"]
     return _barrier_means(matched_lines(barriers), cell)
 
 
 def line_table(barriers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (ends, width, sparsity, rewind point, correction, split) of the other lines, as `barrier_table`."""
-    others = barriers[(barriers["between"] != "pi(A) - B") & barriers["imp_round"].isna()]
+    others = barriers[barriers["carries_masks"].isna() & barriers["imp_round"].isna()]
     return _barrier_means(others, ["between", "width", "sparsity", "rewind_epoch", "correction", "split"])
 
 
 def overlap_table(masks: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per (width, sparsity, layer, two masks): overlap, what chance gives, mean density."""
+    """Return one row per (width, sparsity, layer, two masks): overlap, what chance gives; density and pruned units of the
+    first, means over replicates."""
     if masks.empty:
         return masks
-    cell = ["width", "sparsity", "layer"]
+    masks = masks.drop_duplicates(["key", "mask", "other", "layer"])
+    cell = ["width", "sparsity", "layer", "mask"]
     density = masks[masks["other"].isna()].groupby(cell, sort=False)[["density", "pruned_units"]].mean()
-    pairs = masks[masks["other"].notna()].groupby([*cell, "mask", "other"], sort=False)
+    pairs = masks[masks["other"].notna()].groupby([*cell, "other"], sort=False)
     shared = pairs.agg(jaccard=("jaccard", "mean"), expected_jaccard=("expected_jaccard", "mean"), n=("key", "nunique"))
     return shared.reset_index().merge(density.reset_index(), on=cell)
 
@@ -156,9 +175,7 @@ def render_barriers(barriers: pd.DataFrame) -> Table:
     """Lay the test error barriers from pi(A) to B out for a terminal: a row per permutation, a column per correction."""
     table = Table(title="error barrier between pi(A) and B on the test split, percentage points", title_justify="left")
     test = matched_lines(barriers)
-    test = test[
-        (test["split"] == "test") & (test["match_samples"].isna() | test["match_samples"].eq(test["match_samples"].max()))
-    ]
+    test = test[test["split"] == "test"]
     corrections = [name for name in ("plain", "reset", "repair") if (test["correction"] == name).any()]
     for heading in ("width", "matched by", "epoch", *corrections):
         table.add_column(heading, justify="right")
@@ -185,6 +202,7 @@ def ensemble_table(ensembles: pd.DataFrame) -> pd.DataFrame:
 
 def _barrier_means(barriers: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
     """Return mean and standard deviation (n - 1) of both barriers over the lines of each cell, cells as they come."""
+    barriers = barriers.drop_duplicates(["key", "correction", "split"])  # sweeps of one store may share a line
     groups = barriers.groupby(cell, observed=True, sort=False, dropna=False)
     return groups.agg(
         error_barrier=("error_barrier", "mean"),

@@ -25,16 +25,21 @@ def measures(config: SweepConfig, pairs: Sequence[Pair]) -> list[Stage]:
 
 def _of_pair(config: SweepConfig, pair: Pair) -> list[Stage]:
     asked, planned = config.measured, list[Stage]()
+    if config.connect and config.connect.unmatched and {("A", total := config.dense.epochs), ("B", total)} <= set(pair.theta):
+        ends = {"a": pair.theta["A", total], "b": pair.theta["B", total]}
+        planned.append(pair.line(config.connect, ends, pair.labels, "A - B"))
     if asked.imp_line and pair.rounds:
         dense = pair.theta["A", config.dense.epochs]
         planned += [pair.line(asked.imp_line, {"a": dense, "b": one.key}, one.labels, "A - imp") for one in pair.rounds]
     for number, line in enumerate(asked.lines):
+        assert line.between is not None
         assert line.sparsity is not None
         assert line.rewind is not None
         moves, parents, needed = _ends(pair, f"lines.{number}.between", line.between, line.sparsity, line.rewind)
         cell = {**pair.labels, "sparsity": line.sparsity, "rewind_epoch": line.rewind}
         planned += [*needed, pair.line(line, parents, cell, " - ".join(line.between), moves)]
     for number, plane in enumerate(asked.planes):
+        assert plane.through is not None
         assert plane.sparsity is not None
         assert plane.rewind is not None
         moves, parents, needed = _ends(pair, f"planes.{number}.through", plane.through, plane.sparsity, plane.rewind)
@@ -102,15 +107,17 @@ def _match_quality(config: SweepConfig, pair: Pair) -> list[Stage]:
     """Plan matches from fewer samples and at other epochs of B, each with the line from pi(A) to the trained B."""
     asked, total = config.measured.match_quality, config.dense.epochs
     assert asked is not None
+    method = config.match.method[0]
+    if asked.samples and method not in ("activation", "learned"):
+        raise ValueError(f"analyses.match_quality.samples: matching by {method}, the first of match.method, takes no samples")
     planned = []
     try:
-        a, b = pair.find("A", None, None), pair.find("B", None, None)
+        a = pair.find("A", None, None)
         for samples, epoch in [*((samples, total) for samples in asked.samples), *((None, epoch) for epoch in asked.epochs)]:
-            if samples is not None and samples > (there := pair.train_data["num_train"]):
-                raise ValueError(f"analyses.match_quality.samples: {samples} asked for, the training split has {there}")
-            match = pair.match(config.match.method[0], a, pair.theta["B", epoch], epoch, samples=samples)
-            parents = {"a": a, "b": b, "permutation": match.key}
-            planned += [match, pair.line(asked.line, parents, match.labels, "pi(A) - B")]
+            if samples is not None and samples >= pair.train_data["num_train"]:
+                continue  # all: the match that carries the masks, where match.samples does not say otherwise
+            match = pair.match(method, a, pair.theta["B", epoch], epoch, samples=samples)
+            planned += [match, pair.line_to_b(asked.line, match)]
     except KeyError as error:
         raise ValueError(f"analyses.match_quality: {error.args[0]}") from error
     return planned

@@ -1,6 +1,6 @@
 """The stages of one replicate at one width: networks A and B, A's masks, the permutations, the arms."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,12 @@ class Pair:
             if permuted:
                 a = mask if has_network else theta["A", total]
                 targets = [(epoch, theta["B", epoch]) for epoch in self.config.match_epochs]
-                matches = [self.match(method, a, b, epoch) for method in self.config.match.method for epoch, b in targets]
+                own = {"carries_masks": True, **({"sparsity": sparsity} if has_network else {})}
+                found = [self.match(method, a, b, epoch) for method in self.config.match.method for epoch, b in targets]
+                matches = [replace(match, labels={**match.labels, **own}) for match in found]
             stages += matches
             if self.config.connect:
-                stages += [
-                    self.line(self.config.connect, {**match.parents, "permutation": match.key}, match.labels, "pi(A) - B")
-                    for match in matches
-                ]
+                stages += [self.line_to_b(self.config.connect, match) for match in matches]
             for rewind in sparse.rewinds:
                 for name, arm in arms.items():
                     parents = {"weights": theta[arm.weights_from, rewind], "mask": mask}
@@ -253,10 +252,14 @@ class Pair:
         if method in ("weight", "learned", "random"):
             settings["seed"] = self.match_seed
         parents = {"a": dense_a, "b": dense_b}
-        labels = {
-            **self.labels, "match_epoch": epoch, "match_method": method, "match_samples": settings.get("samples"),
-        }  # fmt: skip
+        labels = {**self.labels, "match_epoch": epoch, "match_method": method, "carries_masks": False}
+        labels["match_samples"] = settings.get("samples")
         return Stage("match", stage_key("match", settings, parents), settings, parents, labels)
+
+    def line_to_b(self, asked: ConnectConfig, match: Stage) -> Stage:
+        """Plan the line from pi(A) to the trained B, for a pi that was found at any epoch of B."""
+        parents = {"a": match.parents["a"], "b": self.find("B", None, None), "permutation": match.key}
+        return self.line(asked, parents, match.labels, "pi(A) - B")
 
     def line(
         self,
@@ -270,16 +273,15 @@ class Pair:
         settings = {
             **self.evaluation(asked.samples), "points": asked.points, "corrections": asked.corrections, **(moves or {}),
         }  # fmt: skip
+        if "reset" in asked.corrections:
+            settings["reset"] = "all samples as one batch"
         return Stage("connect", stage_key("connect", settings, parents), settings, parents, {**labels, "between": between})
 
     def evaluation(self, samples: int | None) -> dict[str, Any]:
         """The settings of what measures networks on `samples` training samples (None: all) and the test split."""
         num_train = self.train_data["num_train"]
-        return {
-            "model": self.model,
-            "data": {**self.train_data, **self.test_data},
-            "samples": min(samples, num_train) if samples else num_train,
-        }
+        data = {**self.train_data, **self.test_data}
+        return {"model": self.model, "data": data, "samples": min(samples, num_train) if samples else num_train}
 
     def sparse(
         self,

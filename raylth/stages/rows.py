@@ -49,13 +49,14 @@ def _add_rows(tables: dict[str, list[dict[str, Any]]], plan: Plan, graph: Graph,
     }
     metrics = {} if state == "failed" else store.metrics(key)
     if stage.kind == "match":
+        identity["carries_masks"] = stage.labels["carries_masks"]
         for group, correlation in metrics.get("objective", {}).items():
             quality = {"correlation": correlation, "fixed_share": metrics["fixed_share"][group]}
             tables["permutations"].append({**identity, "group": group, **quality, "samples": metrics.get("samples")})
     elif stage.kind == "ensemble":
         tables["ensembles"] += [{**identity, **metrics["ensemble"]}] if state == "done" else []
     elif stage.kind == "connect":
-        identity["between"] = stage.labels["between"]
+        identity |= {"between": stage.labels["between"], "carries_masks": stage.labels.get("carries_masks")}
         tables["barriers"] += [{**identity, **found} for found in metrics.get("barriers", [])]
         tables["lines"] += [{**identity, **found} for found in metrics.get("line", [])]
     elif stage.kind == "plane":

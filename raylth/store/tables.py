@@ -71,6 +71,7 @@ DATASETS = {
         [
             *_NETWORK,
             ("group", pa.string()),
+            ("carries_masks", pa.bool_()),  # whether arms are trained under this permutation
             ("correlation", pa.float64()),  # mean over the matched units of a group; by weights: cosine
             ("fixed_share", pa.float64()),  # of units that stay where they are
             ("samples", pa.int64()),
@@ -80,6 +81,7 @@ DATASETS = {
         [
             *_NETWORK,
             ("between", pa.string()),  # the two networks, such as "pi(A) - B"
+            ("carries_masks", pa.bool_()),  # whether arms are trained under this permutation
             ("correction", pa.string()),  # plain, reset or repair
             ("split", pa.string()),  # train or test
             ("loss_barrier", pa.float64()),  # nats, never below 0
@@ -90,6 +92,7 @@ DATASETS = {
         [
             *_NETWORK,
             ("between", pa.string()),
+            ("carries_masks", pa.bool_()),
             ("correction", pa.string()),
             ("split", pa.string()),
             ("alpha", pa.float64()),  # from the first network (0) to the second (1)

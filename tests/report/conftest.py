@@ -26,5 +26,5 @@ def quickstart(tmp_path_factory):
     graph = run_plan(plan, store)
     assert not graph.errors
     run = Run.open(config, store)
-    run.write(result_rows(plan, graph, store, run.name), graph.count())
+    run.write(result_rows(plan, graph, store, run.name), graph)
     return run.folder

@@ -34,6 +34,10 @@ MANIFEST = {
     "hardware": {"system": "Linux", "cpus": 2},
     "config": {"name": "r", "data": {"name": "cifar10"}, "model": {"name": "resnet20"}},
     "stages": {"dense": {"done": 2}, "sparse": {"done": 9, "failed": 1, "waiting": 4}},
+    "failures": [
+        {"stage": "plane(replicate=0)", "state": "failed", "error": "RuntimeError: <no> & nothing", "blocks": 2}
+    ],
+    "num_failures": 1,
 }  # fmt: skip
 
 
@@ -86,7 +90,7 @@ def test_a_pair_needs_both(run):
 def test_the_papers_cells_stand_beside_ours(run):
     results = load_results(run)
     paper = paper_accuracy()
-    beside = beside_paper(results).set_index(["sparsity", "arm"])
+    beside = beside_paper(results).set_index(["sparsity", "label"])
     assert len(beside) == 6
     theirs = paper[(paper["table"] == 5) & (paper["sparsity"] == 0.9) & (paper["rewind_epoch"] == 10) & (paper["width"] == 1)]
     for arm, mean in zip(theirs["arm"], theirs["mean"], strict=True):
@@ -109,7 +113,7 @@ def test_the_package_has_the_papers_numbers_whole():
 
 def test_findings_are_sentences_with_the_numbers(run):
     said = findings(load_results(run), load_barriers(run))
-    assert said[0].startswith("permuted beats naive in 2 of 2 cells, on average by 8.3 points, most at sparsity 0.80, k = 20")
+    assert said[0].startswith("permuted beats naive in 2 of 2 cells, on average by 8.3 points, most at sparsity 0.8, k = 20")
     assert "In 2 of them the 95 % confidence interval" in said[0]
     assert "permuted makes up for 57 % of the distance" in said[1]
 
@@ -118,7 +122,7 @@ def test_the_page_and_all_its_files(run):
     page = write_report(run, run / "report").read().decode()
     assert "13 of 16" not in page
     assert "11 of 16 stages are done" in page
-    assert "RuntimeError: &lt;no&gt; &amp; nothing" in page, "what a stage said is text, not markup"
+    assert "plane(replicate=0): RuntimeError: &lt;no&gt; &amp; nothing (blocks 2 more)" in page, "as text, not as markup"
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page), "it reaches for nothing outside itself"
     files = (run / "report").files()
     for figure in ("accuracy_vs_rewind", "accuracy_vs_sparsity", "difference"):
@@ -185,7 +189,7 @@ def test_a_sweep_that_asks_for_everything_has_every_figure_and_table(quickstart,
     }, "MNIST-1D is not in the paper"
     said = re.findall("<li>(.*?)</li>", page)
     assert any("pi(mask_A) and B&#39;s own mask share" in sentence for sentence in said)
-    assert any(sentence.startswith("Between A and B, the test error rises by") for sentence in said)
+    assert any(sentence.startswith("Between A and B, width 0.25, the test error rises by") for sentence in said)
     assert len(list((tmp_path / "figures").glob("*.svg"))) == 10
 
 
@@ -203,8 +207,20 @@ def test_ensembles_of_table_1_stand_beside_the_papers():
             for arm, members in (("imp", 5), ("permuted", 3))
         ]
     )  # fmt: skip
-    beside = ensembles_beside_paper(ours).set_index("measure")
+    dense = pd.DataFrame([row(**IDENTITY, stage="dense", arm=None, network="A", replicate=0, epochs=200)])
+    assert ensembles_beside_paper(ours, dense.assign(epochs=5)).empty, "5 epochs are not the paper's 200"
+    beside = ensembles_beside_paper(ours, dense).set_index("measure")
     assert set(beside["set"]) == {"imp"}, "three members are not the paper's five"
     assert beside.loc["ensemble_accuracy", ["ours", "paper"]].tolist() == [92.0, 93.25]
     assert beside.loc["ensemble_accuracy", "difference"] == pytest.approx(-1.25)
     assert beside.loc["kl", "difference"] == pytest.approx(0.3 - 0.352)
+
+
+def test_one_bad_run_does_not_keep_the_others_from_their_report(run, tmp_path, capsys):
+    bad = tmp_path / "runs/a-0"
+    bad.mkdir(parents=True)
+    (bad / "manifest.json").write_text("{")
+    assert main([str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert "a-0: no report:" in told.err
+    assert str(run / "report/report.html") in told.out

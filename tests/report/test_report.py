@@ -7,10 +7,16 @@ from raylth.report import (
     accuracy_table,
     accuracy_vs_rewind,
     accuracy_vs_sparsity,
+    barrier_table,
+    barrier_vs_width,
     difference_plot,
+    findings,
+    line_plot,
     load_results,
+    match_effort,
     render_table,
 )
+from raylth.report.tables import own_matches
 from raylth.store import locate
 from raylth.store.tables import read_table, write_table
 
@@ -175,5 +181,82 @@ def test_figures_of_many_cells_stay_readable(results):
     axis = difference_plot(frame, "many").axes[0]
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert len(names) == 40
-    assert {"S = 0.90, k = 0", "S = 0.90, k = 49"} < set(names), "those that gain least and most"
+    assert {"S = 0.9, k = 0", "S = 0.9, k = 49"} < set(names), "those that gain least and most"
     assert "10 in between" in axis.get_xlabel()
+
+
+LINE = {"sweep": "r", "run": "r-1", "between": "pi(A) - B", "split": "test", "correction": "plain",
+        "match_method": "activation", "imp_round": None, "sparsity": None, "rewind_epoch": None,
+        "loss_barrier": 0.1}  # fmt: skip
+
+
+def barriers_of(*lines):
+    """Lines at (width, epoch, samples, carries, barrier), two replicates each."""
+    rows = [
+        {**LINE, "key": f"{number}-{r}", "replicate": r, "width": float(width), "match_epoch": epoch,
+         "match_samples": samples, "carries_masks": carries, "error_barrier": barrier + r}
+        for number, (width, epoch, samples, carries, barrier) in enumerate(lines) for r in range(2)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    return frame.astype({"carries_masks": "boolean", "match_epoch": "Int64", "match_samples": "Int64"})
+
+
+LINES = [
+    (1, 40, 500, True, 40),
+    (4, 40, 500, True, 10),
+    (1, 5, 500, False, 90),
+    (4, 5, 500, False, 80),
+    (1, 40, 900, False, 70),
+]
+
+
+def test_barriers_of_other_widths_epochs_and_samples_are_not_pooled():
+    """What the figure of widths draws, the table lists and the sentences say is of the matches that carry masks alone."""
+    barriers = barriers_of(*LINES)
+    (axis,) = barrier_vs_width(barriers, "t").axes
+    (line,) = [container.lines[0] for container in axis.containers]
+    assert line.get_xydata().tolist() == [[1.0, 40.5], [4.0, 10.5]]
+    table = barrier_table(pd.concat([barriers, barriers.assign(sweep="another")]))
+    assert table[["width", "error_barrier", "n"]].to_numpy().tolist() == [[1.0, 40.5, 2], [4.0, 10.5, 2]]
+    dense = [row(stage="dense", arm=None, replicate=0, network="A", width=w, dataset="d", model="m") for w in (1.0, 4.0)]
+    said = [sentence for sentence in findings(pd.DataFrame(dense), barriers) if "pi(A)" in sentence]
+    assert len(said) == 2
+    for sentence, (width, barrier) in zip(said, ((1, 40.5), (4, 10.5)), strict=True):
+        assert f"width {width}, the test error rises by {barrier}" in sentence
+
+
+def test_what_a_match_is_made_from_is_drawn_by_width():
+    barriers = barriers_of(*LINES)
+    matches = barriers.assign(group="g", correlation=barriers["error_barrier"] / 100, member=None)
+    axes = match_effort(matches, barriers, "t").axes
+    by_epoch = {c.get_label(): c.lines[0].get_xydata().tolist() for c in axes[1].containers}
+    assert by_epoch == {
+        "activation, width 1": [[5.0, pytest.approx(0.905)], [40.0, pytest.approx(0.405)]],
+        "activation, width 4": [[5.0, pytest.approx(0.805)], [40.0, pytest.approx(0.105)]],
+    }
+    by_samples = {c.get_label(): len(c.lines[0].get_xydata()) for c in axes[0].containers}
+    assert by_samples == {"activation, width 1": 2, "activation, width 4": 1}
+
+
+def test_lines_of_different_cells_have_panels_of_their_own():
+    rows = [
+        {**LINE, "key": f"{s}", "between": "lth - permuted", "match_epoch": None, "match_samples": None,
+         "carries_masks": None, "match_method": None, "width": 1.0, "replicate": 0, "sparsity": s, "rewind_epoch": 10,
+         "alpha": alpha, "error": 100 * s * alpha}
+        for s in (0.8, 0.9) for alpha in (0.0, 0.5, 1.0)
+    ]  # fmt: skip
+    axes = line_plot(pd.DataFrame(rows), "t").axes
+    assert [axis.get_title() for axis in axes] == ["lth - permuted, S = 0.8, k = 10", "lth - permuted, S = 0.9, k = 10"]
+    assert [axis.lines[0].get_ydata().tolist() for axis in axes] == [[0.0, 40.0, 80.0], [0.0, 45.0, 90.0]]
+
+
+def test_matches_of_an_ensemble_do_not_enter_the_mean():
+    matches = barriers_of(*LINES[:1]).assign(group="g", correlation=[0.5, 0.7], fixed_share=0.0, member=None)
+    crossing = matches.assign(key="x", member=1, correlation=0.1)
+    assert own_matches(pd.concat([matches, crossing]))["correlation"].tolist() == [0.5, 0.7]
+
+
+def test_arms_of_one_colour_differ_in_their_dash(results):
+    axis = accuracy_vs_rewind(results, "t").axes[0]
+    permuted = [c.lines[0] for c in axis.containers if str(c.get_label()).startswith("permuted")]
+    assert len({line.get_linestyle() for line in permuted}) == len(permuted) == 2

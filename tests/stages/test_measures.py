@@ -30,7 +30,7 @@ ANALYSES = {
         {"between": ["lth", "pi^-1( permuted )"], "rewind": 0, **LINE},
         {"between": ["pi(imp)", "B"], **LINE},
     ],
-    "planes": [{"resolution": 3, "samples": 60, "correction": "plain"}, {"resolution": 2, "margin": 0, "samples": 60}],
+    "planes": [{"resolution": 3, "margin": 0, "samples": 60, "correction": "plain"}, {"resolution": 2, "samples": 60}],
     "overlap": {"own": True},
     "match_quality": {"samples": [20, 100], "epochs": [1], "line": LINE},
 }
@@ -43,7 +43,7 @@ def finished(tmp_path_factory):
     graph = run_plan(plan, store)
     assert not graph.errors
     run = Run.open(config, store)
-    run.write(result_rows(plan, graph, store, run.name), graph.count())
+    run.write(result_rows(plan, graph, store, run.name), graph)
     return plan, store, run
 
 
@@ -123,6 +123,39 @@ def test_the_corners_of_a_plane_are_the_networks(finished):
             assert grid[axis].max() == pytest.approx(corners[axis].max() + margin * extent)
 
 
+def test_a_plane_is_measured_where_it_is(finished):
+    """Every point of the grid is the sum of the three networks that barycentric coordinates say, pi^-1 undone by hand."""
+    plan, store, run = finished
+    context = make_context(store, load_data(plan.config.data))
+    rows = load_planes(run.folder)
+    stage = next(s for s in stages(plan, "plane", replicate=0) if s.settings["correction"] == "plain")
+    network = load_network(stage.settings, context, stage.parents["a"])
+    names = [name for name, _ in network.named_parameters()]
+    a, b, c = (load_network(stage.settings, context, stage.parents[role]).state_dict() for role in "abc")
+    c = permutation_of(stage, context).inverse().apply(c)
+
+    def inner(one, other):
+        return sum(float(((one[n] - a[n]).double() * (other[n] - a[n]).double()).sum()) for n in names)
+
+    length, along = inner(b, b) ** 0.5, inner(b, c) / inner(b, b) ** 0.5
+    across = (inner(c, c) - along**2) ** 0.5
+    own = rows[(rows["key"] == stage.key) & (rows["split"] == "test")]
+    corners = own.dropna(subset="corner")
+    assert corners["x"].tolist() == pytest.approx([0, length, along], rel=1e-4)
+    assert corners["y"].tolist() == pytest.approx([0, 0, across], rel=1e-4)
+    grid = own[own["corner"].isna()]
+    assert grid["loss"].nunique() > 5
+    for point in grid.itertuples():
+        third = point.y / across
+        second = (point.x - third * along) / length
+        mixed = {n: (1 - second - third) * a[n] + second * b[n] + third * c[n] for n in a if a[n].is_floating_point()}
+        mixed = {n: t.clamp(min=0) if n.endswith("running_var") else t for n, t in mixed.items()}
+        network.load_state_dict({**a, **mixed})
+        loss, accuracy = evaluate(network, context.test)
+        assert point.loss == pytest.approx(loss, rel=1e-3)
+        assert point.error == pytest.approx(100 - accuracy, abs=1.2)
+
+
 def test_a_plane_is_orthonormal_and_goes_through_its_three():
     torch.manual_seed(0)
     states = [
@@ -175,6 +208,17 @@ def test_overlaps_are_those_of_a_plain_count(finished):
         assert len(together) == 6, "three masks, three pairs"
 
 
+def test_an_early_match_leaves_its_barrier_to_the_trained_b(finished):
+    plan, _, _ = finished
+    trained = {s.labels["replicate"]: s.key for s in stages(plan, "dense", network="B")}
+    lines = stages(plan, "connect", between="pi(A) - B")
+    assert {s.labels["match_epoch"] for s in lines} == {1, 2}
+    assert all(s.parents["b"] == trained[s.labels["replicate"]] for s in lines)
+    early = make_plan(tiny_sweep(**{**SWEEP, "match": {"epochs": [1, 2]}}, connect=LINE))
+    trained = {s.labels["replicate"]: s.key for s in stages(early, "dense", network="B")}
+    assert all(s.parents["b"] == trained[s.labels["replicate"]] for s in stages(early, "connect"))
+
+
 def test_matches_from_less_are_planned_beside_the_one_that_carries_the_mask(finished):
     plan, _, run = finished
     rows = load_permutations(run.folder)
@@ -198,6 +242,7 @@ def test_matches_from_less_are_planned_beside_the_one_that_carries_the_mask(fini
         ({"lines": [{"between": ["A", "random"]}]}, r"analyses.lines.0.between: random is not among sparse.arms"),
         ({"lines": [{"between": ["A", "B"], "rewind": 7}]}, r"analyses.lines.0.rewind: 7 is none of sparse.rewinds"),
         ({"planes": [{"resolution": 1}]}, r"greater than or equal to 2"),
+        ({"planes": [{"through": ["A", "A", "B"]}]}, r"analyses.planes.0.through: A is named twice"),
         ({"match_quality": {"epochs": [3]}}, r"analyses.match_quality.epochs: 3 is beyond dense.epochs = 2"),
     ],
 )
@@ -208,7 +253,8 @@ def test_an_analysis_that_cannot_be_is_refused(changes, message):
 
 def test_pi_needs_a_match_to_the_trained_b():
     early = {**SWEEP, "match": {"epochs": [1]}}
-    for analyses in ({"planes": [{}]}, {"overlap": {}}, {"lines": [{"between": ["pi(A)", "B"]}]}):
+    through = ["A", "lth", "pi^-1(permuted)"]
+    for analyses in ({"planes": [{"through": through}]}, {"overlap": {}}, {"lines": [{"between": ["pi(A)", "B"]}]}):
         with pytest.raises(ValueError, match=r"matches at T = 2, which match.epochs lacks"):
             tiny_sweep(**early, analyses=analyses)
 
@@ -217,5 +263,30 @@ def test_a_network_that_no_arm_needs_is_not_made_for_an_analysis():
     sparse = {**SWEEP["sparse"], "arms": ["lth"]}
     with pytest.raises(ValueError, match=r"analyses.lines.0.between: this sweep makes no network 'B'"):
         make_plan(tiny_sweep(**{**SWEEP, "sparse": sparse}, analyses={"lines": [{"between": ["A", "B"]}]}))
-    with pytest.raises(ValueError, match=r"analyses.match_quality.samples: 999 asked for, the training split has 200"):
-        make_plan(tiny_sweep(**SWEEP, analyses={"match_quality": {"samples": [999]}}))
+    more = make_plan(tiny_sweep(**SWEEP, analyses={"match_quality": {"samples": [999]}}))
+    assert {s.labels["match_samples"] for s in stages(more, "match")} == {200}, "more than there are is all"
+
+
+def test_what_is_left_open_is_measured_where_the_sweep_has_it():
+    asked = {"lines": [{}], "planes": [{}]}
+    plan = make_plan(tiny_sweep(**SWEEP, analyses=asked))
+    assert {s.labels["between"] for s in stages(plan, "connect")} == {"lth - pi^-1(permuted)"}
+    assert {s.labels["between"] for s in stages(plan, "plane")} == {"A, lth, pi^-1(permuted)"}
+    for changes in ({"sparse": {**SWEEP["sparse"], "arms": ["lth"]}}, {"match": {"epochs": [1]}}):
+        plan = make_plan(tiny_sweep(**{**SWEEP, **changes}, analyses=asked))
+        assert not {"plane", "connect"} & {s.kind for s in plan.stages}
+
+
+def test_the_line_without_a_permutation_stands_beside_the_one_with_it():
+    plan = make_plan(tiny_sweep(**SWEEP, connect={**LINE, "unmatched": True}))
+    trained = {(s.labels["network"], s.labels["replicate"]): s.key for s in stages(plan, "dense")}
+    for stage in stages(plan, "connect", between="A - B"):
+        number = stage.labels["replicate"]
+        assert stage.parents == {"a": trained["A", number], "b": trained["B", number]}
+    assert {s.labels["between"] for s in stages(plan, "connect")} == {"A - B", "pi(A) - B"}
+
+
+def test_a_match_by_weights_takes_no_samples():
+    weights_first = {**SWEEP, "match": {"epochs": [2], "method": ["weight"]}}
+    with pytest.raises(ValueError, match=r"analyses.match_quality.samples: matching by weight, .* takes no samples"):
+        make_plan(tiny_sweep(**weights_first, analyses={"match_quality": {"samples": [100]}}))

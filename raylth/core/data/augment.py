@@ -1,5 +1,6 @@
 """Random flip and padded crop of a whole batch, drawn per (seed, epoch, sample) and never from a shared generator."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +34,9 @@ def flip_and_crop(x: Tensor, flip: Tensor, top: Tensor, left: Tensor, padding: i
 class Augmentation:
     """The draws of one epoch for every sample of a split: sample i gets the same draw whatever batch it lands in."""
 
-    flip: Tensor  # (N,) bool
-    top: Tensor  # (N,) int64
-    left: Tensor  # (N,) int64
+    flip: Tensor  # (N,) bool; (K, N) for K members
+    top: Tensor  # (N,) int64, or (K, N)
+    left: Tensor  # (N,) int64, or (K, N)
 
     @classmethod
     def draw(cls, num_samples: int, seed: int, epoch: int, device: torch.device) -> "Augmentation":
@@ -45,6 +46,18 @@ class Augmentation:
         corner = torch.randint(0, 2 * PADDING + 1, (2, num_samples), generator=generator)
         return cls(flip.to(device), corner[0].to(device), corner[1].to(device))
 
+    @classmethod
+    def side_by_side(cls, members: Sequence["Augmentation"]) -> "Augmentation":
+        """Join the draws of K members for batches in which sample after sample has its K members' images side by side."""
+        if len(members) == 1:
+            return members[0]
+        parts = (torch.stack([getattr(member, name) for member in members]) for name in ("flip", "top", "left"))
+        return cls(*parts)
+
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
         """Augment the samples `x` (B, C, H, W), which are those at `index` (B,) of the split."""
-        return flip_and_crop(x, self.flip[index], self.top[index], self.left[index])
+        if self.flip.ndim == 1:
+            return flip_and_crop(x, self.flip[index], self.top[index], self.left[index])
+        size = len(self.flip)
+        at = torch.arange(size, device=index.device).repeat(len(index) // size), index
+        return flip_and_crop(x, self.flip[at], self.top[at], self.left[at])

@@ -1,0 +1,225 @@
+"""Several networks of one architecture as one program: stacked weights, one grouped operation where there were many.
+
+A layer of K members is one operation: a batched product for linear layers, a grouped convolution, one batch norm over K
+times the channels. Activations between them are (B, K * C, ...), the members' channels one after another, so that what works
+channel by channel (activation functions, pools, sums) needs no change. Members never mix: one that diverges leaves the rest
+alone.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from raylth.core.walk import trace
+
+__all__ = ["NotPackable", "Pack", "Program"]
+
+BY_CHANNEL_MODULES: tuple[type[nn.Module], ...] = (
+    nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Hardswish, nn.Hardsigmoid, nn.ReLU6, nn.Identity,
+    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+)  # fmt: skip
+BY_CHANNEL: set[Any] = {
+    torch.relu, torch.relu_, F.relu, F.gelu, F.silu, torch.tanh, torch.sigmoid, torch.add, torch.mul, F.max_pool2d,
+    F.avg_pool2d, F.adaptive_avg_pool2d, "relu", "relu_", "add", "add_", "contiguous",
+}  # fmt: skip
+BY_CHANNEL_NAMES = {"add", "iadd", "mul", "imul"}  # of module operator
+
+
+class NotPackable(ValueError):
+    """A network with an operation that cannot be done for several members at once; the text names it."""
+
+
+class Program:
+    """One network, or several that run as one: what the training loop and the evaluation see of them.
+
+    `network` holds the parameters: the one network itself, or a `Pack`. `members` are named tensors of member k, live.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self.networks = list(networks)
+        self.size = len(networks)
+        self.network = networks[0] if self.size == 1 else Pack(networks)
+
+    def __call__(self, x: Tensor, count: int) -> Tensor:
+        """Map inputs (count * K, *in_shape), each sample's K members side by side, to logits (count, K, classes)."""
+        if self.size == 1:
+            logits: Tensor = self.network(x)
+            return logits[:, None]
+        together: Tensor = self.network(x.unflatten(0, (count, self.size)))
+        return together
+
+    def use_channels_last(self) -> None:
+        """Lay the weights of convolutions out with channels last; a pack's are."""
+        if self.size == 1:
+            self.network.to(memory_format=torch.channels_last)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Give every member the same inputs (B, *in_shape)."""
+        return x if self.size == 1 else x.repeat_interleave(self.size, dim=0)
+
+    def member(self, number: int) -> dict[str, Tensor]:
+        """Return one member's tensors by name, parameters and buffers, as they are now and will become."""
+        state: dict[str, Tensor] = self.network.state_dict()
+        return state if self.size == 1 else {name: tensor[number] for name, tensor in state.items()}
+
+    def of_members(self, values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Join named tensors of all members, in the shapes of the program's own parameters."""
+        return {name: values[0][name] if self.size == 1 else torch.stack([v[name] for v in values]) for name in values[0]}
+
+    def load(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Set every member's tensors."""
+        with torch.no_grad():
+            for name, tensor in self.of_members(states).items():
+                self.network.state_dict()[name].copy_(tensor)
+
+    def write_back(self) -> None:
+        """Give the networks the values that their members have."""
+        if self.size > 1:
+            for number, network in enumerate(self.networks):
+                network.load_state_dict(self.member(number))
+
+
+class Pack(nn.Module):
+    """K networks of one architecture that run, and train, as one.
+
+    Parameters and buffers have the members' names, each tensor with the members in front: (K, *shape). Called on inputs
+    (B, K, *in_shape) it returns (B, K, classes), for each member what it would return alone, to rounding. Raises
+    NotPackable, ValueError for networks that differ in a shape.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.size = len(networks)
+        traced = trace(networks[0], training=True)
+        _check(traced)
+        program = copy.deepcopy(traced)
+        for name, module in list(program.named_modules()):
+            if (packed := _packed(module, self.size)) is not None:
+                program.set_submodule(name, packed)
+        self.program = program
+        states = [network.state_dict() for network in networks]
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(torch.stack([state[name] for state in states]))
+        self.train(networks[0].training)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the stacked tensors under the members' names."""
+        return dict(self.program.state_dict(*args, **kwargs))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Return the stacked parameters under the members' names."""
+        return self.program.named_parameters(*args, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, K, *in_shape) to (B, K, classes)."""
+        if x.ndim > 3:
+            x = x.flatten(1, 2).contiguous(memory_format=torch.channels_last)  # (B, K * C, H, W)
+        out: Tensor = self.program(x)
+        return out.reshape(len(out), self.size, -1)
+
+
+class PackedLinear(nn.Module):
+    """Linear layers of K members as one batched product: (B, K * I) or (B, K, I) to (B, K, O)."""
+
+    def __init__(self, like: nn.Linear, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(like.weight.new_empty(size, *like.weight.shape))
+        self.bias = _stacked_bias(like.bias, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(len(x), self.size, -1).transpose(0, 1)  # (K, B, I)
+        if self.bias is None:
+            return torch.bmm(rows, self.weight.transpose(1, 2)).transpose(0, 1)
+        return torch.baddbmm(self.bias[:, None], rows, self.weight.transpose(1, 2)).transpose(0, 1)
+
+
+class PackedConv2d(nn.Module):
+    """Convolutions of K members as one with K times the groups: (B, K * I, H, W) to (B, K * O, H, W)."""
+
+    def __init__(self, like: nn.Conv2d, size: int) -> None:
+        super().__init__()
+        if like.padding_mode != "zeros":
+            raise NotPackable(f"a convolution with padding mode {like.padding_mode!r}")
+        weight = like.weight.new_empty(size * like.weight.shape[0], *like.weight.shape[1:], device=like.weight.device)
+        weight = weight.contiguous(memory_format=torch.channels_last).unflatten(0, (size, -1))
+        self.weight = nn.Parameter(weight)
+        self.bias = _stacked_bias(like.bias, size)
+        self.how: dict[str, Any] = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation}
+        self.how["groups"] = size * like.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.flatten()
+        return F.conv2d(x, self.weight.flatten(0, 1), bias, **self.how)
+
+
+class PackedBatchNorm(nn.Module):
+    """Batch norms of K members as one over K times the channels."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, like: _BatchNorm, size: int) -> None:
+        super().__init__()
+        if not like.track_running_stats or like.momentum is None or not like.affine:
+            raise NotPackable("a batch norm without running statistics, momentum or weights")
+        self.momentum, self.eps = like.momentum, like.eps
+        shape = (size, like.num_features)
+        self.weight, self.bias = (nn.Parameter(like.weight.new_empty(shape)) for _ in range(2))
+        self.register_buffer("running_mean", like.weight.new_empty(shape))
+        self.register_buffer("running_var", like.weight.new_empty(shape))
+        self.register_buffer("num_batches_tracked", torch.zeros(size, dtype=torch.int64, device=like.weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        x = x.flatten(1) if x.ndim == 3 else x  # after a linear layer
+        return F.batch_norm(
+            x, self.running_mean.view(-1), self.running_var.view(-1), self.weight.flatten(), self.bias.flatten(),
+            self.training, self.momentum, self.eps,
+        )  # fmt: skip
+
+
+def _stacked_bias(bias: Tensor | None, size: int) -> nn.Parameter | None:
+    return None if bias is None else nn.Parameter(bias.new_empty(size, *bias.shape))
+
+
+def _packed(module: nn.Module, size: int) -> nn.Module | None:
+    """Return what does a layer for K members; None for what needs no change."""
+    if isinstance(module, nn.Linear):
+        return PackedLinear(module, size)
+    if isinstance(module, nn.Conv2d):
+        return PackedConv2d(module, size)
+    if isinstance(module, _BatchNorm):
+        return PackedBatchNorm(module, size)
+    return None
+
+
+def _check(traced: fx.GraphModule) -> None:
+    """Raise NotPackable for the first operation that does not work channel by channel."""
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        if node.op == "call_module":
+            module = modules[str(node.target)]
+            if not isinstance(module, (nn.Linear, nn.Conv2d, _BatchNorm, *BY_CHANNEL_MODULES)) and not _flattens(module):
+                raise NotPackable(f"a module of type {type(module).__name__} ({node.target})")
+        elif not (node.target in BY_CHANNEL or getattr(node.target, "__name__", "") in BY_CHANNEL_NAMES or _flattens(node)):
+            raise NotPackable(f"the operation {getattr(node.target, '__name__', node.target)} (node {node.name})")
+
+
+def _flattens(what: nn.Module | fx.Node) -> bool:
+    """Whether this makes a vector of everything but the batch."""
+    if isinstance(what, nn.Module):
+        return isinstance(what, nn.Flatten) and (what.start_dim, what.end_dim) == (1, -1)
+    if what.target not in (torch.flatten, "flatten"):
+        return False
+    start = what.args[1] if len(what.args) > 1 else what.kwargs.get("start_dim", 0)
+    return bool(start == 1 and len(what.args) < 3 and what.kwargs.get("end_dim", -1) == -1)

@@ -1,0 +1,154 @@
+"""Several networks as one program: each member is trained as it would be alone, and none disturbs another."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import densenet121
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from raylth.core.masks import full_mask
+from raylth.core.models import init_model
+from raylth.core.pack import NotPackable, Pack, Program
+from raylth.core.pruning import prune_global_magnitude
+from raylth.core.train import Diverged, Recipe, evaluate, evaluate_together, train, train_together
+from tests.core.test_train import random_split
+
+
+class WithNorm(nn.Module):
+    """Batch norm after linear layers, and an activation module."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(40, 12), nn.BatchNorm1d(12), nn.LeakyReLU(), nn.Linear(12, 10))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def seeded(build, seed):
+    torch.manual_seed(seed)
+    return build()
+
+
+NETWORKS = {
+    "mlp": ((40,), lambda seed: init_model(seed, "mlp", width=0.25, num_classes=10, in_shape=(40,))),
+    "resnet20": ((3, 8, 8), lambda seed: init_model(seed, "resnet20", width=0.25, num_classes=10, in_shape=(3, 8, 8))),
+    "vgg11": ((3, 32, 32), lambda seed: init_model(seed, "vgg11", width=0.125, num_classes=10, in_shape=(3, 32, 32))),
+    "a ResNet of torchvision": ((3, 32, 32), partial(seeded, lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10))),
+    "batch norm of vectors": ((40,), partial(seeded, WithNorm)),
+}
+# 5 steps an epoch, 20 in all; few enough and small enough that rounding does not grow beyond the tolerances
+RECIPE = Recipe(4, lr=0.002, batch_size=32, label_smoothing=0.1)
+
+
+def trained_alone(name, size, count=150, masks=None):
+    shape, build = NETWORKS[name]
+    split, networks, losses = random_split(shape, count), [build(seed) for seed in range(size)], []
+    for number, network in enumerate(networks):
+        mask = masks[number] if masks else None
+        augment = "flip_crop" if len(shape) == 3 else "none"
+        losses.append(train(network, split, RECIPE, seed=10 + number, augment=augment, mask=mask))
+    return split, networks, losses
+
+
+def masks_for(name, size):
+    return [
+        prune_global_magnitude(network.state_dict(), full_mask(network), 0.5 + 0.1 * seed)
+        for seed, network in enumerate(NETWORKS[name][1](seed) for seed in range(size))
+    ]
+
+
+def together(name, size, split, masks=None, **options):
+    shape, build = NETWORKS[name]
+    networks = [build(seed) for seed in range(size)]
+    program = Program(networks)
+    found = train_together(
+        program, split, RECIPE, seeds=[10 + number for number in range(size)],
+        augment="flip_crop" if len(shape) == 3 else "none", masks=masks or [None] * size, **options,
+    )  # fmt: skip
+    return program, networks, found
+
+
+def assert_close(one, other, start, name):
+    """Two trainings end at the same place: apart by less than a twentieth of what either has moved."""
+    for key, tensor in one.state_dict().items():
+        apart = float((other.state_dict()[key].double() - tensor.double()).abs().max())
+        moved = float((tensor.double() - start.state_dict()[key].double()).abs().max())
+        assert apart <= 0.05 * moved + 1e-6, f"{name}: {key}: apart by {apart}, moved by {moved}"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_member_is_trained_as_it_would_be_alone(name):
+    """Its own order, augmentation and mask; weights, batch-norm statistics, losses and accuracies agree to rounding."""
+    masks = masks_for(name, 3)
+    split, alone, losses = trained_alone(name, 3, masks=masks)
+    program, networks, found = together(name, 3, split, masks)
+    for number in range(3):
+        assert found[number] == pytest.approx(losses[number], rel=1e-3)
+        assert_close(alone[number], networks[number], NETWORKS[name][1](number), name)
+        for layer, alive in masks[number].items():
+            assert not networks[number].state_dict()[layer][~alive].any()
+    measured = evaluate_together(program, split, batch_size=64)
+    for (loss, accuracy), network in zip(measured, alone, strict=True):
+        expected = evaluate(network, split)
+        assert loss == pytest.approx(expected[0], rel=1e-3)
+        assert accuracy == pytest.approx(expected[1], abs=1.0)
+
+
+def test_a_member_that_diverges_leaves_the_others_alone():
+    split, alone, _ = trained_alone("mlp", 2)
+    bad = NETWORKS["mlp"][1](2)
+    with torch.no_grad():
+        bad.fc1.weight.mul_(1e20)
+    networks = [NETWORKS["mlp"][1](0), bad, NETWORKS["mlp"][1](1)]
+    found = train_together(Program(networks), split, RECIPE, seeds=[10, 5, 11], masks=[None] * 3)
+    assert isinstance(found[1], Diverged)
+    assert "epoch 1" in str(found[1])
+    assert_close(alone[0], networks[0], NETWORKS["mlp"][1](0), "first")
+    assert_close(alone[1], networks[2], NETWORKS["mlp"][1](1), "third")
+
+
+@pytest.mark.parametrize("stop_at", [(1, 2), (2, 0)])
+def test_a_pack_goes_on_with_the_same_bits(stop_at):
+    split = random_split((3, 8, 8), 150)
+    _, whole, losses = together("resnet20", 2, split)
+    states = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(epochs, step, snapshots):
+        if (epochs, step) == stop_at:
+            states.extend(snapshots())
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        together("resnet20", 2, split, on_step=stop)
+    _, resumed, again = together("resnet20", 2, split, states=states)
+    assert again == losses
+    for one, other in zip(whole, resumed, strict=True):
+        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_the_networks_keep_what_they_had_when_a_training_is_stopped():
+    split = random_split((40,), 150)
+    networks = [NETWORKS["mlp"][1](seed) for seed in range(2)]
+    before = copy.deepcopy(networks)
+
+    def stop(epochs, losses):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        train_together(Program(networks), split, RECIPE, seeds=[1, 2], masks=[None] * 2, on_epoch=stop)
+    for one, other in zip(before, networks, strict=True):
+        assert any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_what_cannot_be_packed_is_named():
+    with pytest.raises(NotPackable, match=r"Dropout \(1\)"):
+        Pack([nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)) for _ in range(2)])
+    with pytest.raises(NotPackable, match="the operation cat"):
+        Pack([densenet121(num_classes=10) for _ in range(2)])
