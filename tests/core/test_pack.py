@@ -73,11 +73,11 @@ def together(name, size, split, masks=None, **options):
 
 
 def assert_close(one, other, start, name):
-    """Two trainings end at the same place: apart by less than a twentieth of what either has moved."""
+    """Two trainings end at the same place: apart by less than a tenth of what one has moved, tensor by tensor."""
     for key, tensor in one.state_dict().items():
-        apart = float((other.state_dict()[key].double() - tensor.double()).abs().max())
-        moved = float((tensor.double() - start.state_dict()[key].double()).abs().max())
-        assert apart <= 0.05 * moved + 1e-6, f"{name}: {key}: apart by {apart}, moved by {moved}"
+        apart = float((other.state_dict()[key].double() - tensor.double()).norm())
+        moved = float((tensor.double() - start.state_dict()[key].double()).norm())
+        assert apart <= 0.1 * moved + 1e-6, f"{name}: {key}: apart by {apart}, moved by {moved}"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
