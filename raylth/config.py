@@ -15,10 +15,12 @@ from raylth.core.models import MODELS, build_model
 from raylth.core.train import Recipe
 from raylth.values import (
     AUTO,
+    OFF,
     Count,
     Epoch,
     GpuShare,
     Integer,
+    PackSize,
     Rate,
     Real,
     Settings,
@@ -216,6 +218,12 @@ class ResourcesConfig(Settings):
     ensemble: Share = Share()
     plane: Share = Share()
     overlap: Share = Share()
+    pack: PackSize = Field(
+        OFF,
+        description="Networks that one worker trains as one program, where they are alike but for seeds and masks: a number, "
+        "off, or auto: as many as are fastest, measured once for each network and device. Each ends as it would alone, to "
+        "rounding.",
+    )
     checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")
     checkpoint_bytes: Count | None = Field(
         None, description="What one of them holds at most; null: together a third of the smallest object store."

@@ -10,11 +10,26 @@ from raylth.registry import Registry, UnknownName
 from raylth.store import locate
 
 __all__ = [
-    "AUTO", "NUMBER", "Count", "Epoch", "GpuShare", "Integer", "Rate", "Real", "Settings", "Sparsity", "Width", "is_place",
-    "known", "unique",
+    "AUTO",
+    "NUMBER",
+    "OFF",
+    "Count",
+    "Epoch",
+    "GpuShare",
+    "Integer",
+    "PackSize",
+    "Rate",
+    "Real",
+    "Settings",
+    "Sparsity",
+    "Width",
+    "is_place",
+    "known",
+    "unique",
 ]  # fmt: skip
 
 AUTO: Literal["auto"] = "auto"
+OFF: Literal["off"] = "off"
 
 
 class Settings(BaseModel):
@@ -71,6 +86,15 @@ def _gpu_share(value: Any) -> float | Literal["auto"]:
     return 1 / round(shares)
 
 
+def _pack_size(value: Any) -> int | Literal["auto", "off"]:
+    """Read a number of networks, auto, or off, which YAML makes false of."""
+    if value in (AUTO, OFF) or value is False:
+        return OFF if value is False else value
+    if not isinstance(_no_bool(value), int) or value < 1:
+        raise ValueError(f"{value!r} is not a number of networks from 1, auto, or off")
+    return value
+
+
 def _no_bool(value: Any) -> Any:
     """Refuse what Python would count as 0 or 1."""
     if isinstance(value, bool):
@@ -86,4 +110,7 @@ Real = Annotated[float, NUMBER]
 Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable weights that a mask removes."), NUMBER]
 Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False), NUMBER]
 GpuShare = Annotated[float | Literal["auto"], PlainValidator(_gpu_share, json_schema_input_type=float | str)]
+PackSize = Annotated[
+    int | Literal["auto", "off"], PlainValidator(_pack_size, json_schema_input_type=int | Literal["auto", "off"])
+]
 Width = Annotated[float, Field(gt=0, le=64), NUMBER]

@@ -19,6 +19,7 @@ from raylth.store import BrokenArtefact, Store, decode_tensors
 __all__ = ["CheckpointActor", "CheckpointReader", "start_checkpoint_actors"]
 
 NO_ROOM = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
+PATIENCE = 60.0  # seconds for the object store to deliver what the store itself can
 HELD_KINDS = ("dense", "imp")  # what the actors are handed right after training
 
 
@@ -79,8 +80,8 @@ def start_checkpoint_actors(root: str, number: int, budget: int | None = None) -
 class CheckpointReader:
     """Reads artefacts through the checkpoint actors, and from the store itself when Ray cannot deliver them."""
 
-    def __init__(self, actors: Sequence[Any], store: Store) -> None:
-        self.actors, self.store = actors, store
+    def __init__(self, actors: Sequence[Any], store: Store, patience: float = PATIENCE) -> None:
+        self.actors, self.store, self.patience = actors, store, patience
 
     def _actor(self, key: str) -> Any:
         return self.actors[zlib.crc32(key.encode()) % len(self.actors)]
@@ -91,12 +92,14 @@ class CheckpointReader:
         Raises BrokenArtefact when the file is damaged.
         """
         try:
-            (ref,) = ray.get(self._actor(key).fetch.remote(key, name))
-            buffer = ray.get(ref)
+            (ref,) = ray.get(self._actor(key).fetch.remote(key, name), timeout=self.patience)
+            buffer = ray.get(ref, timeout=self.patience)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, BrokenArtefact):
                 raise error.cause from error
             buffer = self.store.read(key, name)  # the object store and the disk that it spills to are full
+        except ray.exceptions.GetTimeoutError:
+            buffer = self.store.read(key, name)  # what is spilled waits for ever while views in use fill the object store
         except (ray.exceptions.ActorUnavailableError, ray.exceptions.ActorDiedError, ray.exceptions.ObjectLostError):
             buffer = self.store.read(key, name)  # the actor or its object is gone; it refills when it is back
         return decode_tensors(buffer)

@@ -89,7 +89,7 @@ def run_on_ray(
             state_seconds=plan.config.resources.state_seconds,
             imports=imports,
         )
-        searcher = GraphSearcher(graph, store, plan.config.resources, gpu_table())
+        searcher = GraphSearcher(graph, store, plan.config.resources, gpu_table(), ray.cluster_resources())
         head = ray.get_runtime_context().gcs_address
         with Lifeline(head, lambda: lost(head)):
             _run_tune(searcher, shared, watch, verbose)

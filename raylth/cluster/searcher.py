@@ -5,12 +5,13 @@ import heapq
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, UNREACHABLE, delay
+from raylth.cluster.packs import Packs
 from raylth.cluster.shares import Shares, Slot
 from raylth.config import ResourcesConfig
 from raylth.stages import Graph, Stage, divergence
@@ -50,10 +51,18 @@ class GraphSearcher(Searcher):
     - a stage's own error: failed at once, it would happen again.
     """
 
-    def __init__(self, graph: Graph, store: Store, resources: ResourcesConfig, gpus: Sequence[tuple[str, int]] = ()) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        store: Store,
+        resources: ResourcesConfig,
+        gpus: Sequence[tuple[str, int]] = (),
+        machines: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         self.graph, self.store, self.resources = graph, store, resources
         self.shares = Shares(resources, store, list(gpus))
+        self.packs = Packs(resources, store, self.shares.name, machines or {})
         self.running: dict[str, tuple[list[Stage], Slot]] = {}  # trial -> its stages, in the order in which it runs them
         self.seconds: dict[str, float] = {}  # kind -> what a stage of it takes, a running mean
         self.causes: dict[str, tuple[str, str]] = {}  # trial -> why its worker ended, and the error; Autopsy writes it
@@ -78,13 +87,31 @@ class GraphSearcher(Searcher):
                 self._hold(stage, TRY_DELAY)  # until it is known what the other took
                 continue
             slot = self.shares.of(stage)
-            stages = [stage] if is_tried else [stage, *self._more_like(stage, slot)]
-            self.running[trial_id] = stages, slot
+            size = 1 if is_tried else self.packs.size(stage, slot)
+            pack = self._pack_of(stage, slot, size) if size and size > 1 else []
+            others = pack or ([] if is_tried or size is None else self._more_like(stage, slot))
+            self.running[trial_id] = [stage, *others], slot
             if is_tried:
                 self.tried[trial_id] = stage
-            keys = [stage.key for stage in stages]
-            return {"stages": keys, "cpus": slot.cpus, "gpus": slot.gpus, "steps": TRY_STEPS if is_tried else None}
+            return {
+                "stages": [each.key for each in (stage, *others)],
+                "cpus": slot.cpus,
+                "gpus": slot.gpus,
+                "steps": TRY_STEPS if is_tried else None,
+                "pack": bool(pack),
+                "measure": size is None and self.packs.must_be_measured(stage, slot),
+            }
         return Searcher.FINISHED if self.graph.finished else None
+
+    def _pack_of(self, stage: Stage, slot: Slot, size: int) -> list[Stage]:
+        """Take the trainings that go with a stage in one program; none for a stage that met with trouble before."""
+        if not self._is_fresh(stage):
+            return []
+
+        def accept(other: Stage) -> bool:
+            return self.packs.are_alike(stage, other) and self._goes_with(other, slot)
+
+        return self.graph.take_alike(stage, accept, lambda ready: min(size, self.packs.fair(slot, ready)))
 
     def _more_like(self, stage: Stage, slot: Slot) -> list[Stage]:
         """Take what goes with a stage in one trial: nothing when it takes long, or met with trouble before."""
@@ -116,6 +143,9 @@ class GraphSearcher(Searcher):
 
     def _ended(self, stage: Stage, slot: Slot, result: dict[str, Any]) -> None:
         """Take one stage's end into the graph: done, diverged, failed, or to be run again."""
+        if result.get("pack_size"):
+            with contextlib.suppress(OSError):  # it is known here all the same
+                self.packs.learn(stage, slot, result["pack_size"], result["pack_rates"])
         if result.get("peak_bytes") and slot.gpus == 1:
             self._learn(stage, result["peak_bytes"])
         if result["outcome"] == "done":

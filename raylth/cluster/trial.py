@@ -78,8 +78,15 @@ class StageTrial(tune.Trainable):
         for module in self.shared.imports:
             importlib.import_module(module)
         self.is_busy = True
+        import torch
+
+        torch.set_num_threads(self.config["cpus"])
         try:
-            return {"done": True, "outcomes": [self._run(key) for key in self.config["stages"]]}
+            keys = self.config["stages"]
+            measured = self._measure(keys[0]) if self.config["measure"] else {}
+            outcomes = self._run_pack(keys) if self.config["pack"] else [self._run(key) for key in keys]
+            outcomes[0] |= measured
+            return {"done": True, "outcomes": outcomes}
         finally:
             self.is_busy = False
 
@@ -96,7 +103,6 @@ class StageTrial(tune.Trainable):
         if self.is_asked_to_stop:
             raise Preempted("asked to stop between two stages")
         try:
-            torch.set_num_threads(self.config["cpus"])
             gpus.reset_peak()
             with Lease(self.store, stage.key) as lease:
                 if not lease.held:
@@ -126,6 +132,69 @@ class StageTrial(tune.Trainable):
             torch.cuda.empty_cache()
         return result | {"seconds": time.perf_counter() - start}
 
+    def _run_pack(self, keys: list[str]) -> list[dict[str, Any]]:
+        """Train stages that are alike as one program; returns what the searcher is to know of each."""
+        from raylth.core.pack import NotPackable
+        from raylth.stages import Stage, run_together
+
+        stages = [Stage(**self.shared.stages[key]) for key in keys]
+        start = time.perf_counter()
+        self.steps_left = None
+        gpus.reset_peak()
+        results = {key: {"outcome": "elsewhere", "error": None, "broken": None, "computed": False} for key in keys}
+        with contextlib.ExitStack() as leases:
+            held = [stage for stage in stages if leases.enter_context(Lease(self.store, stage.key)).held]
+            new = {stage.key for stage in held if not self.store.has(stage.key)}
+            self.current = ""
+            for key in new:
+                self.trace("began", key)
+            try:
+                outcomes = run_together(held, self._context(gpus.device(self.config["gpus"]))) if held else []
+            except NotPackable:
+                leases.close()
+                return [self._run(key) for key in keys]
+            except Exception as error:  # of all; a training that must stop is saved, and starts elsewhere
+                if self.is_asked_to_stop:
+                    raise
+                outcomes = [error] * len(held)
+            finally:
+                self.chalk.flush()
+        for stage, outcome in zip(held, outcomes, strict=True):
+            result = results[stage.key]
+            result |= {"outcome": "done", "computed": stage.key in new}
+            if isinstance(outcome, Exception):
+                result |= self._failure(stage, outcome)
+            else:
+                self.trace("ended", stage.key)
+                if outcome is not None:
+                    result |= {"outcome": "diverged", "error": outcome}
+                else:
+                    for made in stage.produces:
+                        self.reader.hand_over(stage.kind, made)
+        seconds = (time.perf_counter() - start) / max(1, len(held))
+        return [results[key] | {"seconds": seconds, "peak_bytes": None} for key in keys]
+
+    def _measure(self, key: str) -> dict[str, Any]:
+        """Find how many networks like a stage's are trained fastest together; one, where that cannot be found out."""
+        from raylth.core.throughput import fastest_pack
+        from raylth.core.train import Recipe
+        from raylth.stages import Stage
+        from raylth.stages.training import new_network
+
+        stage = Stage(**self.shared.stages[key])
+        settings = stage.settings
+        context = self._context(gpus.device(self.config["gpus"]))
+        try:
+            size, rates = fastest_pack(
+                lambda: new_network(settings, 0, context.device),
+                context.train,
+                Recipe(**settings["recipe"]),
+                settings["augment"],
+            )
+        except Exception:  # the stage itself will say what is wrong
+            size, rates = 1, {}
+        return {"pack_size": size, "pack_rates": rates}
+
     def _failure(self, stage: "Stage", error: Exception) -> dict[str, Any]:
         """Return what the searcher is to know of what a stage raised; the traceback of its own errors is kept."""
         import torch
@@ -143,7 +212,8 @@ class StageTrial(tune.Trainable):
 
     def _progress(self, epochs: int) -> None:
         self.chalk(epochs)
-        self.trace("epochs", self.current, epochs=epochs)
+        if self.current:
+            self.trace("epochs", self.current, epochs=epochs)
 
     def _must_stop(self) -> bool:
         """Whether the training is to be saved and left: the process must end, or it was to be tried only."""

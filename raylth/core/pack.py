@@ -46,10 +46,10 @@ class Program:
         self.network = networks[0] if self.size == 1 else Pack(networks)
 
     def __call__(self, x: Tensor, count: int) -> Tensor:
-        """Map inputs (count * K, *in_shape), each sample's K members side by side, to logits (count, K, classes)."""
+        """Map inputs (count * K, *in_shape), each sample's K members side by side, to logits (K, count, classes)."""
         if self.size == 1:
             logits: Tensor = self.network(x)
-            return logits[:, None]
+            return logits[None]
         together: Tensor = self.network(x.unflatten(0, (count, self.size)))
         return together
 
@@ -88,7 +88,7 @@ class Pack(nn.Module):
     """K networks of one architecture that run, and train, as one.
 
     Parameters and buffers have the members' names, each tensor with the members in front: (K, *shape). Called on inputs
-    (B, K, *in_shape) it returns (B, K, classes), for each member what it would return alone, to rounding. Raises
+    (B, K, *in_shape) it returns (K, B, classes), for each member what it would return alone, to rounding. Raises
     NotPackable, ValueError for networks that differ in a shape.
     """
 
@@ -116,11 +116,11 @@ class Pack(nn.Module):
         return self.program.named_parameters(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, K, *in_shape) to (B, K, classes)."""
+        """Map (B, K, *in_shape) to (K, B, classes)."""
         if x.ndim > 3:
             x = x.flatten(1, 2).contiguous(memory_format=torch.channels_last)  # (B, K * C, H, W)
         out: Tensor = self.program(x)
-        return out.reshape(len(out), self.size, -1)
+        return out.reshape(len(out), self.size, -1).transpose(0, 1)
 
 
 class PackedLinear(nn.Module):
@@ -134,9 +134,33 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(len(x), self.size, -1).transpose(0, 1)  # (K, B, I)
-        if self.bias is None:
-            return torch.bmm(rows, self.weight.transpose(1, 2)).transpose(0, 1)
-        return torch.baddbmm(self.bias[:, None], rows, self.weight.transpose(1, 2)).transpose(0, 1)
+        out: Tensor = _BatchedLinear.apply(rows, self.weight, self.bias)
+        return out.transpose(0, 1)
+
+
+class _BatchedLinear(torch.autograd.Function):
+    """K linear layers: rows (K, B, I), weight (K, O, I), bias (K, O) or None to (K, B, O).
+
+    Its products are the very ones that torch's linear layer makes, forward and backward, so that on a CPU a member has the
+    bits that it has alone; `baddbmm`'s own derivative transposes the weight's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        if bias is None:
+            return torch.bmm(rows, weight.transpose(1, 2))
+        return torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        to_rows, _, to_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(grad, weight) if to_rows else None,
+            torch.bmm(grad.transpose(1, 2), rows),
+            torch.stack([of_member.sum(0) for of_member in grad]) if to_bias else None,  # `sum(1)` adds in another order
+        )
 
 
 class PackedConv2d(nn.Module):

@@ -11,11 +11,12 @@ from raylth.stages.mask import export_mask
 from raylth.stages.plan import Plan, make_plan
 from raylth.stages.resume import Preempted
 from raylth.stages.rows import result_rows
-from raylth.stages.run import STAGES, StageFailed, divergence, run_plan, run_stage, scan
+from raylth.stages.run import STAGES, TRAININGS, StageFailed, divergence, run_plan, run_stage, run_together, scan
 from raylth.stages.stage import Artefact, Stage
 
 __all__ = [
     "STAGES",
+    "TRAININGS",
     "Artefact",
     "Context",
     "Forecast",
@@ -35,5 +36,6 @@ __all__ = [
     "result_rows",
     "run_plan",
     "run_stage",
+    "run_together",
     "scan",
 ]

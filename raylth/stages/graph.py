@@ -81,6 +81,18 @@ class Graph:
                 taken.append(stage)
         return taken
 
+    def take_alike(self, like: Stage, accept: Callable[[Stage], bool], most: Callable[[int], int]) -> list[Stage]:
+        """Take further stages that are ready and accepted, as many as `most` says of all that there are, `like` included."""
+        found = [key for key in (self._keys[rank] for rank in sorted(set(self._ready))) if self._is_ready(key)]
+        alike = [self.stages[key] for key in found if accept(self.stages[key])]
+        taken = alike[: max(0, most(len(alike) + 1) - 1)]
+        for stage in taken:
+            self.states[stage.key] = "running"
+        ranks = {self._rank[stage.key] for stage in taken}
+        self._ready = [rank for rank in self._ready if rank not in ranks]
+        heapq.heapify(self._ready)
+        return taken
+
     def finish(self, key: str) -> None:
         """Mark a running stage done; its children may become ready."""
         self.states[key] = "done"

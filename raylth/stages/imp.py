@@ -6,15 +6,14 @@ sparsity. Each round is a stage of its own, so every sparsity shares the trunk a
 
 from raylth.core.masks import full_mask, num_alive
 from raylth.core.pruning import num_landing_alive, prune_global_magnitude
-from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
-from raylth.stages.stage import Artefact, Stage
-from raylth.stages.training import fit, load_mask, load_network
+from raylth.stages.stage import Stage
+from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
 
 __all__ = ["imp"]
 
 
-def imp(stage: Stage, context: Context) -> dict[str, Artefact]:
+def imp(stage: Stage, context: Context) -> Trainee:
     """Prune the parent network by one round, then fine-tune it under the new mask."""
     settings, parent = stage.settings, stage.parents["network"]
     network = load_network(settings, context, parent)
@@ -27,6 +26,4 @@ def imp(stage: Stage, context: Context) -> dict[str, Artefact]:
     else:
         target = num_landing_alive(sum(alive.numel() for alive in mask.values()), amount["sparsity"])
         pruned = prune_global_magnitude(network.state_dict(), mask, num_alive(mask) - target)
-    metrics = fit(network, stage, context, mask=pruned)
-    tensors = {"weights": state_arrays(network.state_dict()), "mask": state_arrays(pruned)}
-    return {stage.key: Artefact(tensors, metrics)}
+    return masked_trainee(stage, network, pruned)

@@ -1,6 +1,6 @@
 """Runs one stage, or a whole plan one stage after another in this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -21,18 +21,35 @@ from raylth.stages.plan import Plan
 from raylth.stages.plane import plane
 from raylth.stages.sparse import sparse
 from raylth.stages.stage import Artefact, Stage
+from raylth.stages.training import Trainee, fit
 from raylth.stages.uploads import Uploads
 from raylth.store import BrokenArtefact, DiskLocation, Store
 
-__all__ = ["STAGES", "StageFailed", "divergence", "run_plan", "run_stage", "scan"]
+__all__ = ["STAGES", "TRAININGS", "StageFailed", "divergence", "run_plan", "run_stage", "run_together", "scan"]
+
+TRAININGS: dict[str, Callable[[Stage, Context], Trainee]] = {"dense": dense, "imp": imp, "sparse": sparse}
+
+
+def _alone(prepare: Callable[[Stage, Context], Trainee]) -> Callable[[Stage, Context], dict[str, Artefact]]:
+    """Return the stage that trains one network by itself; what it returns raises Diverged as `train` does."""
+
+    def run(stage: Stage, context: Context) -> dict[str, Artefact]:
+        trainee = prepare(stage, context)
+        (found,) = fit([trainee], context)
+        if isinstance(found, Diverged):
+            raise found
+        return trainee.finish(found)
+
+    return run
+
 
 STAGES: dict[str, Callable[[Stage, Context], dict[str, Artefact]]] = {
-    "dense": dense,
-    "imp": imp,
+    "dense": _alone(dense),
+    "imp": _alone(imp),
     "mask": mask,
     "match": match,
     "connect": connect,
-    "sparse": sparse,
+    "sparse": _alone(sparse),
     "plane": plane,
     "overlap": overlap,
     "ensemble": ensemble,
@@ -50,36 +67,94 @@ def run_stage(stage: Stage, context: Context) -> str | None:
     Raises BrokenArtefact naming the parent when one cannot be read, StageFailed when the parents were made from other
     data, Preempted when the process must stop, and whatever the stage itself raises.
     """
-    store = context.store
-    if store.has(stage.key) and (reason := divergence(store.metrics(stage.key))) is not None:
+    is_there, reason = _already(stage, context.store)
+    if is_there:
         return reason
-    if all(store.has(key) for key in stage.produces):
+    _check_parents(stage, context)
+    with Uploads() as uploads:
+        try:
+            artefacts = STAGES[stage.kind](stage, _behind(context, uploads, stage.kind))
+        except Diverged as error:
+            reason, artefacts = str(error), _diverged(stage, error)
+    _publish(artefacts, stage, context)
+    return reason
+
+
+def run_together(stages: Sequence[Stage], context: Context) -> list[str | Exception | None]:
+    """Compute trainings that are alike as one program, and publish what each makes.
+
+    Returns for each what `run_stage` returns, or what it would raise. Raises NotPackable when the networks cannot be trained
+    together, Preempted when the process must stop, and what ends them all.
+    """
+    outcomes: dict[str, str | Exception | None] = {}
+    trainees = []
+    with Uploads() as uploads:
+        behind = _behind(context, uploads, stages[0].kind)
+        for stage in stages:
+            try:
+                is_there, reason = _already(stage, context.store)
+                if is_there:
+                    outcomes[stage.key] = reason
+                else:
+                    _check_parents(stage, context)
+                    trainees.append(TRAININGS[stage.kind](stage, behind))
+            except Exception as error:  # of this stage alone
+                outcomes[stage.key] = error
+        found = fit(trainees, behind) if trainees else []
+    for trainee, metrics in zip(trainees, found, strict=True):
+        stage = trainee.stage
+        try:
+            if isinstance(metrics, Diverged):
+                artefacts, outcomes[stage.key] = _diverged(stage, metrics), str(metrics)
+            else:
+                artefacts, outcomes[stage.key] = trainee.finish(metrics | {"pack": len(trainees)}), None
+            _publish(artefacts, stage, context)
+        except Exception as error:  # of this stage alone
+            outcomes[stage.key] = error
+    return [outcomes[stage.key] for stage in stages]
+
+
+def _already(stage: Stage, store: Store) -> tuple[bool, str | None]:
+    """Whether everything that a stage makes is in the store, and how its training diverged, if it did."""
+    if store.has(stage.key) and (reason := divergence(store.metrics(stage.key))) is not None:
+        return True, reason
+    is_there = all(store.has(key) for key in stage.produces)
+    if is_there:
         store.drop_state(stage.key)  # of a process that ended just after publishing
-        return None
+    return is_there, None
+
+
+def _check_parents(stage: Stage, context: Context) -> None:
     for role, key in stage.parents.items():
-        found = store.metrics(key)["data_sha256"]
+        found = context.store.metrics(key)["data_sha256"]
         if found != context.data_sha256:
             raise StageFailed(
                 f"{stage.name}: its parent {role!r} was made from data {found[:12]}, the data set now is "
                 f"{context.data_sha256[:12]}: restore the old data or use another storage"
             )
 
-    def publish(key: str, artefact: Artefact) -> None:
-        metrics = {**artefact.metrics, "data_sha256": context.data_sha256}
-        store.publish(key, kind=stage.kind, tensors=artefact.tensors, metrics=metrics)
 
-    reason = None
-    with Uploads() as uploads:
-        behind = replace(context, uploads=uploads, publish=lambda *found: uploads.submit(lambda: publish(*found)))
-        try:
-            artefacts = STAGES[stage.kind](stage, behind)
-        except Diverged as error:
-            reason = str(error)
-            artefacts = {stage.key: Artefact({}, {"diverged": reason})}
+def _behind(context: Context, uploads: Uploads, kind: str) -> Context:
+    """Return the context of a stage whose writes go on behind it."""
+    return replace(
+        context, uploads=uploads, publish=lambda key, artefact: uploads.submit(lambda: _write(key, artefact, kind, context))
+    )
+
+
+def _diverged(stage: Stage, error: Diverged) -> dict[str, Artefact]:
+    return {stage.key: Artefact({}, {"diverged": str(error)})}
+
+
+def _publish(artefacts: dict[str, Artefact], stage: Stage, context: Context) -> None:
+    """Publish what a stage made, its own artefact last."""
     for key, artefact in artefacts.items():
-        publish(key, artefact)
-    store.drop_state(stage.key)
-    return reason
+        _write(key, artefact, stage.kind, context)
+    context.store.drop_state(stage.key)
+
+
+def _write(key: str, artefact: Artefact, kind: str, context: Context) -> None:
+    metrics = {**artefact.metrics, "data_sha256": context.data_sha256}
+    context.store.publish(key, kind=kind, tensors=artefact.tensors, metrics=metrics)
 
 
 def divergence(metrics: dict[str, Any]) -> str | None:

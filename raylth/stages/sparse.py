@@ -11,10 +11,9 @@ from torch import nn
 
 from raylth.core.masks import Mask, shuffle_mask
 from raylth.core.permutation import Permutation, derive_spec, random_permutation
-from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
-from raylth.stages.stage import Artefact, Stage
-from raylth.stages.training import fit, load_mask, load_network
+from raylth.stages.stage import Stage
+from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
 
 __all__ = ["ARMS", "Arm", "sparse"]
 
@@ -41,13 +40,11 @@ ARMS = {
 }
 
 
-def sparse(stage: Stage, context: Context) -> dict[str, Artefact]:
+def sparse(stage: Stage, context: Context) -> Trainee:
     """Train the arm's weights under the arm's mask."""
     network = load_network(stage.settings, context, stage.parents["weights"])
     mask = _transform(load_mask(context, stage.parents["mask"]), network, stage, context)
-    metrics = fit(network, stage, context, mask=mask)
-    tensors = {"weights": state_arrays(network.state_dict()), "mask": state_arrays(mask)}
-    return {stage.key: Artefact(tensors, metrics)}
+    return masked_trainee(stage, network, mask)
 
 
 def _transform(mask: Mask, network: nn.Module, stage: Stage, context: Context) -> Mask:

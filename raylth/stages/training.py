@@ -1,7 +1,9 @@
-"""What dense, IMP and sparse stages share: networks in and out of the store, and one training with its numbers."""
+"""What dense, IMP and sparse stages share: networks in and out of the store, and trainings with their numbers."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,13 +11,14 @@ from torch import nn
 
 from raylth.core.masks import Mask, mask_sparsity, model_sparsity
 from raylth.core.models import init_model
-from raylth.core.train import Recipe, evaluate, train
-from raylth.stages.arrays import to_torch
+from raylth.core.pack import Program
+from raylth.core.train import Diverged, Recipe, TrainState, evaluate_together, train_together
+from raylth.stages.arrays import state_arrays, to_torch
 from raylth.stages.context import Context
-from raylth.stages.resume import Resume
-from raylth.stages.stage import Stage
+from raylth.stages.resume import Resume, load_state
+from raylth.stages.stage import Artefact, Stage
 
-__all__ = ["fit", "load_mask", "load_network", "new_network"]
+__all__ = ["Trainee", "fit", "load_mask", "load_network", "masked_trainee", "new_network"]
 
 
 def new_network(settings: dict[str, Any], seed: int, device: str) -> nn.Module:
@@ -43,60 +46,98 @@ def load_mask(context: Context, key: str) -> Mask:
     return to_torch(context.load(key, "mask"), context.device)
 
 
-def fit(
-    network: nn.Module,
-    stage: Stage,
-    context: Context,
-    mask: Mask | None = None,
-    on_epoch: Callable[[int], None] | None = None,
-    not_beyond: int | None = None,
-) -> dict[str, Any]:
-    """Train the network as its stage's settings say, and return the metrics that every trained network has.
+@dataclass(frozen=True)
+class Trainee:
+    """A network that a stage is about to train, and what becomes of it."""
 
-    A training that another process began goes on where its last saved state stands, unless that lies beyond the epoch
-    `not_beyond`. Raises Preempted, with the state saved, when the process is asked to stop.
+    stage: Stage
+    network: nn.Module
+    finish: Callable[[dict[str, Any]], dict[str, Artefact]]  # the metrics of the trained network -> what the stage publishes
+    mask: Mask | None = None
+    on_epoch: Callable[[int, dict[str, torch.Tensor]], None] = lambda completed, state: None  # (epochs, tensors as they are)
+    not_beyond: int | None = None  # a saved state beyond that epoch is of no use
+
+
+def masked_trainee(stage: Stage, network: nn.Module, mask: Mask) -> Trainee:
+    """Return the training of a network under a mask, of which weights and mask are published."""
+
+    def finish(metrics: dict[str, Any]) -> dict[str, Artefact]:
+        tensors = {"weights": state_arrays(network.state_dict()), "mask": state_arrays(mask)}
+        return {stage.key: Artefact(tensors, metrics)}
+
+    return Trainee(stage, network, finish, mask)
+
+
+def fit(trainees: Sequence[Trainee], context: Context) -> list[dict[str, Any] | Diverged]:
+    """Train networks together as their stages' settings say, which are alike but for seeds and masks.
+
+    Returns for each the metrics that every trained network has, or how it diverged. A training that another process began
+    goes on where its last saved state stands. Raises Preempted, with all states saved, when the process is asked to stop, and
+    NotPackable for more than one network of a kind that cannot be trained together.
     """
-    settings = stage.settings
-    recipe = Recipe(**settings["recipe"])
-    resume = Resume(stage.key, context)
-    found = resume.load(not_beyond)
-    state, beside = found or (None, dict[str, Any](curve=[], seconds=0.0))
-    curve: list[dict[str, Any]] = beside["curve"]
-    context.progress(len(curve))
-    start = time.perf_counter() - beside["seconds"]
+    found = [load_state(trainee.stage.key, context, trainee.not_beyond) for trainee in trainees]
+    places = [(state[0].epochs, state[0].step) if state else None for state in found]
+    results: dict[int, dict[str, Any] | Diverged] = {}
+    for place in dict.fromkeys(places):  # those that stand at the same step go on together
+        group = [number for number, other in enumerate(places) if other == place]
+        fitted = _fit_group([trainees[number] for number in group], [found[number] for number in group], context)
+        results.update(zip(group, fitted, strict=True))
+    return [results[number] for number in range(len(trainees))]
 
-    def record(completed: int, loss: float) -> None:
-        point: dict[str, Any] = {"epoch": completed, "train_loss": loss}
+
+def _fit_group(
+    trainees: Sequence[Trainee], found: Sequence[tuple[TrainState, dict[str, Any]] | None], context: Context
+) -> list[dict[str, Any] | Diverged]:
+    """Train networks that stand at the same step."""
+    settings = trainees[0].stage.settings
+    recipe, program = Recipe(**settings["recipe"]), Program([trainee.network for trainee in trainees])
+    resume = Resume([trainee.stage.key for trainee in trainees], context)
+    before = [state[1] if state else dict[str, Any](curve=[], seconds=0.0) for state in found]
+    curves: list[list[dict[str, Any]]] = [each["curve"] for each in before]
+    context.progress(sum(map(len, curves)))
+    start = time.perf_counter() - before[0]["seconds"] * len(trainees)
+
+    def record(completed: int, losses: list[float]) -> None:
+        points: list[dict[str, Any]] = [{"epoch": completed, "train_loss": loss} for loss in losses]
         if completed == recipe.epochs or (context.evaluate_every and completed % context.evaluate_every == 0):
-            point["test_loss"], point["test_accuracy"] = evaluate(network, context.test)
-        curve.append(point)
-        context.progress(1)
-        if on_epoch is not None:
-            on_epoch(completed)
+            for point, (loss, accuracy) in zip(points, evaluate_together(program, context.test), strict=True):
+                point["test_loss"], point["test_accuracy"] = loss, accuracy
+        for number, (trainee, curve, point) in enumerate(zip(trainees, curves, points, strict=True)):
+            if math.isfinite(point["train_loss"]):
+                curve.append(point)
+                trainee.on_epoch(completed, program.member(number))
+            context.progress(1)
 
-    train(
-        network,
+    def seconds() -> float:
+        return (time.perf_counter() - start) / len(trainees)
+
+    outcomes = train_together(
+        program,
         context.train,
         recipe,
-        seed=settings["seed"],
+        seeds=[trainee.stage.settings["seed"] for trainee in trainees],
         augment=settings["augment"],
-        mask=mask,
+        masks=[trainee.mask for trainee in trainees],
         on_epoch=record,
-        on_step=lambda epochs, step, snapshot: resume.step(
-            epochs, step, snapshot, lambda: {"curve": list(curve), "seconds": time.perf_counter() - start}
+        on_step=lambda epochs, step, snapshots: resume.step(
+            epochs, step, snapshots, lambda: [{"curve": list(curve), "seconds": seconds()} for curve in curves]
         ),
-        state=state,
+        states=[state[0] for state in found if state] or None,
     )
-    seconds = time.perf_counter() - start
-    is_cuda = context.device.startswith("cuda")
-    return {
-        "epochs": recipe.epochs,
-        "test_accuracy": curve[-1]["test_accuracy"],
-        "test_loss": curve[-1]["test_loss"],
-        "train_loss": curve[-1]["train_loss"],
-        "mask_sparsity": mask_sparsity(mask) if mask is not None else 0.0,
-        "model_sparsity": model_sparsity(network, mask) if mask is not None else 0.0,
-        "seconds": seconds,
-        "device": torch.cuda.get_device_name() if is_cuda else "cpu",
-        "curve": curve,
-    }
+    taken, device = seconds(), torch.cuda.get_device_name() if context.device.startswith("cuda") else "cpu"
+    return [
+        outcome
+        if isinstance(outcome, Diverged)
+        else {
+            "epochs": recipe.epochs,
+            "test_accuracy": curve[-1]["test_accuracy"],
+            "test_loss": curve[-1]["test_loss"],
+            "train_loss": curve[-1]["train_loss"],
+            "mask_sparsity": mask_sparsity(trainee.mask) if trainee.mask is not None else 0.0,
+            "model_sparsity": model_sparsity(trainee.network, trainee.mask) if trainee.mask is not None else 0.0,
+            "seconds": taken,
+            "device": device,
+            "curve": curve,
+        }
+        for trainee, curve, outcome in zip(trainees, curves, outcomes, strict=True)
+    ]

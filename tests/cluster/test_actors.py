@@ -80,10 +80,10 @@ OK = ends({"outcome": "done"})
 
 def test_the_searcher_waits_for_parents_and_ends_with_the_graph(tmp_path):
     searcher = searcher_of(tmp_path)
-    assert searcher.suggest("t1") == {"stages": ["a"], "cpus": 1, "gpus": 0.5, "steps": None}
+    assert searcher.suggest("t1") == {"stages": ["a"], "cpus": 1, "gpus": 0.5, "steps": None, "pack": False, "measure": False}
     assert searcher.suggest("t2") is None, "b waits for a, so no trial may be made"
     searcher.on_trial_complete(trial_id="t1", result=OK)
-    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 0.0, "steps": None}
+    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 0.0, "steps": None, "pack": False, "measure": False}
     assert searcher.suggest("t3") is None
     searcher.on_trial_complete(trial_id="t2", result=OK)
     assert searcher.suggest("t3") == Searcher.FINISHED

@@ -103,10 +103,30 @@ def test_more_than_the_object_store_holds_while_the_disk_is_full_is_read_from_th
     store = Store(tmp_path)
     for key in KEYS:
         publish(store, key, 150)
-    reader = CheckpointReader(start_checkpoint_actors(str(store.root), 1, 10_000 * MB), store)
+    reader = CheckpointReader(start_checkpoint_actors(str(store.root), 1, 10_000 * MB), store, patience=5.0)
     for key in [*KEYS, *KEYS]:
         assert reader.load(key, "weights")["w"].nbytes == 150 * MB
     views = [reader.load(key, "weights") for key in KEYS[:3]]  # what is in use cannot be let go
     for key in KEYS:
         reader.hand_over("dense", key)  # a published stage does not fail because nobody can hold it
     assert len(views) == 3
+
+
+def test_what_the_object_store_does_not_deliver_comes_from_the_store(cluster, tmp_path):
+    """As when a spilled checkpoint finds no room to come back."""
+    store = Store(tmp_path)
+    publish(store, KEYS[0], 1)
+
+    @ray.remote(num_cpus=0)
+    def never():
+        time.sleep(1000)
+
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def fetch(self, key, name):
+            return [never.remote()]
+
+    reader = CheckpointReader([Actor.remote()], store, patience=1.0)
+    start = time.monotonic()
+    np.testing.assert_array_equal(reader.load(KEYS[0], "weights")["w"], store.tensors(KEYS[0], "weights")["w"])
+    assert time.monotonic() - start < 30

@@ -208,3 +208,22 @@ def test_a_cluster_that_is_gone_is_not_waited_for(monkeypatch, tmp_path):
     assert choose_cluster("10.0.0.1:6379") == "10.0.0.1:6379"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     assert choose_cluster(None) == "10.0.0.2:6379"
+
+
+@pytest.mark.parametrize("pack", [3, "auto"])
+def test_packs_train_the_same_networks(first_run, sweep_file, tmp_path, pack):
+    """Every network is there, those that trained together say so, and each is the one that trained alone, to rounding."""
+    done = sweep(sweep_file, f"storage={tmp_path}/packed", f"resources.pack={pack}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone = load_results(sweep_file.parent / "store").set_index("key")
+    packed = load_results(tmp_path / "packed").set_index("key").loc[alone.index]
+    assert (packed["status"] == "done").all()
+    assert (packed["test_accuracy"] - alone["test_accuracy"]).abs().max() < 5
+    assert packed["train_loss"].to_numpy() == pytest.approx(alone["train_loss"].to_numpy(), rel=0.05)
+    store = Store(tmp_path / "packed")
+    sizes = [store.metrics(key).get("pack", 1) for key in packed.index]
+    assert max(sizes) <= (3 if pack == 3 else 32)
+    if pack == 3:
+        assert sizes.count(3) >= 6, sizes
+    else:
+        assert len(list((tmp_path / "packed/measured").glob("pack-*.json"))) == 1

@@ -152,3 +152,13 @@ def test_what_cannot_be_packed_is_named():
         Pack([nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)) for _ in range(2)])
     with pytest.raises(NotPackable, match="the operation cat"):
         Pack([densenet121(num_classes=10) for _ in range(2)])
+
+
+def test_the_bits_of_a_member_of_an_mlp_pack_do_not_depend_on_its_company():
+    split, found = random_split((40,), 150), {}
+    for size in (2, 3, 5):
+        _, networks, _ = together("mlp", size, split)
+        for number, network in enumerate(networks):
+            found.setdefault(number, []).append(network.state_dict())
+    for states in found.values():
+        assert all(torch.equal(state[name], tensor) for state in states for name, tensor in states[0].items())

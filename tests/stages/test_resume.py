@@ -10,7 +10,7 @@ import torch
 from raylth.core.models import init_model
 from raylth.core.train import Recipe, train
 from raylth.stages import Preempted, load_data, make_context, make_plan, run_plan, run_stage
-from raylth.stages.resume import Resume
+from raylth.stages.resume import load_state
 from raylth.store import Store
 from tests.conftest import tiny_sweep
 from tests.core.test_train import random_split
@@ -136,7 +136,7 @@ def test_a_state_that_cannot_be_trusted_counts_as_none(reference, tmp_path, harm
     elif harm == "checkpoint":
         store.set_aside(stage.checkpoints["1"])
     if harm == "data":
-        assert Resume(stage.key, replace(context, data_sha256="other data")).load() is None
+        assert load_state(stage.key, replace(context, data_sha256="other data")) is None
     trained = []
     run_stage(stage, context_for(plan, store, progress=trained.append))
     assert trained == ([2, 1, 1] if harm == "data" else [0, 1, 1, 1, 1])

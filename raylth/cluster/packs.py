@@ -1,0 +1,78 @@
+"""Which trainings go together in one program, and how many."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from raylth.cluster.shares import Slot
+from raylth.config import ResourcesConfig
+from raylth.stages import Stage
+from raylth.store import Store, fingerprint
+from raylth.values import AUTO, OFF
+
+__all__ = ["Packs"]
+
+
+class Packs:
+    """How many networks a worker trains as one program: what the sweep file says, or what was measured to be fastest.
+
+    Trainings go together that are alike in all settings but seeds and masks. What was measured lies in the store, so it is
+    measured once for each network, batch and device.
+    """
+
+    ALIKE = ("model", "data", "augment", "recipe", "prune_shortcuts")
+
+    def __init__(self, resources: ResourcesConfig, store: Store, device: str, machines: Mapping[str, float]) -> None:
+        self.asked, self.store, self.device, self.machines = resources.pack, store, device, machines
+        self.measured: dict[str, int | None] = {}  # class -> size
+        self.measuring: set[str] = set()  # classes at which a worker is
+
+    def size(self, stage: Stage, slot: Slot) -> int | None:
+        """Return how many networks like a stage's to train together; None when that has to be measured."""
+        if self.asked == OFF or not stage.epochs:
+            return 1
+        if self.asked != AUTO:
+            return int(self.asked)
+        what = self._class(stage, slot)
+        name = fingerprint(what)
+        if self.measured.get(name) is None:
+            try:
+                self.measured[name] = int(json.loads(self._file(what).read())["size"])
+            except (OSError, ValueError, KeyError):
+                self.measured[name] = None
+        return self.measured[name]
+
+    def must_be_measured(self, stage: Stage, slot: Slot) -> bool:
+        """Whether a worker is to measure first: once for a class, the others of it run alone meanwhile."""
+        if self.size(stage, slot) is not None:
+            return False
+        name = fingerprint(self._class(stage, slot))
+        is_first = name not in self.measuring
+        self.measuring.add(name)
+        return is_first
+
+    def learn(self, stage: Stage, slot: Slot, size: int, rates: Mapping[int, float]) -> None:
+        """Take in what a worker measured: the fastest size, and samples per second by size."""
+        what = self._class(stage, slot)
+        self.measured[fingerprint(what)] = size
+        per_second = {str(tried): round(rate, 1) for tried, rate in rates.items()}
+        self._file(what).write(json.dumps({**what, "size": size, "samples_per_second": per_second}, indent=1).encode())
+
+    def are_alike(self, first: Stage, second: Stage) -> bool:
+        """Whether two trainings can run as one program."""
+        same = all(first.settings.get(name) == second.settings.get(name) for name in self.ALIKE)
+        return first.kind == second.kind and first.epochs > 0 and same
+
+    def fair(self, slot: Slot, num_ready: int) -> int:
+        """Return how many of the trainings that could go together one worker may take, so that none has nothing to do."""
+        workers = self.machines.get("GPU", 0.0) / slot.gpus if slot.gpus else self.machines.get("CPU", 1.0) / slot.cpus
+        return math.ceil(num_ready / max(1, int(workers)))
+
+    def _class(self, stage: Stage, slot: Slot) -> dict[str, Any]:
+        device = self.device if slot.gpus else f"{slot.cpus} CPU"
+        recipe = stage.settings["recipe"]
+        return {"model": stage.settings["model"], "batch_size": recipe["batch_size"], "device": device}
+
+    def _file(self, what: dict[str, Any]) -> Any:
+        return self.store.root / "measured" / f"pack-{fingerprint(what)[:16]}.json"

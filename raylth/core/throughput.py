@@ -1,0 +1,64 @@
+"""How many networks are trained fastest as one program, measured on the spot."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from raylth.core.data.dataset import Split
+from raylth.core.pack import NotPackable, Program
+from raylth.core.train import Recipe, train_together
+
+__all__ = ["fastest_pack"]
+
+SIZES = (1, 2, 4, 8, 16, 32)
+STEPS = 3  # of one measurement, after one that warms up
+SHORTEST = 0.1  # seconds of measuring a size
+WORTH = 1.05  # a larger pack must be that much faster
+SLOWER = 0.9  # than the best so far: larger ones are not tried
+
+
+def fastest_pack(
+    build: Callable[[], nn.Module], split: Split, recipe: Recipe, augment: str = "none"
+) -> tuple[int, dict[int, float]]:
+    """Return the size of the fastest pack of a network, and the samples per second of all members by size.
+
+    A few steps of each size are trained on the first samples of `split`; sizes double until they bring nothing. 1 for what
+    cannot be packed.
+    """
+    steps, seconds = replace(recipe, epochs=1, schedule_epochs=None, schedule_start=0, warmup_epochs=0), dict[int, float]()
+    samples = split.take(STEPS * recipe.batch_size)
+    rates: dict[int, float] = {}
+    best = 1
+    for size in SIZES:
+        try:
+            program = Program([build() for _ in range(size)])
+            seconds[size] = _time(program, samples, steps, augment)
+        except (NotPackable, torch.cuda.OutOfMemoryError):
+            break
+        rates[size] = size * len(samples) / seconds[size]
+        if rates[size] > WORTH * rates[best]:
+            best = size
+        if rates[size] < SLOWER * rates[best]:
+            break
+    return best, rates
+
+
+def _time(program: Program, samples: Split, recipe: Recipe, augment: str) -> float:
+    """Return the seconds of one epoch over the samples, mean over as many as fill a moment."""
+
+    def run() -> None:
+        train_together(
+            program, samples, recipe, seeds=list(range(program.size)), augment=augment, masks=[None] * program.size
+        )
+        if samples.y.is_cuda:
+            torch.cuda.synchronize()
+
+    run()
+    start, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - start < SHORTEST:
+        run()
+        count += 1
+    return (time.perf_counter() - start) / count
