@@ -163,8 +163,10 @@ def _model_at(path: KeyPath) -> type[BaseModel]:
     """Return the settings model that a key path leads to."""
     model: type[BaseModel] = SweepConfig
     for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        below = [type_ for type_ in (annotation, *get_args(annotation)) if isinstance(type_, type)]  # X, or X | None
+        if isinstance(part, int):  # an entry of a list of models: its field led there
+            continue
+        annotation = model.model_fields[part].annotation
+        below = [type_ for type_ in (annotation, *get_args(annotation)) if isinstance(type_, type)]  # X, X | None, list[X]
         found = next((type_ for type_ in below if issubclass(type_, BaseModel)), None)
         if found is None:
             break

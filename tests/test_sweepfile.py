@@ -147,6 +147,11 @@ def test_true_is_no_number_anywhere():
             read_sweep(QUICKSTART, [override])
 
 
+def test_a_misspelt_key_in_a_list_is_named_like_any_other():
+    with pytest.raises(BadSweep, match=r"analyses.lines.0.betwen: unknown key, did you mean 'between'\?"):
+        read_sweep(QUICKSTART, ["analyses.lines=[{betwen: [A, B]}]"])
+
+
 def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text("name: bad\ndata: {name: mnist1d}\nmodel:\n  name: mlp\n  widhts: [1]\nsparse:\n  arms: [lth, nave]\n")
