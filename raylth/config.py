@@ -6,12 +6,11 @@ Settings that decide results (the science) and settings that decide where and ho
 
 from typing import Annotated, Literal
 
-import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raylth.analyses import AnalysesConfig, Cells, MatchedLineConfig
 from raylth.core.data import DATASETS
-from raylth.core.models import MODELS, build_model
+from raylth.core.models import MODELS, build_shapes
 from raylth.core.train import Recipe
 from raylth.values import (
     AUTO,
@@ -309,8 +308,7 @@ class SweepConfig(Settings):
         for field, widths in (("model.name", [1.0]), ("model.widths", self.model.widths)):
             for width in widths:
                 try:
-                    with torch.device("meta"):  # shapes only
-                        build_model(self.model.name, width=width, num_classes=info.num_classes, in_shape=info.in_shape)
+                    build_shapes(self.model.name, width=width, num_classes=info.num_classes, in_shape=info.in_shape)
                 except ValueError as error:
                     raise ValueError(f"{field}: {error}") from error
         num_train = self.data.num_train or info.num_train

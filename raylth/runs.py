@@ -25,7 +25,7 @@ __all__ = ["Recorder", "Run"]
 
 NOT_SCIENCE = {"storage": True, "resources": True, "log": True, "data": {"root", "download"}}
 SHOWN_FAILURES = 200  # in the manifest
-PACKAGES = ("raylth", "torch", "torchvision", "ray", "numpy", "scipy", "pyarrow", "pydantic", "safetensors", "mnist1d")
+PACKAGES = ("raylth", "torch", "torchvision", "ray", "numpy", "scipy", "pyarrow", "pydantic", "safetensors")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter  # comes with ray[tune]
-
 from raylth.stages import Graph
 
 __all__ = ["TensorBoard"]
@@ -20,6 +18,8 @@ class TensorBoard:
 
     def write(self, rows: dict[str, list[dict[str, Any]]], graph: Graph) -> None:
         """Write the networks among finished rows, each into a run of its own, by epoch."""
+        from tensorboardX import SummaryWriter  # comes with ray[tune]
+
         curves: dict[str, list[dict[str, Any]]] = {}
         for point in rows["curves"]:
             curves.setdefault(point["key"], []).append(point)

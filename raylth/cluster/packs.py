@@ -64,10 +64,17 @@ class Packs:
         same = all(first.settings.get(name) == second.settings.get(name) for name in self.ALIKE)
         return first.kind == second.kind and first.epochs > 0 and same
 
-    def fair(self, slot: Slot, num_ready: int) -> int:
-        """Return how many of the trainings that could go together one worker may take, so that none has nothing to do."""
+    def share(self, slot: Slot, size: int, num_alike: int, num_left: float) -> int:
+        """Return how many of `num_alike` trainings one worker takes now, at most `size`, so that all end at the same time.
+
+        `num_left` is the work of all trainings that may run or do run, in trainings like these. It is dealt out in as few
+        rounds as there must be, and those that are alike in equal parts: no worker is left with one small pack at the end.
+        """
         workers = self.machines.get("GPU", 0.0) / slot.gpus if slot.gpus else self.machines.get("CPU", 1.0) / slot.cpus
-        return math.ceil(num_ready / max(1, int(workers)))
+        workers = max(1, int(workers))
+        rounds = max(1, math.ceil(num_left / (workers * size)))
+        most = min(size, max(1, math.ceil(num_left / (workers * rounds))))
+        return math.ceil(num_alike / math.ceil(num_alike / most))
 
     def _class(self, stage: Stage, slot: Slot) -> dict[str, Any]:
         device = self.device if slot.gpus else f"{slot.cpus} CPU"

@@ -64,6 +64,7 @@ class GraphSearcher(Searcher):
         self.shares = Shares(resources, store, list(gpus))
         self.packs = Packs(resources, store, self.shares.name, machines or {})
         self.running: dict[str, tuple[list[Stage], Slot]] = {}  # trial -> its stages, in the order in which it runs them
+        self.began: dict[str, float] = {}  # trial -> when it was suggested
         self.seconds: dict[str, float] = {}  # kind -> what a stage of it takes, a running mean
         self.causes: dict[str, tuple[str, str]] = {}  # trial -> why its worker ended, and the error; Autopsy writes it
         self.times: dict[tuple[str, str], int] = {}  # (stage key, cause) -> how often
@@ -90,7 +91,7 @@ class GraphSearcher(Searcher):
             size = 1 if is_tried else self.packs.size(stage, slot)
             pack = self._pack_of(stage, slot, size) if size and size > 1 else []
             others = pack or ([] if is_tried or size is None else self._more_like(stage, slot))
-            self.running[trial_id] = [stage, *others], slot
+            self.running[trial_id], self.began[trial_id] = ([stage, *others], slot), time.monotonic()
             if is_tried:
                 self.tried[trial_id] = stage
             return {
@@ -108,10 +109,21 @@ class GraphSearcher(Searcher):
         if not self._is_fresh(stage):
             return []
 
-        def accept(other: Stage) -> bool:
-            return self.packs.are_alike(stage, other) and self._goes_with(other, slot)
+        ready = self.graph.ready()
+        alike = [other for other in ready if self.packs.are_alike(stage, other) and self._goes_with(other, slot)]
+        epochs = stage.epochs + sum(other.epochs for other in ready) + self._epochs_left()
+        others = alike[: self.packs.share(slot, size, 1 + len(alike), epochs / stage.epochs) - 1]
+        self.graph.take(others)
+        return others
 
-        return self.graph.take_alike(stage, accept, lambda ready: min(size, self.packs.fair(slot, ready)))
+    def _epochs_left(self) -> float:
+        """Return how many epochs are left to the trainings that run, as far as is known."""
+        left = 0.0
+        for trial, (stages, _) in self.running.items():
+            seconds = len(stages) * self.seconds.get(stages[0].kind, 0.0)
+            part = (time.monotonic() - self.began[trial]) / seconds if seconds else 0.0
+            left += max(0.0, 1.0 - part) * sum(stage.epochs for stage in stages)
+        return left
 
     def _more_like(self, stage: Stage, slot: Slot) -> list[Stage]:
         """Take what goes with a stage in one trial: nothing when it takes long, or met with trouble before."""
@@ -133,6 +145,7 @@ class GraphSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the ends of a trial's stages into the graph."""
         stages, slot = self.running.pop(trial_id)
+        del self.began[trial_id]
         self.tried.pop(trial_id, None)
         if not error and result is not None:
             for stage, ended in zip(stages, result["outcomes"], strict=True):

@@ -25,13 +25,21 @@ def derive_spec(model: nn.Module, example_input: Tensor) -> PermutationSpec:
     Raises UnknownOperation for an operation without a rule, with its name and source line, or a forward pass whose
     course depends on the data.
     """
-    evaluation, training = trace(model), trace(model, training=True)
+    try:
+        return _spec(_walk(model, example_input))
+    except UnknownOperation:
+        return _spec(_walk(model, example_input, lines=True))  # fails again, and says where
+
+
+def _walk(model: nn.Module, example_input: Tensor, lines: bool = False) -> Walk:
+    """Follow the network as it computes in evaluation and, where that is something else, in training."""
+    evaluation, training = trace(model, lines=lines), trace(model, training=True, lines=lines)
     walk = Walk(evaluation, model.state_dict(), example_input)
     walk.run()
     if _text(training) != _text(evaluation):
         other = Walk(training, model.state_dict(), example_input, walk)
         other.run()
-    return _spec(walk)
+    return walk
 
 
 def _spec(walk: Walk) -> PermutationSpec:

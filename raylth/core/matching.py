@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from raylth.core.observe import Observer, rows
@@ -89,6 +88,8 @@ class CrossMoments:
 
 def assign(correlation: np.ndarray) -> tuple[Tensor, float]:
     """Solve the assignment: returns perm (C,), where perm[i] is A's unit for position i of B, and the mean correlation."""
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(correlation, maximize=True)
     return torch.from_numpy(columns.astype(np.int64)), float(correlation[rows, columns].mean())
 

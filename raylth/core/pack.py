@@ -7,6 +7,7 @@ alone.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ BY_CHANNEL: set[Any] = {
     torch.relu, torch.relu_, F.relu, F.gelu, F.silu, torch.tanh, torch.sigmoid, torch.add, torch.mul, F.max_pool2d,
     F.avg_pool2d, F.adaptive_avg_pool2d, "relu", "relu_", "add", "add_", "contiguous",
 }  # fmt: skip
+RELU: set[Any] = {torch.relu, torch.relu_, F.relu, "relu", "relu_"}
 BY_CHANNEL_NAMES = {"add", "iadd", "mul", "imul"}  # of module operator
 
 
@@ -101,6 +103,7 @@ class Pack(nn.Module):
         for name, module in list(program.named_modules()):
             if (packed := _packed(module, self.size)) is not None:
                 program.set_submodule(name, packed)
+        _activate_in_place(program)
         self.program = program
         states = [network.state_dict() for network in networks]
         for name, tensor in self.state_dict().items():
@@ -131,11 +134,12 @@ class PackedLinear(nn.Module):
         self.size = size
         self.weight = nn.Parameter(like.weight.new_empty(size, *like.weight.shape))
         self.bias = _stacked_bias(like.bias, size)
+        self.relu = False
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(len(x), self.size, -1).transpose(0, 1)  # (K, B, I)
         out: Tensor = _BatchedLinear.apply(rows, self.weight, self.bias)
-        return out.transpose(0, 1)
+        return (torch.relu_(out) if self.relu else out).transpose(0, 1)  # in place before the view: after it, autograd copies
 
 
 class _BatchedLinear(torch.autograd.Function):
@@ -159,7 +163,7 @@ class _BatchedLinear(torch.autograd.Function):
         return (
             torch.bmm(grad, weight) if to_rows else None,
             torch.bmm(grad.transpose(1, 2), rows),
-            torch.stack([of_member.sum(0) for of_member in grad]) if to_bias else None,  # `sum(1)` adds in another order
+            grad.contiguous().sum(1) if to_bias else None,  # contiguous: the order in which a lone layer's is added up
         )
 
 
@@ -223,6 +227,22 @@ def _packed(module: nn.Module, size: int) -> nn.Module | None:
     if isinstance(module, _BatchNorm):
         return PackedBatchNorm(module, size)
     return None
+
+
+def _activate_in_place(program: fx.GraphModule) -> None:
+    """Let a ReLU overwrite its input where that is the output of a packed linear layer that nothing else reads."""
+    modules = dict(program.named_modules())
+    calls = Counter(node.target for node in program.graph.nodes)
+    for node in list(program.graph.nodes):
+        is_relu = isinstance(modules.get(str(node.target)), nn.ReLU) if node.op == "call_module" else node.target in RELU
+        source = node.args[0] if is_relu else None
+        if isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1:
+            layer = modules[str(source.target)]
+            if isinstance(layer, PackedLinear) and calls[source.target] == 1:
+                layer.relu = True
+                node.replace_all_uses_with(source)
+                program.graph.erase_node(node)
+    program.recompile()
 
 
 def _check(traced: fx.GraphModule) -> None:

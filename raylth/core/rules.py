@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata
-from torchvision.ops.stochastic_depth import stochastic_depth
 
 from raylth.core.layout import FIXED, Entries, Layout, reshape
 from raylth.core.walk import Walk, rule
@@ -56,9 +55,10 @@ def names(walk: Walk, node: fx.Node, module: nn.Module | None, wanted: tuple[str
     F.tanh, "relu", "relu_", "tanh", "sigmoid", activation=True,
 )  # fmt: skip
 @rule(
-    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.dropout, F.dropout2d, stochastic_depth,
-    torch.clamp, torch.abs, torch.exp, torch.sqrt, torch.square, operator.neg, F.softmax, F.log_softmax, torch.softmax,
-    "contiguous", "clone", "detach", "clamp", "abs", "exp", "sqrt", "square", "softmax", "float", "to", "type",
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.dropout, F.dropout2d, torch.clamp,
+    torch.abs, torch.exp, torch.sqrt, torch.square, operator.neg, F.softmax, F.log_softmax, torch.softmax, "contiguous",
+    "clone", "detach", "clamp", "abs", "exp", "sqrt", "square", "softmax", "float", "to", "type",
+    "torchvision.ops.stochastic_depth.stochastic_depth",
 )  # fmt: skip
 def elementwise(walk: Walk, node: fx.Node, module: nn.Module | None) -> Layout:
     return only(walk, node)

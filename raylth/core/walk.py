@@ -29,7 +29,8 @@ ACTIVATIONS: set[Any] = set()  # those of them that are activation functions
 def rule(*targets: Any, activation: bool = False) -> Callable[[Rule], Rule]:
     """File a function `(walk, node, module) -> Layout` as the rule of module types, functions or method names.
 
-    This is how a network with an operation of its own is made known: see `rules.py` for the rules of torch's own.
+    A function that is slow to import may be given by its dotted name. This is how a network with an operation of its own is
+    made known: see `rules.py` for the rules of torch's own.
     """
 
     def file(function: Rule) -> Rule:
@@ -41,10 +42,13 @@ def rule(*targets: Any, activation: bool = False) -> Callable[[Rule], Rule]:
     return file
 
 
-def trace(model: nn.Module, *, training: bool = False) -> fx.GraphModule:
-    """Trace `model` as it computes in evaluation or in training; the result shares its tensors and is in eval mode."""
+def trace(model: nn.Module, *, training: bool = False, lines: bool = False) -> fx.GraphModule:
+    """Trace `model` as it computes in evaluation or in training; the result shares its tensors and is in eval mode.
+
+    With `lines` each node knows its source line, which imports torch's compiler (2 s).
+    """
     tracer = fx.Tracer()
-    tracer.record_stack_traces = True
+    tracer.record_stack_traces = lines
     try:
         with in_mode(model, training=training):
             traced = fx.GraphModule(model, tracer.trace(model))
@@ -99,9 +103,10 @@ class Walk:
             return self.parameter(str(node.target))
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         what = type(module) if module is not None else node.target
-        if what not in RULES:
-            raise self.unknown(node, f"{'a module of type ' if module is not None else 'the operation '}{_name(what)}")
-        return RULES[what](self, node, module)
+        for known in (what, _dotted_name(what)):
+            if known in RULES:
+                return RULES[known](self, node, module)
+        raise self.unknown(node, f"{'a module of type ' if module is not None else 'the operation '}{_name(what)}")
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Return the shape of a node's output."""
@@ -145,3 +150,7 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def _name(target: Any) -> str:
     return str(getattr(target, "__name__", target))
+
+
+def _dotted_name(target: Any) -> str:
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"

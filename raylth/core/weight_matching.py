@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from raylth.core.matching import MatchResult
@@ -169,6 +168,8 @@ def _units(tensor: Tensor, place: Place) -> Tensor:
 
 def _assign(gain: Tensor) -> Tensor:
     """Return, for each of B's units, the position whose unit of A it is given."""
+    from scipy.optimize import linear_sum_assignment
+
     return torch.from_numpy(linear_sum_assignment(gain.numpy(), maximize=True)[1].astype(np.int64))
 
 

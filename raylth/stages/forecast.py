@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from raylth.core.data import DATASETS
-from raylth.core.masks import full_mask
-from raylth.core.models import build_model
+from raylth.core.masks import prunable_names
+from raylth.core.models import build_shapes
 from raylth.stages.graph import Graph
 from raylth.stages.plan import Plan
 from raylth.stages.stage import Stage
@@ -99,14 +98,13 @@ def _bytes_of(stage: Stage, sizes: _Sizes) -> int:
 
 
 def _sizes(model: dict[str, Any]) -> _Sizes:
-    with torch.device("meta"):
-        network = build_model(**{**model, "in_shape": tuple(model["in_shape"])})
-    state = network.state_dict().values()
-    mask = full_mask(network)
+    network = build_shapes(**{**model, "in_shape": tuple(model["in_shape"])})
+    state = network.state_dict()
+    prunable = [state[name] for name in prunable_names(network)]
     return _Sizes(
-        weights=sum(tensor.numel() * tensor.element_size() + PER_TENSOR for tensor in state),
-        mask=sum(-(-alive.numel() // 8) + PER_TENSOR for alive in mask.values()),
-        units=sum(alive.shape[0] for alive in mask.values()),
+        weights=sum(tensor.numel() * tensor.element_size() + PER_TENSOR for tensor in state.values()),
+        mask=sum(-(-tensor.numel() // 8) + PER_TENSOR for tensor in prunable),
+        units=sum(tensor.shape[0] for tensor in prunable),
     )
 
 

@@ -81,17 +81,18 @@ class Graph:
                 taken.append(stage)
         return taken
 
-    def take_alike(self, like: Stage, accept: Callable[[Stage], bool], most: Callable[[int], int]) -> list[Stage]:
-        """Take further stages that are ready and accepted, as many as `most` says of all that there are, `like` included."""
-        found = [key for key in (self._keys[rank] for rank in sorted(set(self._ready))) if self._is_ready(key)]
-        alike = [self.stages[key] for key in found if accept(self.stages[key])]
-        taken = alike[: max(0, most(len(alike) + 1) - 1)]
-        for stage in taken:
-            self.states[stage.key] = "running"
-        ranks = {self._rank[stage.key] for stage in taken}
+    def ready(self) -> list[Stage]:
+        """List the stages that may run now, in the order in which they would be taken."""
+        keys = (self._keys[rank] for rank in sorted(set(self._ready)))
+        return [self.stages[key] for key in keys if self._is_ready(key)]
+
+    def take(self, stages: Iterable[Stage]) -> None:
+        """Take stages that are ready, out of turn, and mark them running."""
+        ranks = {self._rank[stage.key] for stage in stages}
+        for rank in ranks:
+            self.states[self._keys[rank]] = "running"
         self._ready = [rank for rank in self._ready if rank not in ranks]
         heapq.heapify(self._ready)
-        return taken
 
     def finish(self, key: str) -> None:
         """Mark a running stage done; its children may become ready."""

@@ -10,8 +10,8 @@ from torch import nn
 from raylth.analyses import ConnectConfig
 from raylth.config import SweepConfig
 from raylth.core.data import DATASETS
-from raylth.core.masks import full_mask, mask_sparsity
-from raylth.core.models import build_model
+from raylth.core.masks import mask_sparsity, prunable_names
+from raylth.core.models import build_shapes
 from raylth.core.permutation import derive_spec
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.seeding import derive_seed
@@ -329,13 +329,13 @@ class Pair:
         }
 
     def _num_prunable(self) -> int:
-        mask = full_mask(self._shapes(), prune_shortcuts=self.config.imp.prune_shortcuts)
-        return sum(alive.numel() for alive in mask.values())
+        network = self._shapes()
+        state, names = network.state_dict(), prunable_names(network, prune_shortcuts=self.config.imp.prune_shortcuts)
+        return sum(state[name].numel() for name in names)
 
     def _shapes(self) -> nn.Module:
         """The network without its values."""
-        with torch.device("meta"):
-            return build_model(**{**self.model, "in_shape": tuple(self.model["in_shape"])})
+        return build_shapes(**{**self.model, "in_shape": tuple(self.model["in_shape"])})
 
     def _check_stream_site(self) -> None:
         """Raise ValueError unless the network has every group and site that `match.stream_site` names."""

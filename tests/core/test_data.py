@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mnist1d.data import get_dataset_args, make_dataset
 from PIL import Image
 
 from raylth.core.data import DATASETS, DataError, check_dataset, load_dataset, to_device
@@ -33,12 +34,13 @@ def test_embedded_sets_are_what_their_info_says_and_always_the_same(name):
     assert abs(float(data.train_x.mean())) < 0.05
 
 
-def test_generating_data_leaves_the_global_random_state_alone():
-    np.random.seed(3)
-    expected = np.random.rand()
-    np.random.seed(3)
-    load_dataset("mnist1d")
-    assert np.random.rand() == expected
+def test_mnist1d_is_what_its_generator_makes():
+    made = make_dataset(get_dataset_args())
+    data = load_dataset("mnist1d")
+    for ours, theirs in (("train_x", "x"), ("test_x", "x_test")):
+        np.testing.assert_allclose(getattr(data, ours), made[theirs], atol=1e-5)
+    assert data.train_y.tolist() == made["y"].tolist()
+    assert data.test_y.tolist() == made["y_test"].tolist()
 
 
 def test_parquet_images_are_decoded_in_order_and_normalised(tmp_path):

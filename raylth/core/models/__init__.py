@@ -1,16 +1,19 @@
 """Networks by name. `build_model` is the one way in; the functions that it calls are filed in `MODELS`."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from raylth.core.models.mlp import mlp
 from raylth.core.models.registry import MODELS
 from raylth.core.models.resnet import resnet20
 from raylth.core.models.vgg import vgg11
 
-__all__ = ["MODELS", "build_model", "init_model", "mlp", "resnet20", "vgg11"]
+__all__ = ["MODELS", "build_model", "build_shapes", "init_model", "mlp", "resnet20", "vgg11"]
 
 
 def build_model(name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
@@ -33,3 +36,20 @@ def init_model(seed: int, name: str, *, width: float = 1, num_classes: int, in_s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(name, width=width, num_classes=num_classes, in_shape=in_shape)
+
+
+def build_shapes(name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
+    """Build the named network without values, on torch's meta device: what it would have, at no cost."""
+    with torch.device("meta"), _NoDraws():
+        return build_model(name, width=width, num_classes=num_classes, in_shape=in_shape)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves tensors as they are where an initialisation would draw them: on the meta device that imports a compiler."""
+
+    DRAWS = (Tensor.normal_, Tensor.uniform_)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func in self.DRAWS else func(*args, **(kwargs or {}))

@@ -24,9 +24,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, ...) inputs to (B, num_classes) logits."""
         x = torch.flatten(x, 1)  # (B, in_features)
-        x = torch.relu(self.fc1(x))  # (B, hidden)
-        x = torch.relu(self.fc2(x))
-        x = torch.relu(self.fc3(x))
+        x = torch.relu_(self.fc1(x))  # (B, hidden)
+        x = torch.relu_(self.fc2(x))
+        x = torch.relu_(self.fc3(x))
         return self.head(x)  # (B, num_classes)
 
 
