@@ -1,7 +1,9 @@
 """What every benchmark prints beside its ratios: the machine and the versions."""
 
+import multiprocessing
 import os
 import platform
+import time
 from typing import Any
 
 import torch
@@ -25,3 +27,42 @@ def describe() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
+
+
+def matmul_ceiling(device: str, dtype: torch.dtype, processes: int = 1) -> float:
+    """Return the operations per second of large matrix products, of that many processes with one thread each together."""
+    if processes == 1:
+        return _matmul(device, dtype)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        return sum(pool.starmap(_matmul, [(device, dtype, 1)] * processes))
+
+
+def _matmul(device: str, dtype: torch.dtype, threads: int | None = None) -> float:
+    if threads:
+        torch.set_num_threads(threads)
+    size = 8192 if device == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / _seconds(lambda: a @ b, device)
+
+
+def copy_ceiling(device: str) -> float:
+    """Return the bytes per second, read and written, of copies that no cache holds."""
+    source = torch.empty(2**30 if device == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / _seconds(lambda: target.copy_(source), device)
+
+
+def _seconds(work: Any, device: str, least: float = 0.5) -> float:
+    """Return the seconds of one call, the least of several blocks of calls."""
+
+    def block(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / calls
+
+    block(3)
+    calls = max(1, int(least / 5 / block(3)))
+    return min(block(calls) for _ in range(5))

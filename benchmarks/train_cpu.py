@@ -108,14 +108,14 @@ def plain_model() -> torch.nn.Module:
     return plain
 
 
-def plain_epoch(model: torch.nn.Module, loader: DataLoader[tuple[torch.Tensor, int]]) -> float:
+def plain_epoch(model: torch.nn.Module, loader: DataLoader[tuple[torch.Tensor, int]], device: str = "cpu") -> float:
     """Train one epoch in the plain way; returns seconds."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.08, momentum=0.9, weight_decay=5e-4)
     model.train()
     start = time.perf_counter()
     for x, y in loader:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
+        loss = F.cross_entropy(model(x.to(device, non_blocking=True)), y.to(device, non_blocking=True))
         loss.backward()
         optimizer.step()
         loss.item()

@@ -11,10 +11,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from raylth.analyses import AnalysesConfig, Cells, MatchedLineConfig
 from raylth.core.data import DATASETS
 from raylth.core.models import MODELS, build_shapes
+from raylth.core.precision import Precision
 from raylth.core.train import Recipe
 from raylth.values import (
     AUTO,
-    OFF,
     Count,
     Epoch,
     GpuShare,
@@ -103,6 +103,11 @@ class OptimizerConfig(Settings):
     weight_decay: Real = Field(5e-4, ge=0, lt=1, description="L2 weight decay on every parameter.")
     warmup_epochs: Integer = Field(0, ge=0, description="Epochs of linear warm-up before the cosine.")
     label_smoothing: Real = Field(0.0, ge=0, lt=1, description="Label smoothing of the training loss.")
+    precision: Precision = Field(
+        "float32",
+        description="Arithmetic of convolutions and matrix products: float32, tf32 (GPU) or bf16; everything else is "
+        "float32, and so is every evaluation.",
+    )
 
     def recipe(self, epochs: int, lr: float, **schedule: int) -> Recipe:
         """Return what `core.train` needs for one training of `epochs` epochs."""
@@ -114,6 +119,7 @@ class OptimizerConfig(Settings):
             weight_decay=self.weight_decay,
             warmup_epochs=self.warmup_epochs,
             label_smoothing=self.label_smoothing,
+            precision=self.precision,
             **schedule,
         )
 
@@ -218,10 +224,10 @@ class ResourcesConfig(Settings):
     plane: Share = Share()
     overlap: Share = Share()
     pack: PackSize = Field(
-        OFF,
+        AUTO,
         description="Networks that one worker trains as one program, where they are alike but for seeds and masks: a number, "
         "off, or auto: as many as are fastest, measured once for each network and device. Each ends as it would alone, to "
-        "rounding.",
+        "rounding. With gpus: auto a program has a GPU to itself.",
     )
     checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")
     checkpoint_bytes: Count | None = Field(

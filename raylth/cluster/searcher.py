@@ -87,10 +87,12 @@ class GraphSearcher(Searcher):
             if is_tried and any(self.shares.same_class(stage, other) for other in self.tried.values()):
                 self._hold(stage, TRY_DELAY)  # until it is known what the other took
                 continue
-            slot = self.shares.of(stage)
-            size = 1 if is_tried else self.packs.size(stage, slot)
-            pack = self._pack_of(stage, slot, size) if size and size > 1 else []
-            others = pack or ([] if is_tried or size is None else self._more_like(stage, slot))
+            share = self.shares.of(stage)
+            size = 1 if is_tried else self.packs.size(stage, share)
+            measure = size is None and self.packs.must_be_measured(stage, share)
+            pack = self._pack_of(stage, share, size) if size and size > 1 else []
+            others = pack or ([] if is_tried or size is None else self._more_like(stage, share))
+            slot = self.shares.whole(stage) if measure or pack else share
             self.running[trial_id], self.began[trial_id] = ([stage, *others], slot), time.monotonic()
             if is_tried:
                 self.tried[trial_id] = stage
@@ -100,7 +102,7 @@ class GraphSearcher(Searcher):
                 "gpus": slot.gpus,
                 "steps": TRY_STEPS if is_tried else None,
                 "pack": bool(pack),
-                "measure": size is None and self.packs.must_be_measured(stage, slot),
+                "measure": measure,
             }
         return Searcher.FINISHED if self.graph.finished else None
 
@@ -112,7 +114,7 @@ class GraphSearcher(Searcher):
         ready = self.graph.ready()
         alike = [other for other in ready if self.packs.are_alike(stage, other) and self._goes_with(other, slot)]
         epochs = stage.epochs + sum(other.epochs for other in ready) + self._epochs_left()
-        others = alike[: self.packs.share(slot, size, 1 + len(alike), epochs / stage.epochs) - 1]
+        others = alike[: self.packs.share(self.shares.whole(stage), size, 1 + len(alike), epochs / stage.epochs) - 1]
         self.graph.take(others)
         return others
 

@@ -49,6 +49,11 @@ class Shares:
         taken = self._taken(stage)
         return Slot(share.cpus, 1.0 if taken is None else share_of_gpu(taken, self.total))
 
+    def whole(self, stage: Stage) -> Slot:
+        """Return what several of a stage's kind get as one program: a GPU to themselves where the share is `auto`."""
+        share = getattr(self.resources, stage.kind)
+        return Slot(share.cpus, 1.0) if share.gpus == AUTO else self.of(stage)
+
     def must_be_tried(self, stage: Stage) -> bool:
         """Whether a stage's training is to run a few steps first, to see what it takes."""
         auto = getattr(self.resources, stage.kind).gpus == AUTO

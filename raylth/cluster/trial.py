@@ -62,7 +62,6 @@ class StageTrial(tune.Trainable):
         self.store = Store(shared.root)
         self.reader = CheckpointReader(shared.checkpoints, self.store)
         self.chalk, self.trace = Chalk(shared.board), Trace()
-        self.current = ""  # key of the stage that runs
         self.contexts: dict[str, Context] = {}  # device -> what stages run with, for the life of the process
         self.is_busy = self.is_asked_to_stop = False
         self.steps_left: int | None = None  # of a training that is only tried
@@ -108,7 +107,6 @@ class StageTrial(tune.Trainable):
                 if not lease.held:
                     return result | {"outcome": "elsewhere"}
                 result["computed"] = not self.store.has(stage.key)
-                self.current = key
                 if result["computed"]:
                     self.trace("began", key)
                 reason = run_stage(stage, self._context(gpus.device(self.config["gpus"])))
@@ -145,7 +143,6 @@ class StageTrial(tune.Trainable):
         with contextlib.ExitStack() as leases:
             held = [stage for stage in stages if leases.enter_context(Lease(self.store, stage.key)).held]
             new = {stage.key for stage in held if not self.store.has(stage.key)}
-            self.current = ""
             for key in new:
                 self.trace("began", key)
             try:
@@ -210,10 +207,9 @@ class StageTrial(tune.Trainable):
             (locate(self.shared.errors) / f"{stage.key}.txt").write("".join(traceback.format_exception(error)).encode())
         return {"outcome": "failed", "error": line}
 
-    def _progress(self, epochs: int) -> None:
+    def _progress(self, key: str, epochs: int) -> None:
         self.chalk(epochs)
-        if self.current:
-            self.trace("epochs", self.current, epochs=epochs)
+        self.trace("epochs", key, epochs=epochs)
 
     def _must_stop(self) -> bool:
         """Whether the training is to be saved and left: the process must end, or it was to be tried only."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raylth.core.precision import cast_like_autocast
 from raylth.core.walk import trace
 
 __all__ = ["NotPackable", "Pack", "Program"]
@@ -138,7 +139,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(len(x), self.size, -1).transpose(0, 1)  # (K, B, I)
-        out: Tensor = _BatchedLinear.apply(rows, self.weight, self.bias)
+        out: Tensor = _BatchedLinear.apply(*cast_like_autocast(rows, self.weight, self.bias))
         return (torch.relu_(out) if self.relu else out).transpose(0, 1)  # in place before the view: after it, autograd copies
 
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from raylth.core.masks import Mask
 from raylth.core.pack import Program
 
 __all__ = ["SGD"]
+
+Masks = Sequence[Mapping[str, Tensor] | None]  # of the members
 
 
 class SGD:
@@ -22,7 +23,7 @@ class SGD:
 
     LANES = 16  # float32 of the widest registers
 
-    def __init__(self, program: Program, momentum: float, weight_decay: float, masks: Sequence[Mask | None]) -> None:
+    def __init__(self, program: Program, momentum: float, weight_decay: float, masks: Masks) -> None:
         self.decay, self.factor = weight_decay, momentum
         self.parameters = dict(program.network.named_parameters())
         self.buffers = {name: torch.zeros_like(p).detach() for name, p in self.parameters.items()} if momentum else {}
@@ -39,11 +40,12 @@ class SGD:
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Move every parameter along its gradient; one without a gradient stays where it is."""
-        options = {"weight_decay": self.decay, "momentum": self.factor, "lr": rate, "dampening": 0.0}
-        flags = {"nesterov": False, "maximize": False, "is_first_step": False}
         parameters, gradients, buffers = self._with_gradients(self.even)
         if parameters:
-            torch._fused_sgd_(parameters, gradients, buffers, **options, **flags)
+            torch._fused_sgd_(
+                parameters, gradients, buffers, weight_decay=self.decay, momentum=self.factor, lr=rate, dampening=0.0,
+                nesterov=False, maximize=False, is_first_step=False,
+            )  # fmt: skip
         parameters, gradients, buffers = self._with_gradients(self.odd)
         if parameters:
             moves = torch._foreach_add(gradients, parameters, alpha=self.decay)
@@ -65,7 +67,7 @@ class SGD:
         return [p for _, p, _ in found], [gradient for _, _, gradient in found if gradient is not None], buffers
 
     @torch.no_grad()
-    def _prune(self, program: Program, masks: Sequence[Mask | None]) -> tuple[list[Tensor], list[Tensor]]:
+    def _prune(self, program: Program, masks: Masks) -> tuple[list[Tensor], list[Tensor]]:
         """Zero the pruned weights of all members; return the masked parameters and their masks as factors 0 and 1."""
         given = [mask for mask in masks if mask is not None]
         if not given:

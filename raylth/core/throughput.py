@@ -16,6 +16,7 @@ __all__ = ["fastest_pack"]
 SIZES = (1, 2, 4, 8, 16, 32)
 STEPS = 3  # of one measurement, after one that warms up
 SHORTEST, FEWEST = 0.05, 3  # seconds, and runs, of measuring a size
+LONGEST = 30.0  # seconds of measuring in all, as far as can be foreseen
 WORTH = 1.02  # a larger pack must be that much faster
 SLOWER = 0.8  # than the best so far: larger ones are not tried
 
@@ -25,14 +26,16 @@ def fastest_pack(
 ) -> tuple[int, dict[int, float]]:
     """Return the size of the fastest pack of a network, and the samples per second of all members by size.
 
-    A few steps of each size are trained on the first samples of `split`; sizes double until they bring nothing. 1 for what
-    cannot be packed.
+    A few steps of each size are trained on the first samples of `split`; sizes double until they bring nothing, do not fit
+    in memory, or measuring on would take long. 1 for what cannot be packed.
     """
     steps, seconds = replace(recipe, epochs=1, schedule_epochs=None, schedule_start=0, warmup_epochs=0), dict[int, float]()
     samples = split.take(STEPS * recipe.batch_size)
     rates: dict[int, float] = {}
-    best = 1
+    best, start = 1, time.perf_counter()
     for size in SIZES:
+        if 2 * seconds.get(size // 2, 0.0) * (1 + FEWEST) > LONGEST - (time.perf_counter() - start):
+            break
         try:
             program = Program([build() for _ in range(size)])
             seconds[size] = _time(program, samples, steps, augment)
@@ -58,7 +61,9 @@ def _time(program: Program, samples: Split, recipe: Recipe, augment: str) -> flo
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    run()
+    warm_up = run()
+    if warm_up > LONGEST / 8:  # one step takes seconds: nothing is gained by packing what fills the machine
+        return warm_up
     taken = [run()]
     while sum(taken) < SHORTEST or len(taken) < FEWEST:
         taken.append(run())

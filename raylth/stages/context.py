@@ -24,7 +24,7 @@ def _publishes_nothing(key: str, artefact: Artefact) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything around a stage. `load` reads a parent's arrays; `progress(n)` is told of n more trained epochs."""
+    """Everything around a stage. `load` reads a parent's arrays; `progress(key, n)` is told of n more trained epochs of a stage."""
 
     store: Store
     load: Load
@@ -33,7 +33,7 @@ class Context:
     data_sha256: str
     device: str
     evaluate_every: int = 0
-    progress: Callable[[int], None] = lambda epochs: None
+    progress: Callable[[str, int], None] = lambda key, epochs: None
     state_every: int = 0  # epochs between two saved states of a training; 0: only when the process is asked to stop
     state_seconds: float = 0.0  # at least so far apart
     stopping: Callable[[], bool] = lambda: False  # whether the process was asked to stop
@@ -61,7 +61,7 @@ def make_context(
     device: str = "cpu",
     load: Load | None = None,
     evaluate_every: int = 0,
-    progress: Callable[[int], None] = lambda epochs: None,
+    progress: Callable[[str, int], None] = lambda key, epochs: None,
     state_every: int = 0,
     state_seconds: float = 0.0,
     stopping: Callable[[], bool] = lambda: False,

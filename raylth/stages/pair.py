@@ -1,6 +1,6 @@
 """The stages of one replicate at one width: networks A and B, A's masks, the permutations, the arms."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -324,7 +324,7 @@ class Pair:
             "model": self.model,
             "data": {**self.train_data, **self.test_data},
             "augment": self.augment,
-            "recipe": asdict(recipe),
+            "recipe": recipe.settings(),
             "seed": seed,
         }
 

@@ -11,7 +11,7 @@ from raylth.store.tables import DATASETS
 __all__ = ["result_rows"]
 
 MEASURED = (
-    "mask_sparsity", "model_sparsity", "epochs", "test_accuracy", "test_loss", "train_loss", "seconds", "device",
+    "mask_sparsity", "model_sparsity", "epochs", "test_accuracy", "test_loss", "train_loss", "seconds", "device", "pack",
     "data_sha256",
 )  # fmt: skip
 LABELS = (

@@ -107,7 +107,7 @@ def run_together(stages: Sequence[Stage], context: Context) -> list[str | Except
             if isinstance(metrics, Diverged):
                 artefacts, outcomes[stage.key] = _diverged(stage, metrics), str(metrics)
             else:
-                artefacts, outcomes[stage.key] = trainee.finish(metrics | {"pack": len(trainees)}), None
+                artefacts, outcomes[stage.key] = trainee.finish(metrics), None
             _publish(artefacts, stage, context)
         except Exception as error:  # of this stage alone
             outcomes[stage.key] = error

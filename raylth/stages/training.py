@@ -94,7 +94,8 @@ def _fit_group(
     resume = Resume([trainee.stage.key for trainee in trainees], context)
     before = [state[1] if state else dict[str, Any](curve=[], seconds=0.0) for state in found]
     curves: list[list[dict[str, Any]]] = [each["curve"] for each in before]
-    context.progress(sum(map(len, curves)))
+    for trainee, curve in zip(trainees, curves, strict=True):
+        context.progress(trainee.stage.key, len(curve))
     start = time.perf_counter() - before[0]["seconds"] * len(trainees)
 
     def record(completed: int, losses: list[float]) -> None:
@@ -106,7 +107,7 @@ def _fit_group(
             if math.isfinite(point["train_loss"]):
                 curve.append(point)
                 trainee.on_epoch(completed, program.member(number))
-            context.progress(1)
+            context.progress(trainee.stage.key, 1)
 
     def seconds() -> float:
         return (time.perf_counter() - start) / len(trainees)
@@ -137,6 +138,7 @@ def _fit_group(
             "model_sparsity": model_sparsity(trainee.network, trainee.mask) if trainee.mask is not None else 0.0,
             "seconds": taken,
             "device": device,
+            "pack": len(trainees),
             "curve": curve,
         }
         for trainee, curve, outcome in zip(trainees, curves, outcomes, strict=True)

@@ -52,6 +52,7 @@ DATASETS = {
             ("train_loss", pa.float64()),  # nats, mean over the last epoch's steps
             ("seconds", pa.float64()),  # of training; not reproducible
             ("device", pa.string()),
+            ("pack", pa.int64()),  # networks that trained as one program, this one included
             ("data_sha256", pa.string()),
             ("status", pa.string()),  # done, diverged or failed
             ("error", pa.string()),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
+from raylth.cluster.packs import Packs
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shares import MARGIN, Shares, Slot, share_of_gpu
 from raylth.config import ResourcesConfig
@@ -21,12 +22,50 @@ from tests.conftest import tiny_sweep
 GIB = 2**30
 TABLE = [("H200", 140 * GIB), ("A10", 24 * GIB)]
 GPUS = {kind: {"gpus": "auto"} for kind in ("dense", "imp", "sparse", "match")}
-AUTO = ResourcesConfig.model_validate(GPUS)
+AUTO = ResourcesConfig.model_validate({**GPUS, "pack": "off"})
 
 
 def training(key, kind="sparse", width=1.0, batch=128, **parents):
     settings = {"model": {"name": "resnet20", "width": width}, "recipe": {"batch_size": batch}, "data": {"num_train": 9}}
     return Stage(kind, key, settings, parents, {}, epochs=3)
+
+
+def test_a_pack_is_measured_once_and_has_a_gpu_to_itself(tmp_path):
+    """Tried for its memory, measured for its pack, then packs with a whole GPU; two rounds are dealt out evenly."""
+    stages = [training(f"s{number}") for number in range(10)]
+    resources = ResourcesConfig.model_validate({**GPUS, "pack": "auto"})
+    searcher = GraphSearcher(Graph(stages), Store(tmp_path), resources, TABLE, {"CPU": 8.0, "GPU": 1.0})
+    done = {"error": None, "broken": None, "computed": True, "seconds": 1.0, "peak_bytes": None}
+    tried = searcher.suggest("t1")
+    assert (tried["stages"], tried["gpus"], tried["steps"], tried["measure"]) == (["s0"], 1.0, 5, False)
+    searcher.on_trial_complete("t1", {"outcomes": [{**done, "outcome": "tried", "computed": False, "peak_bytes": GIB}]})
+    measured = searcher.suggest("t2")
+    assert (measured["gpus"], measured["measure"], measured["pack"]) == (1.0, True, False)
+    beside = searcher.suggest("t3")
+    assert (beside["gpus"] < 1.0, beside["measure"]) == (True, False), "one measures, the others run alone"
+    found = {"pack_size": 6, "pack_rates": {1: 10.0, 6: 30.0}}
+    searcher.on_trial_complete("t2", {"outcomes": [{**done, "outcome": "done", **found}]})
+    searcher.on_trial_complete("t3", {"outcomes": [{**done, "outcome": "done"}]})
+    first, second = searcher.suggest("t4"), searcher.suggest("t5")
+    assert [len(pack["stages"]) for pack in (first, second)] == [4, 4]
+    assert {pack["gpus"] for pack in (first, second)} == {1.0}
+    assert searcher.packs.size(stages[0], Slot(1, 1.0)) == 6, "what was measured lies in the store"
+
+
+@given(st.integers(1, 12), st.integers(1, 32), st.integers(1, 300))
+def test_trainings_are_dealt_out_evenly(workers, size, number):
+    """Workers that take in turn while none has ended get as much as one another, to one, in each round."""
+    packs = Packs(ResourcesConfig(), Store("unused"), "none", {"CPU": float(workers)})
+    left, taken = number, []
+    while left:
+        running = sum(taken[len(taken) // workers * workers :])  # of this round; those before it have ended
+        taken.append(packs.share(Slot(1, 0.0), size, left, left + running))
+        left -= taken[-1]
+        assert 1 <= taken[-1] <= size
+    rounds = [taken[start : start + workers] for start in range(0, len(taken), workers)]
+    assert len(rounds) <= -(-number // (workers * size)) + 1
+    if number <= workers * size:
+        assert max(taken) <= -(-number // workers), "one round, nobody takes more than a fair part"
 
 
 @given(st.integers(1, 200 * GIB), st.integers(GIB, 200 * GIB))

@@ -1,11 +1,13 @@
 """Several networks as one program: each member is trained as it would be alone, and none disturbs another."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import densenet121
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -13,6 +15,7 @@ from raylth.core.masks import full_mask
 from raylth.core.models import init_model
 from raylth.core.pack import NotPackable, Pack, Program
 from raylth.core.pruning import prune_global_magnitude
+from raylth.core.throughput import fastest_pack
 from raylth.core.train import Diverged, Recipe, evaluate, evaluate_together, train, train_together
 from tests.core.test_train import random_split
 
@@ -154,11 +157,68 @@ def test_what_cannot_be_packed_is_named():
         Pack([densenet121(num_classes=10) for _ in range(2)])
 
 
-def test_the_bits_of_a_member_of_an_mlp_pack_do_not_depend_on_its_company():
-    split, found = random_split((40,), 150), {}
+def test_an_mlp_has_the_same_bits_alone_and_in_any_company():
+    """On a CPU: how trainings are dealt out to workers must not show in a sweep's numbers."""
+    masks = masks_for("mlp", 5)
+    split, alone, _ = trained_alone("mlp", 5, masks=masks)
     for size in (2, 3, 5):
-        _, networks, _ = together("mlp", size, split)
+        _, networks, _ = together("mlp", size, split, masks[:size])
         for number, network in enumerate(networks):
-            found.setdefault(number, []).append(network.state_dict())
-    for states in found.values():
-        assert all(torch.equal(state[name], tensor) for state in states for name, tensor in states[0].items())
+            expected = alone[number].state_dict()
+            assert all(torch.equal(expected[name], tensor) for name, tensor in network.state_dict().items()), (size, number)
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet20", "batch norm of vectors"])
+def test_in_bf16_a_pack_trains_about_as_in_float32_and_weights_stay_float32(name):
+    """The products differ from float32 by far less than training moves, and differ at all; alone and together."""
+    split = random_split(NETWORKS[name][0], 150)
+    recipe = replace(RECIPE, precision="bf16")
+    networks, alone, exact = ([NETWORKS[name][1](seed) for seed in range(2)] for _ in range(3))
+    found = train_together(Program(networks), split, recipe, seeds=[0, 1], masks=[None] * 2)
+    for seed in range(2):
+        losses = train(exact[seed], split, RECIPE, seed=seed)
+        assert found[seed] == pytest.approx(losses, rel=0.02)
+        assert found[seed] != losses
+        assert train(alone[seed], split, recipe, seed=seed) == pytest.approx(losses, rel=0.02)
+    for network in (*networks, *alone):
+        assert {tensor.dtype for tensor in network.state_dict().values()} <= {torch.float32, torch.int64}
+
+
+class Readings(TorchDispatchMode):
+    """Counts what would make the host wait for a device: values that are read, shapes that depend on values."""
+
+    WAITS = ("nonzero", "_local_scalar_dense", "is_nonzero", "masked_select", "equal", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.WAITS:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet20"])
+def test_nothing_waits_for_the_device_inside_an_epoch(name):
+    masks, split = masks_for(name, 2), random_split(NETWORKS[name][0], 150)
+    inside, at = {}, []
+    with Readings() as readings:
+
+        def step(epochs, step, snapshots):
+            if step > 1:
+                inside[epochs, step] = readings.found[at[-1] :]
+            at.append(len(readings.found))
+
+        together(name, 2, split, masks, on_step=step)
+    assert len(inside) == 4 * 3, "steps 2 to 4 of each epoch"
+    assert not any(inside.values()), inside
+
+
+def test_the_fastest_pack_is_one_of_those_measured_and_one_for_what_cannot_be_packed():
+    split = random_split((40,), 512)
+    size, rates = fastest_pack(lambda: NETWORKS["mlp"][1](0), split, RECIPE)
+    assert rates[size] >= 0.9 * max(rates.values())
+    assert list(rates) == [1, 2, 4, 8, 16, 32][: len(rates)]
+    unpackable = lambda: nn.Sequential(nn.Linear(40, 10), nn.Dropout(0.5))  # noqa: E731
+    assert fastest_pack(unpackable, split, RECIPE)[0] == 1

@@ -9,7 +9,9 @@ from raylth.core.data.augment import Augmentation, flip_and_crop
 from raylth.core.data.dataset import Split
 from raylth.core.masks import check_mask, full_mask
 from raylth.core.models import init_model
+from raylth.core.pack import Program
 from raylth.core.pruning import prune_global_magnitude
+from raylth.core.sgd import SGD
 from raylth.core.train import Diverged, Recipe, evaluate, train
 from raylth.steps import learning_rate, steps_per_epoch
 
@@ -97,6 +99,26 @@ def test_a_rewound_schedule_is_the_end_of_the_whole_one():
     train(halves, split, Recipe(2, lr=0.1, batch_size=16, momentum=0.0, schedule_epochs=4), seed=1)
     train(halves, split, Recipe(2, 0.1, 16, 0.0, schedule_epochs=4, schedule_start=2), seed=1)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), halves.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_update_is_that_of_torch(momentum):
+    """Tensors of sizes that fill registers and of others, one of them without a gradient."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 3), nn.Linear(2, 2))
+    theirs = copy.deepcopy(ours)
+    sgd = SGD(Program([ours]), momentum, 0.01, [None])
+    reference = torch.optim.SGD(theirs.parameters(), lr=1.0, momentum=momentum, weight_decay=0.01)
+    for rate in (0.1, 0.05, 0.02):
+        x = torch.randn(8, 16)
+        for model, optimizer in ((ours, sgd), (theirs, reference)):
+            optimizer.zero_grad()
+            model[1](model[0](x)).square().mean().backward()
+        sgd.step(rate)
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
 
 
 def test_divergence_is_named():

@@ -19,6 +19,12 @@ def states(sweep):
     return list((sweep.store.root.path / "states").glob("*/*/MANIFEST.json"))
 
 
+def states_of_arms(sweep, reference):
+    """Those of a pack, as a rule: arms are ready several at a time."""
+    arms = {stage.key for stage in reference[0].stages if stage.kind == "sparse"}
+    return [file for file in states(sweep) if file.parent.name in arms]
+
+
 def artefacts(sweep):
     return list((sweep.store.root.path / "artefacts").glob("*/*/MANIFEST.json"))
 
@@ -73,6 +79,30 @@ def test_sigterm_saves_the_training_and_counts_as_preemption(start_sweep, refere
     output = sweep.finish()
     assert "its worker was preempted; started again in 1 s (1)" in output
     assert_computed_twice(reference, sweep, stages=2, epochs=0)
+    assert_undisturbed(reference, sweep.store)
+
+
+def test_kill_9_of_workers_that_train_several_networks_as_one(start_sweep, reference):
+    """Every member goes on from its last saved epoch, with its own bits, alone or in other company."""
+    sweep = start_sweep("resources.pack=4")
+    wait_until(lambda: len(states_of_arms(sweep, reference)) >= 2, "saved state of a pack")
+    kill(sweep.workers())
+    output = sweep.finish()
+    assert "its worker process died; started again (1)" in output
+    assert 1 <= int(incidents(output)["crashed"]) <= 2, "one for each worker: the others of a pack are not to blame"
+    assert_computed_twice(reference, sweep, stages=8, epochs=5)
+    assert load_results(sweep.store.root.path)["pack"].max() >= 2
+    assert sum(sweep.work(reference[0]).resumed.values()) >= 5
+    assert_undisturbed(reference, sweep.store)
+
+
+def test_sigterm_saves_every_member_of_a_pack(start_sweep, reference):
+    sweep = start_sweep("resources.pack=4")
+    wait_until(lambda: len(states_of_arms(sweep, reference)) >= 2, "saved state of a pack")
+    kill(sweep.workers(), signal.SIGTERM)
+    output = sweep.finish()
+    assert "its worker was preempted; started again in 1 s (1)" in output
+    assert_computed_twice(reference, sweep, stages=8, epochs=0)
     assert_undisturbed(reference, sweep.store)
 
 

@@ -95,7 +95,7 @@ def test_a_state_is_saved_every_n_epochs_and_only_the_rest_is_trained(reference,
     store, trained = Store(tmp_path), []
     stage = next(s for s in plan.stages if s.kind == "dense" and s.labels["network"] == "B")
 
-    def die(epochs):
+    def die(key, epochs):
         trained.append(epochs)
         if len(trained) == 4:  # 0 on start, then one per epoch: in the third epoch's report
             raise KeyboardInterrupt
@@ -104,7 +104,7 @@ def test_a_state_is_saved_every_n_epochs_and_only_the_rest_is_trained(reference,
         run_stage(stage, context_for(plan, store, state_every=2, progress=die))
     assert len(list((store.root.path / "states").glob("*/*/weights*"))) == 1
     trained.clear()
-    run_stage(stage, context_for(plan, store, state_every=2, progress=trained.append))
+    run_stage(stage, context_for(plan, store, state_every=2, progress=lambda key, epochs: trained.append(epochs)))
     assert trained == [2, 1, 1], "two epochs were there, two are trained"
     same(expected, store, stage.produces)
 
@@ -138,7 +138,7 @@ def test_a_state_that_cannot_be_trusted_counts_as_none(reference, tmp_path, harm
     if harm == "data":
         assert load_state(stage.key, replace(context, data_sha256="other data")) is None
     trained = []
-    run_stage(stage, context_for(plan, store, progress=trained.append))
+    run_stage(stage, context_for(plan, store, progress=lambda key, epochs: trained.append(epochs)))
     assert trained == ([2, 1, 1] if harm == "data" else [0, 1, 1, 1, 1])
     same(expected, store, stage.produces)
 

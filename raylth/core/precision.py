@@ -1,0 +1,45 @@
+"""In which arithmetic a training's products are computed; weights, statistics, loss and update are float32 in each."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Precision", "cast_like_autocast", "in_precision", "precision"]
+
+Precision = Literal["float32", "tf32", "bf16"]
+
+
+@contextmanager
+def precision(name: Precision) -> Iterator[None]:
+    """Have float32 products computed in float32, or in tf32 (on a GPU: 10 bits of fraction) where that is the name.
+
+    float32 is that on every device: torch by itself lets cuDNN's convolutions use tf32.
+    """
+    parts: list[Any] = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "tf32" if name == "tf32" else "ieee"
+        yield
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
+
+
+def in_precision(forward: Callable[..., Tensor], name: Precision, device: torch.device) -> Callable[..., Tensor]:
+    """Return a forward pass that autocasts to bf16 where that is the name."""
+    if name != "bf16":
+        return forward
+    return torch.autocast(device.type, dtype=torch.bfloat16)(forward)
+
+
+def cast_like_autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Return tensors in the type in which autocast would have a product computed; as they are where it is off."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    kind = torch.get_autocast_dtype(device)
+    return [None if tensor is None else tensor.to(kind) for tensor in tensors]
