@@ -26,6 +26,7 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_cpu.py
+	$(BIN)/python benchmarks/quickstart_time.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/orchestration.py
 	$(BIN)/python benchmarks/analyses.py

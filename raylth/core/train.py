@@ -11,14 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raylth.core.data.augment import Augmentation
 from raylth.core.data.dataset import Split
 from raylth.core.masks import check_mask
 from raylth.core.modes import in_mode
 from raylth.core.pack import Program
 from raylth.core.precision import Precision, in_precision, precision
 from raylth.core.sgd import SGD
-from raylth.seeding import derive_seed
 from raylth.steps import learning_rate, steps_per_epoch
 
 __all__ = [
@@ -139,12 +137,12 @@ def train_together(
     epoch and step. The networks that the program was made of have their values when this returns, also by an exception.
     """
     size = program.size
-    if split.x.ndim == 4:
+    if split.is_images:
         program.use_channels_last()  # 12 to 20 % faster on a CPU, measured
     optimizer = SGD(program, recipe.momentum, recipe.weight_decay, masks)
     if states is not None:
         _restore(program, optimizer, states)
-    feed, per_epoch = _Feed(split, recipe, seeds, augment), steps_per_epoch(len(split), recipe.batch_size)
+    per_epoch = steps_per_epoch(len(split), recipe.batch_size)
     losses = [list(state.losses) for state in states] if states else [[] for _ in range(size)]
     first, sums_before = (states[0].step, [state.loss_sum for state in states]) if states else (0, [0.0] * size)
     diverged: dict[int, Diverged] = {}
@@ -152,21 +150,23 @@ def train_together(
     with _running(program, recipe):
         for completed in range(len(losses[0]), recipe.epochs):
             loss_sums = torch.tensor(sums_before, dtype=torch.float64, device=split.y.device)
-            for step, rate, x, y in feed.epoch(completed, first):
+            epoch = recipe.schedule_start + completed
+            batches = split.epoch(seeds, epoch, recipe.batch_size, augment=augment, first=first)
+            for step, (x, y) in enumerate(batches, start=first):
                 logits = forward(x, len(y) // size).float().flatten(0, 1)  # (K * B, classes), member by member
                 by_member = y.view(-1, size).T.flatten()
                 loss = F.cross_entropy(logits, by_member, label_smoothing=recipe.label_smoothing, reduction="none")
                 member_losses = loss.view(size, -1).mean(1)
                 optimizer.zero_grad()
                 member_losses.sum().backward()
-                optimizer.step(rate)
+                optimizer.step(_rate(recipe, epoch * per_epoch + step, per_epoch))
                 loss_sums += member_losses.detach() * (len(y) // size)
                 if step + 1 < per_epoch:
                     on_step(completed, step + 1, partial(_snapshots, program, optimizer, losses, step + 1, loss_sums))
             first, sums_before = 0, [0.0] * size
             for each, loss_sum in zip(losses, loss_sums.tolist(), strict=True):
                 each.append(loss_sum / len(split))
-            _note_diverged(diverged, losses, recipe.schedule_start + completed + 1)
+            _note_diverged(diverged, losses, epoch + 1)
             if len(diverged) == size:
                 break
             on_epoch(completed + 1, [each[-1] for each in losses])
@@ -187,30 +187,6 @@ def _running(program: Program, recipe: Recipe) -> Iterator[None]:
             yield
     finally:
         program.write_back()
-
-
-class _Feed:
-    """The batches of a training: every member's samples in its own order, augmented by its own draws."""
-
-    def __init__(self, split: Split, recipe: Recipe, seeds: Sequence[int], augment: str) -> None:
-        self.split, self.recipe, self.seeds, self.augment = split, recipe, seeds, augment
-
-    def epoch(self, completed: int, first: int) -> Iterator[tuple[int, float, Tensor, Tensor]]:
-        """Yield (step, learning rate, inputs, labels) from step `first` on; samples with their members' side by side."""
-        split, recipe = self.split, self.recipe
-        epoch, per_epoch = recipe.schedule_start + completed, steps_per_epoch(len(split), recipe.batch_size)
-        generators = [torch.Generator().manual_seed(derive_seed(seed, "order", epoch)) for seed in self.seeds]
-        orders = [torch.randperm(len(split), generator=generator) for generator in generators]
-        order = torch.stack(orders, dim=1).to(split.y.device)  # (N, K)
-        augmentation = None
-        if self.augment == "flip_crop":
-            draws = [Augmentation.draw(len(split), seed, epoch, split.y.device) for seed in self.seeds]
-            augmentation = Augmentation.side_by_side(draws)
-        for step, index in enumerate(order.split(recipe.batch_size)[first:], start=first):
-            flat = index.flatten()
-            x = split.x[flat]
-            x = split.normalise(x if augmentation is None else augmentation(x, flat))
-            yield step, _rate(recipe, epoch * per_epoch + step, per_epoch), x, split.y[flat]
 
 
 def _note_diverged(diverged: dict[int, Diverged], losses: list[list[float]], epoch: int) -> None:

@@ -24,7 +24,7 @@ def _publishes_nothing(key: str, artefact: Artefact) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything around a stage. `load` reads a parent's arrays; `progress(key, n)` is told of n more trained epochs of a stage."""
+    """Everything around a stage. `load` reads a parent's arrays; `progress(key, n)` is told of a stage's n more epochs."""
 
     store: Store
     load: Load

@@ -41,7 +41,7 @@ def load_ends(stage: Stage, context: Context) -> list[nn.Module]:
             permutation = load_permutation(stage, context, network)
             permutation = permutation if move == PI else permutation.inverse()
             network.load_state_dict(permutation.apply(network.state_dict()))
-        networks.append(_channels_last(network) if context.train.x.ndim == 4 else network)
+        networks.append(_channels_last(network) if context.train.is_images else network)
     return networks
 
 
@@ -50,7 +50,7 @@ class Gauge:
 
     def __init__(self, context: Context, samples: int) -> None:
         self.train, self.test = context.train.take(samples), context.test
-        self.chunk = IMAGES if self.train.x.ndim == 4 else SIGNALS
+        self.chunk = IMAGES if self.train.is_images else SIGNALS
 
     def inputs(self, size: int) -> list[Tensor]:
         """Return the training samples as batches, without augmentation."""

@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raylth.core.data.augment import Augmentation
 from raylth.registry import Registry
+from raylth.seeding import derive_seed
 
 __all__ = ["DATASETS", "ArrayDataset", "DataError", "DatasetInfo", "Split", "to_device"]
 
@@ -84,6 +86,31 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def is_images(self) -> bool:
+        """Whether a sample is (C, H, W)."""
+        return self.x.ndim == 4
+
+    def epoch(
+        self, seeds: Sequence[int], epoch: int, batch_size: int, *, augment: str = "none", first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield an epoch of training for K members, from step `first` on: inputs (B * K, *in_shape), labels (B * K,).
+
+        Each member meets the samples in its own order and with its own augmentation ("none" or "flip_crop"), which follow
+        from its seed and the epoch; the members' samples of one place in their orders lie side by side.
+        """
+        generators = [torch.Generator().manual_seed(derive_seed(seed, "order", epoch)) for seed in seeds]
+        orders = [torch.randperm(len(self), generator=generator) for generator in generators]
+        order = torch.stack(orders, dim=1).to(self.y.device)  # (N, K)
+        augmentation = None
+        if augment == "flip_crop":
+            draws = [Augmentation.draw(len(self), seed, epoch, self.y.device) for seed in seeds]
+            augmentation = Augmentation.side_by_side(draws)
+        for index in order.split(batch_size)[first:]:
+            flat = index.flatten()
+            x = self.x[flat]
+            yield self.normalise(x if augmentation is None else augmentation(x, flat)), self.y[flat]
 
     def normalise(self, x: Tensor) -> Tensor:
         """Turn a batch of samples in the units of `x` into the float32 input of a network."""
