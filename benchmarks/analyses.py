@@ -29,7 +29,7 @@ from torch import nn
 
 from raylth.core.allocator import keep_freed_memory
 from raylth.core.batchnorm import reset_bn_stats
-from raylth.core.data.dataset import Split
+from raylth.core.data.dataset import ArraySplit, Split
 from raylth.core.interpolate import interpolate
 from raylth.core.models import init_model
 from raylth.core.train import Recipe, train
@@ -71,10 +71,10 @@ def measure_line(images: int) -> dict[str, Any]:
     y = torch.randint(10, (images,), generator=generator)
     patterns = torch.rand(10, 3, 32, 32, generator=generator)  # something to learn, so that losses are not chance
     x = (0.3 * patterns[y] + 0.7 * torch.rand(images, 3, 32, 32, generator=generator)) * 2 - 1
-    split = Split(x, y)
+    split = ArraySplit(x, y)
     a, b = (init_model(seed, "resnet20", width=1, num_classes=10, in_shape=(3, 32, 32)) for seed in range(2))
     for seed, network in enumerate((a, b)):
-        train(network, Split(x[:1000], y[:1000]), Recipe(2, lr=0.05), seed=seed)
+        train(network, ArraySplit(x[:1000], y[:1000]), Recipe(2, lr=0.05), seed=seed)
     gauge = Gauge(_Data(split), images)  # type: ignore[arg-type]
     states = [interpolate(a.state_dict(), b.state_dict(), number / (POINTS - 1)) for number in range(POINTS)]
 

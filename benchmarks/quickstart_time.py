@@ -27,7 +27,7 @@ from hardware import describe, matmul_ceiling
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from raylth.core.data import load_dataset
+from raylth.core.data import mnist1d
 from raylth.core.masks import full_mask
 from raylth.core.models import init_model
 from raylth.core.pack import Program
@@ -50,7 +50,7 @@ def new_arm(seed: int) -> tuple[nn.Module, dict[str, torch.Tensor]]:
 
 def plain_side(epochs: int) -> tuple[int, Callable[[], None]]:
     """Train one arm in the plain way."""
-    data = load_dataset("mnist1d")
+    data = mnist1d()
     loader = DataLoader(
         TensorDataset(torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)), BATCH_SIZE, shuffle=True
     )
@@ -76,7 +76,7 @@ def plain_side(epochs: int) -> tuple[int, Callable[[], None]]:
 
 def raylth_side(epochs: int, *, packed: bool) -> tuple[int, Callable[[], None]]:
     """Train arms as a worker of a sweep does; together as many as are measured to be fastest, or one."""
-    context = make_context(Store("unused"), load_dataset("mnist1d"), data_sha256="unused")
+    context = make_context(Store("unused"), mnist1d(), data_sha256="unused")
     recipe = Recipe(epochs, lr=LR, batch_size=BATCH_SIZE)
     size = fastest_pack(lambda: new_arm(0)[0], context.train, recipe)[0] if packed else 1
 

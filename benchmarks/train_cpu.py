@@ -29,7 +29,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from raylth.core.data import ArrayDataset, load_dataset
+from raylth.core.data import ArrayDataset, cifar10
 from raylth.core.data.cifar import MEAN, STD
 from raylth.core.models import init_model
 from raylth.core.train import Recipe, train
@@ -86,7 +86,7 @@ def load(options: argparse.Namespace) -> tuple[ArrayDataset, list[bytes] | None]
     """Return the images as arrays, and as they are stored where they come from files."""
     if not options.parquet:
         return synthetic(options.images), None
-    data = load_dataset("cifar10", root=options.parquet, layout="parquet", num_train=options.images)
+    data = cifar10(root=options.parquet, layout="parquet", download=False).first(options.images, None)
     return data, encoded_images(options.parquet, options.images)
 
 

@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
 from train_cpu import BATCH_SIZE, PilImages, plain_epoch, synthetic
 
-from raylth.core.data import ArrayDataset, to_device
-from raylth.core.data.dataset import Split
+from raylth.core.data import ArrayDataset
+from raylth.core.data.dataset import ArraySplit, Split
 from raylth.core.models import init_model
 from raylth.core.pack import Program
 from raylth.core.precision import Precision
@@ -117,7 +117,7 @@ def measured(seconds: list[float], images: int, per_image: dict[str, float], cei
 
 def resnet50_rate(device: str, precision: Precision, batch: int, size: int) -> float:
     """Return the images per second of ResNet-50 on synthetic images that lie on the device."""
-    split = Split(
+    split = ArraySplit(
         torch.randint(0, 256, (4 * batch, 3, size, size), dtype=torch.uint8, device=device),
         torch.randint(0, 1000, (4 * batch,), device=device),
         *(torch.full((3, 1, 1), 128.0, device=device) for _ in range(2)),
@@ -149,7 +149,7 @@ def main() -> None:
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU here; --device cpu tries the script")
     data = synthetic(options.images)
-    split, _ = to_device(data, device)
+    split, _ = data.splits(device)
     sides: dict[str, tuple[int, str, Callable[[], float]]] = {
         "plain": (1, "float32", plain_side(data, options.width, device, options.workers)),
         "alone, float32": (1, "float32", our_side(split, options.width, 1, "float32")),

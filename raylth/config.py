@@ -66,8 +66,13 @@ class DataConfig(Settings):
         "torchvision", description="How the files lie: torchvision's, or Parquet as the Hugging Face hub stores images."
     )
     download: bool = Field(False, description="Let torchvision download missing files to data.root.")
-    augment: Literal["auto", "none", "flip_crop"] = Field(
-        "auto", description="Training augmentation; auto is flip and crop with padding 4 for CIFAR, none elsewhere."
+    resolution: Count | None = Field(
+        None, description="Side of training and evaluation crops, in pixels, where images stay in files; null is 224."
+    )
+    augment: Literal["auto", "none", "flip_crop", "resized_crop"] = Field(
+        "auto",
+        description="Training augmentation; auto is flip and crop with padding 4 for CIFAR, random resized crop and flip for "
+        "ImageNet, none elsewhere.",
     )
     num_train: Count | None = Field(None, description="Keep only the first training samples.")
     num_test: Count | None = Field(None, description="Keep only the first test samples.")
@@ -81,9 +86,21 @@ class DataConfig(Settings):
             asked = getattr(self, field)
             if asked is not None and asked > available:
                 raise ValueError(f"{field}: {self.name} has {available} such samples, not {asked}")
-        if self.augment == "flip_crop" and len(info.in_shape) != 3:
-            raise ValueError(f"augment: flip_crop needs images, and {self.name} has samples of shape {info.in_shape}")
+        if self.augment == "flip_crop" and (len(info.in_shape) != 3 or info.is_streamed):
+            raise ValueError(
+                f"augment: flip_crop needs images in memory, and {self.name} has samples of shape {info.in_shape}"
+            )
+        if self.augment == "resized_crop" and not info.is_streamed:
+            raise ValueError(f"augment: resized_crop is for images that stay in files, which those of {self.name} do not")
+        if self.resolution is not None and not info.is_streamed:
+            raise ValueError(f"resolution: the samples of {self.name} have the shape {info.in_shape}")
         return self
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """One sample's shape."""
+        shape = DATASETS[self.name].in_shape
+        return shape if self.resolution is None else (shape[0], self.resolution, self.resolution)
 
 
 class ModelConfig(Settings):
@@ -314,7 +331,7 @@ class SweepConfig(Settings):
         for field, widths in (("model.name", [1.0]), ("model.widths", self.model.widths)):
             for width in widths:
                 try:
-                    build_shapes(self.model.name, width=width, num_classes=info.num_classes, in_shape=info.in_shape)
+                    build_shapes(self.model.name, width=width, num_classes=info.num_classes, in_shape=self.data.in_shape)
                 except ValueError as error:
                     raise ValueError(f"{field}: {error}") from error
         num_train = self.data.num_train or info.num_train

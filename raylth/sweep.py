@@ -22,7 +22,7 @@ from rich.text import Text
 
 from raylth.cluster.address import LOCAL, ClusterError, choose_cluster
 from raylth.config import SweepConfig
-from raylth.core.data import ArrayDataset, DataError, check_dataset
+from raylth.core.data import DataError, Dataset, check_dataset
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
 from raylth.stages import Forecast, Graph, Plan, forecast, free_bytes, in_units, load_data, make_plan, scan
@@ -167,7 +167,7 @@ def _run(
     graph: Graph,
     store: Store,
     run: Run,
-    dataset: ArrayDataset,
+    dataset: Dataset,
     console: Console,
     recorder: Recorder,
     status: StatusFile,

@@ -20,7 +20,7 @@ LAYERS = [  # lowest first; a module may import from its own room and from rooms
     ("sweepfile", "stages"),
     ("tensorboard",),
     ("runs", "progress"),
-    ("view", "status", "cluster"),
+    ("view", "status", "data", "cluster"),
     ("sweep",),
     ("cli",),
 ]

@@ -25,7 +25,7 @@ from raylth.cluster.lifeline import Lifeline
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.trial import Shared, StageTrial
 from raylth.config import AUTO, ResourcesConfig
-from raylth.core.data import ArrayDataset
+from raylth.core.data import Dataset
 from raylth.stages import STAGES, Graph, Plan, forecast, in_units
 from raylth.store import Location, Store
 
@@ -51,7 +51,7 @@ def run_on_ray(
     plan: Plan,
     graph: Graph,
     store: Store,
-    dataset: ArrayDataset,
+    dataset: Dataset,
     *,
     errors: Location,
     watch: Watch,

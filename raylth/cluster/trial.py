@@ -36,7 +36,7 @@ class Shared:
 
     root: str
     stages: dict[str, dict[str, Any]]  # key -> Stage as plain data
-    dataset: list[Any]  # [reference to the ArrayDataset in the object store]
+    dataset: list[Any]  # [reference to the Dataset in the object store]
     data_sha256: str
     checkpoints: list[Any]
     board: Any

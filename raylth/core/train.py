@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from raylth.steps import learning_rate, steps_per_epoch
 __all__ = [
     "Diverged",
     "Recipe",
+    "Score",
     "Snapshot",
     "TrainState",
     "evaluate",
@@ -30,6 +31,9 @@ __all__ = [
     "train",
     "train_together",
 ]
+
+
+MOST_INPUTS = 40_000_000  # of a batch that is evaluated: 265 images of 224 pixels
 
 
 class Diverged(RuntimeError):
@@ -225,8 +229,16 @@ def _restore(program: Program, optimizer: SGD, states: Sequence[TrainState]) -> 
     optimizer.load(program.of_members([state.momentum for state in states]))
 
 
-def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> tuple[float, float]:
-    """Return (mean cross-entropy in nats, accuracy in percent) of `model` in eval mode on a whole split.
+class Score(NamedTuple):
+    """What a network gets right of a split: mean cross-entropy (nats), top-1 and top-5 accuracy (percent)."""
+
+    loss: float
+    accuracy: float
+    top5: float  # 100 where there are no more than five classes
+
+
+def evaluate(model: nn.Module, split: Split, batch_size: int | None = None) -> Score:
+    """Return the scores of `model` in eval mode on a whole split, in float32.
 
     The model's training flags are left as they were.
     """
@@ -235,20 +247,20 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> tuple[fl
 
 
 @torch.inference_mode()
-def evaluate_together(program: Program, split: Split, batch_size: int = 1000) -> list[tuple[float, float]]:
+def evaluate_together(program: Program, split: Split, batch_size: int | None = None) -> list[Score]:
     """Return for every member of a program what `evaluate` returns for it alone, to rounding."""
     loss = torch.zeros(program.size, dtype=torch.float64, device=split.y.device)
-    correct = torch.zeros(program.size, dtype=torch.int64, device=split.y.device)
+    correct, among5 = (torch.zeros(program.size, dtype=torch.int64, device=split.y.device) for _ in range(2))
     with in_mode(program.network, training=False), precision("float32"):
-        for start in range(0, len(split), batch_size):
-            x, y = split.batch(slice(start, start + batch_size))
+        for x, y in split.batches(batch_size or max(1, min(1000, MOST_INPUTS // math.prod(split.in_shape)))):
             logits = program(program.spread(x), len(y))  # (K, B, classes)
             for number in range(program.size):
                 loss[number] += F.cross_entropy(logits[number], y, reduction="sum")
             correct += (logits.argmax(2) == y).sum(1)
-    return [
-        (one / len(split), 100.0 * right / len(split)) for one, right in zip(loss.tolist(), correct.tolist(), strict=True)
-    ]
+            best = logits.topk(min(5, logits.shape[2]), dim=2).indices  # (K, B, 5)
+            among5 += (best == y[:, None]).sum((1, 2))
+    found = zip(loss.tolist(), correct.tolist(), among5.tolist(), strict=True)
+    return [Score(one / len(split), 100.0 * right / len(split), 100.0 * near / len(split)) for one, right, near in found]
 
 
 def score(logits: Tensor, y: Tensor) -> tuple[float, float]:

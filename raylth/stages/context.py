@@ -8,7 +8,7 @@ import torch
 
 from raylth.config import DataConfig
 from raylth.core.allocator import keep_freed_memory
-from raylth.core.data import ArrayDataset, Split, load_dataset, to_device
+from raylth.core.data import Dataset, Split, load_dataset
 from raylth.stages.stage import Artefact
 from raylth.stages.uploads import Uploads
 from raylth.store import Store
@@ -41,13 +41,14 @@ class Context:
     uploads: Uploads = field(default_factory=Uploads)  # writes that go on behind the stage
 
 
-def load_data(data: DataConfig) -> ArrayDataset:
+def load_data(data: DataConfig) -> Dataset:
     """Load the data set that a sweep names; DataError names the path of what is missing or corrupt."""
     return load_dataset(
         data.name,
         root=data.root,
         layout=data.layout,
         download=data.download,
+        resolution=data.resolution,
         num_train=data.num_train,
         num_test=data.num_test,
     )
@@ -55,7 +56,7 @@ def load_data(data: DataConfig) -> ArrayDataset:
 
 def make_context(
     store: Store,
-    dataset: ArrayDataset,
+    dataset: Dataset,
     *,
     data_sha256: str | None = None,
     device: str = "cpu",
@@ -71,7 +72,7 @@ def make_context(
         keep_freed_memory()
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    train, test = to_device(dataset, device)
+    train, test = dataset.splits(device)
     return Context(
         store,
         load or store.tensors,

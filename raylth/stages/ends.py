@@ -26,7 +26,7 @@ Measured = dict[str, tuple[float, float]]  # split -> (loss in nats, error in pe
 
 def load_permutation(stage: Stage, context: Context, network: nn.Module) -> Permutation:
     """Return the permutation among a stage's parents."""
-    spec = derive_spec(network, context.train.batch(slice(0, 2))[0])
+    spec = derive_spec(network, context.train.probe(2))
     perms = context.load(stage.parents["permutation"], "permutation")
     return Permutation(spec, {group: torch.tensor(perm) for group, perm in perms.items()})
 
@@ -54,13 +54,13 @@ class Gauge:
 
     def inputs(self, size: int) -> list[Tensor]:
         """Return the training samples as batches, without augmentation."""
-        batches = [self.train.batch(slice(start, start + size))[0] for start in range(0, len(self.train), size)]
+        batches = [x for x, _ in self.train.batches(size)]
         return [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in batches]
 
     def plain(self, network: nn.Module) -> Measured:
         """Measure a network as it is."""
         found = {name: evaluate(network, split, self.chunk) for name, split in (("train", self.train), ("test", self.test))}
-        return {name: (loss, 100.0 - accuracy) for name, (loss, accuracy) in found.items()}
+        return {name: (score.loss, 100.0 - score.accuracy) for name, score in found.items()}
 
     def reset(self) -> Callable[[nn.Module, float], Measured]:
         """Return what measures a network's batch-norm statistics anew, on the training samples, and then the network."""
@@ -70,8 +70,8 @@ class Gauge:
             if not any(isinstance(module, _BatchNorm) for module in network.modules()):
                 return self.plain(network)
             loss, accuracy = score(reset_and_predict(network, inputs), self.train.y)
-            test_loss, test_accuracy = evaluate(network, self.test, self.chunk)
-            return {"train": (loss, 100.0 - accuracy), "test": (test_loss, 100.0 - test_accuracy)}
+            test = evaluate(network, self.test, self.chunk)
+            return {"train": (loss, 100.0 - accuracy), "test": (test.loss, 100.0 - test.accuracy)}
 
         return measure
 

@@ -29,6 +29,5 @@ def ensemble(stage: Stage, context: Context) -> dict[str, Artefact]:
 def _predict(network: nn.Module, split: Split) -> Tensor:
     """Return the predicted probabilities, (samples, classes) float64."""
     with in_mode(network, training=False):
-        starts = range(0, len(split), BATCH_SIZE)
-        logits = [network(split.batch(slice(start, start + BATCH_SIZE))[0]) for start in starts]
+        logits = [network(x) for x, _ in split.batches(BATCH_SIZE)]
     return torch.cat(logits).double().softmax(dim=1)

@@ -111,4 +111,6 @@ def _sizes(model: dict[str, Any]) -> _Sizes:
 def _dataset_bytes(plan: Plan) -> int:
     data, info = plan.config.data, DATASETS[plan.config.data.name]
     samples = (data.num_train or info.num_train) + (data.num_test or info.num_test)
+    if info.is_streamed:
+        return samples * 8  # of the files, only the labels
     return samples * (math.prod(info.in_shape) * np.dtype(info.dtype).itemsize + 8)

@@ -74,7 +74,7 @@ def mask(stage: Stage, context: Context) -> dict[str, Artefact]:
     if brought.weights is not None:
         network.load_state_dict(brought.weights)
         tensors["weights"] = state_arrays(network.state_dict())
-        metrics["test_loss"], metrics["test_accuracy"] = evaluate(network, context.test)
+        metrics["test_loss"], metrics["test_accuracy"], metrics["test_top5"] = evaluate(network, context.test)
     return {stage.key: Artefact(tensors, metrics)}
 
 

@@ -40,10 +40,10 @@ def match(stage: Stage, context: Context) -> dict[str, Artefact]:
     start = time.perf_counter()
     network_a = load_network(stage.settings, context, stage.parents["a"])
     network_b = load_network(stage.settings, context, stage.parents["b"])
-    spec = derive_spec(network_a, context.train.batch(slice(0, 2))[0])
+    spec = derive_spec(network_a, context.train.probe(2))
     result = METHODS[stage.settings["method"]](network_a, network_b, spec, stage.settings, context)
     moved = new_network(stage.settings, 0, context.device)
-    _prove(network_a, moved, result.permutation, context.train.batch(slice(0, 64))[0])
+    _prove(network_a, moved, result.permutation, context.train.probe(64))
     metrics = {
         "method": stage.settings["method"],
         "settings": {name: value for name, value in stage.settings.items() if name not in ("model", "data", "method")},
@@ -88,9 +88,7 @@ METHODS = {
 
 
 def _batches(settings: Settings, context: Context) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    samples = settings["samples"]
-    for begin in range(0, samples, BATCH_SIZE):
-        yield context.train.batch(slice(begin, min(begin + BATCH_SIZE, samples)))
+    return context.train.take(settings["samples"]).batches(BATCH_SIZE)
 
 
 def _prove(network: nn.Module, moved: nn.Module, permutation: Permutation, x: torch.Tensor) -> None:

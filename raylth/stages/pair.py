@@ -34,14 +34,16 @@ class Pair:
             "name": config.model.name,
             "width": width,
             "num_classes": info.num_classes,
-            "in_shape": list(info.in_shape),
+            "in_shape": list(config.data.in_shape),
         }
         self.augment = info.augment if config.data.augment == "auto" else config.data.augment
         self.train_data: dict[str, Any] = {
             "name": config.data.name,
-            "layout": config.data.layout if info.from_files else "embedded",
+            "layout": info.layout(config.data.layout),
             "num_train": config.data.num_train or info.num_train,
         }
+        if info.is_streamed:
+            self.train_data["resolution"] = config.data.in_shape[-1]
         self.test_data = {"num_test": config.data.num_test or info.num_test}
         base = config.seeds.base
         self.seeds = {name: derive_seed(base, "replicate", replicate, name) % 2**32 for name in ("A", "B")}

@@ -53,7 +53,7 @@ def _transform(mask: Mask, network: nn.Module, stage: Stage, context: Context) -
         return mask
     if transform["name"] == "shuffle":
         return shuffle_mask(mask, transform["seed"])
-    spec = derive_spec(network, context.train.batch(slice(0, 2))[0])
+    spec = derive_spec(network, context.train.probe(2))
     if transform["name"] == "random_permutation":
         permutation = random_permutation(spec, transform["seed"])
     else:

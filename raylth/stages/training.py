@@ -101,8 +101,8 @@ def _fit_group(
     def record(completed: int, losses: list[float]) -> None:
         points: list[dict[str, Any]] = [{"epoch": completed, "train_loss": loss} for loss in losses]
         if completed == recipe.epochs or (context.evaluate_every and completed % context.evaluate_every == 0):
-            for point, (loss, accuracy) in zip(points, evaluate_together(program, context.test), strict=True):
-                point["test_loss"], point["test_accuracy"] = loss, accuracy
+            for point, score in zip(points, evaluate_together(program, context.test), strict=True):
+                point |= {"test_loss": score.loss, "test_accuracy": score.accuracy, "test_top5": score.top5}
         for number, (trainee, curve, point) in enumerate(zip(trainees, curves, points, strict=True)):
             if math.isfinite(point["train_loss"]):
                 curve.append(point)
@@ -132,6 +132,7 @@ def _fit_group(
         else {
             "epochs": recipe.epochs,
             "test_accuracy": curve[-1]["test_accuracy"],
+            "test_top5": curve[-1]["test_top5"],
             "test_loss": curve[-1]["test_loss"],
             "train_loss": curve[-1]["train_loss"],
             "mask_sparsity": mask_sparsity(trainee.mask) if trainee.mask is not None else 0.0,

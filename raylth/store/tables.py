@@ -48,6 +48,7 @@ DATASETS = {
             ("model_sparsity", pa.float64()),  # reached, of all parameters
             ("epochs", pa.int64()),
             ("test_accuracy", pa.float64()),  # percent
+            ("test_top5", pa.float64()),  # percent, the class among the five likeliest
             ("test_loss", pa.float64()),  # nats
             ("train_loss", pa.float64()),  # nats, mean over the last epoch's steps
             ("seconds", pa.float64()),  # of training; not reproducible
@@ -66,6 +67,7 @@ DATASETS = {
             ("train_loss", pa.float64()),
             ("test_loss", pa.float64()),
             ("test_accuracy", pa.float64()),
+            ("test_top5", pa.float64()),
         ]
     ),
     "permutations": pa.schema(

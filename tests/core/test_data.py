@@ -5,11 +5,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from mnist1d.data import get_dataset_args, make_dataset
 from PIL import Image
 
-from raylth.core.data import DATASETS, DataError, check_dataset, load_dataset, to_device
+from raylth.core.data import DATASETS, DataError, check_dataset, load_dataset
 from tests.conftest import SHARED_DATA
 
 
@@ -53,11 +52,11 @@ def test_parquet_images_are_decoded_in_order_and_normalised(tmp_path):
     np.testing.assert_array_equal(data.train_x[:6], pixels.transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(data.train_x[6], np.stack([grey] * 3))
     assert data.train_y.tolist() == list(range(7))
-    train, _ = to_device(data, "cpu")
-    x, y = train.batch(torch.tensor([2]))
+    train, _ = data.splits("cpu")
+    x, y = next(train.batches(7))
     red = (pixels[2, 0, 0, 0] - data.mean[0]) / data.std[0]
-    assert float(x[0, 0, 0, 0]) == pytest.approx(red, rel=1e-5)
-    assert y.tolist() == [2]
+    assert float(x[2, 0, 0, 0]) == pytest.approx(red, rel=1e-5)
+    assert y.tolist() == list(range(7))
 
 
 def test_torchvision_files(tmp_path, monkeypatch):

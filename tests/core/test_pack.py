@@ -95,7 +95,7 @@ def test_a_member_is_trained_as_it_would_be_alone(name):
         for layer, alive in masks[number].items():
             assert not networks[number].state_dict()[layer][~alive].any()
     measured = evaluate_together(program, split, batch_size=64)
-    for (loss, accuracy), network in zip(measured, alone, strict=True):
+    for (loss, accuracy, _), network in zip(measured, alone, strict=True):
         expected = evaluate(network, split)
         assert loss == pytest.approx(expected[0], rel=1e-3)
         assert accuracy == pytest.approx(expected[1], abs=1.0)

@@ -128,7 +128,7 @@ def test_every_network_can_be_reset_and_repaired(name):
 def test_repair_brings_the_barrier_of_a_planted_pair_to_zero():
     """A and a permuted, slightly trained-on copy: a high barrier as they stand, none once matched, REPAIR never worse."""
     split = make_context(Store("unused"), load_dataset("mnist1d"), data_sha256="unused").train
-    x, y = split.batch(slice(0, 2000))
+    x, y = next(split.batches(2000))
     model = init_model(0, "mlp", width=0.5, num_classes=10, in_shape=(40,))
     train(model, split, Recipe(8, lr=0.08), seed=0)
     spec = derive_spec(model, x[:2])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from raylth.core.data.augment import Augmentation, flip_and_crop
-from raylth.core.data.dataset import Split
+from raylth.core.data.dataset import ArraySplit
 from raylth.core.masks import check_mask, full_mask
 from raylth.core.models import init_model
 from raylth.core.pack import Program
@@ -19,7 +19,7 @@ from raylth.steps import learning_rate, steps_per_epoch
 def random_split(in_shape, count=70, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, *in_shape, generator=generator)
-    return Split(x, torch.randint(0, 10, (count,), generator=generator))
+    return ArraySplit(x, torch.randint(0, 10, (count,), generator=generator))
 
 
 def test_masks_hold_through_momentum_weight_decay_and_reload(network_settings, tmp_path):
@@ -131,7 +131,7 @@ def test_divergence_is_named():
 def test_evaluate_is_a_mean_over_samples_and_keeps_the_mode():
     model = nn.Linear(4, 10).train()
     split = random_split((4,), count=7)
-    loss, accuracy = evaluate(model, split, batch_size=3)
+    loss, accuracy, _ = evaluate(model, split, batch_size=3)
     logits = model(split.x).detach()
     assert loss == pytest.approx(float(nn.functional.cross_entropy(logits, split.y)), rel=1e-5)
     assert accuracy == pytest.approx(100 * float((logits.argmax(1) == split.y).float().mean()))

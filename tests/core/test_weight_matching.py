@@ -118,7 +118,7 @@ def test_learned_matching_is_no_worse_than_weight_matching_at_the_midpoint():
     models = [init_model(seed, **settings) for seed in (1, 2)]
     for seed, model in enumerate(models):
         train(model, split, Recipe(4, lr=0.08), seed=seed)
-    batches = [split.batch(slice(start, start + 500)) for start in range(0, 2000, 500)]
+    batches = list(split.take(2000).batches(500))
     spec = derive_spec(models[0], batches[0][0])
     states = [model.state_dict() for model in models]
     by_weight = match_weights(*states, spec, 0).permutation

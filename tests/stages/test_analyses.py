@@ -72,7 +72,7 @@ def test_what_is_measured_is_what_a_plain_loop_finds(finished):
         for key in stage.parents.values():
             network = load_network(stage.settings, context, key).eval()
             with torch.no_grad():
-                predictions.append(torch.softmax(network(context.test.batch(slice(None))[0]).double(), 1))
+                predictions.append(torch.softmax(network(context.test.probe(len(context.test))).double(), 1))
         together = sum(predictions) / 3
         row = rows.loc[stage.labels["arm"]]
         right = (together.argmax(1) == context.test.y).double().mean()
@@ -106,7 +106,7 @@ def test_a_line_runs_from_dense_a_to_every_round_of_imp(finished):
     for stage in lines:
         points = store.metrics(stage.key)["line"]
         for place, role in ((0, "a"), (1, "b")):
-            loss, accuracy = evaluate(load_network(stage.settings, context, stage.parents[role]), context.test)
+            loss, accuracy, _ = evaluate(load_network(stage.settings, context, stage.parents[role]), context.test)
             ends = [point for point in points if point["alpha"] == place and point["split"] == "test"]
             assert len(ends) == 2
             for end in ends:  # the ends are the networks

@@ -57,7 +57,7 @@ def permutation_of(stage, context):
     """The match that a stage uses, read apart from what the stage makes of it."""
     network = load_network(stage.settings, context, stage.parents["a"])
     perms = context.load(stage.parents["permutation"], "permutation")
-    spec = derive_spec(network, context.train.batch(slice(0, 2))[0])
+    spec = derive_spec(network, context.train.probe(2))
     found = load_permutation(stage, context, network)
     assert found.spec.groups == spec.groups
     assert all(torch.equal(found.perms[group], torch.tensor(perm)) for group, perm in perms.items())
@@ -84,7 +84,7 @@ def test_a_line_joins_the_networks_that_are_named(finished):
     assert any(not torch.equal(back[name], tensor) for name, tensor in permuted.state_dict().items())
     for point in both.itertuples():
         permuted.load_state_dict(interpolate(lth.state_dict(), back, point.alpha))
-        loss, accuracy = evaluate(permuted, context.test)
+        loss, accuracy, _ = evaluate(permuted, context.test)
         assert point.loss == pytest.approx(loss, rel=1e-4)
         assert point.error == pytest.approx(100 - accuracy)
 
@@ -112,7 +112,7 @@ def test_the_corners_of_a_plane_are_the_networks(finished):
         corners = own.dropna(subset="corner").set_index("corner")
         assert list(corners.index) == ["A", "lth", "pi^-1(permuted)"]
         for role, (_, corner) in zip("abc", corners.iterrows(), strict=True):
-            loss, accuracy = evaluate(load_network(stage.settings, context, stage.parents[role]), context.test)
+            loss, accuracy, _ = evaluate(load_network(stage.settings, context, stage.parents[role]), context.test)
             assert corner["loss"] == pytest.approx(loss, rel=1e-4), "moving units changes no function"
             assert corner["error"] == pytest.approx(100 - accuracy)
         grid = own[own["corner"].isna()]
@@ -151,7 +151,7 @@ def test_a_plane_is_measured_where_it_is(finished):
         mixed = {n: (1 - second - third) * a[n] + second * b[n] + third * c[n] for n in a if a[n].is_floating_point()}
         mixed = {n: t.clamp(min=0) if n.endswith("running_var") else t for n, t in mixed.items()}
         network.load_state_dict({**a, **mixed})
-        loss, accuracy = evaluate(network, context.test)
+        loss, accuracy, _ = evaluate(network, context.test)
         assert point.loss == pytest.approx(loss, rel=1e-3)
         assert point.error == pytest.approx(100 - accuracy, abs=1.2)
 

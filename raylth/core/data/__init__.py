@@ -2,15 +2,18 @@
 
 from raylth.core.data.augment import Augmentation, flip_and_crop
 from raylth.core.data.cifar import cifar10, cifar100
-from raylth.core.data.dataset import DATASETS, ArrayDataset, DataError, DatasetInfo, Split, to_device
+from raylth.core.data.dataset import DATASETS, ArrayDataset, ArraySplit, DataError, Dataset, DatasetInfo, Split
 from raylth.core.data.digits import digits
+from raylth.core.data.imagenet import imagenet
 from raylth.core.data.mnist1d import mnist1d
 
 __all__ = [
     "DATASETS",
     "ArrayDataset",
+    "ArraySplit",
     "Augmentation",
     "DataError",
+    "Dataset",
     "DatasetInfo",
     "Split",
     "check_dataset",
@@ -18,9 +21,9 @@ __all__ = [
     "cifar100",
     "digits",
     "flip_and_crop",
+    "imagenet",
     "load_dataset",
     "mnist1d",
-    "to_device",
 ]
 
 
@@ -30,16 +33,17 @@ def load_dataset(
     root: str | None = None,
     layout: str = "torchvision",
     download: bool = False,
+    resolution: int | None = None,
     num_train: int | None = None,
     num_test: int | None = None,
-) -> ArrayDataset:
-    """Load the named data set whole into memory as numpy arrays.
+) -> Dataset:
+    """Load the named data set: whole into memory as numpy arrays, or the place of its files.
 
-    `root` and `layout` matter to data sets that lie in files only; `num_train` and `num_test` keep the first samples
-    of each split. Raises UnknownName, and DataError (one line: the path and what was expected there) for missing or
-    corrupt files.
+    `root` and `layout` matter to data sets that lie in files only, `resolution` (pixels) to images that stay in them;
+    `num_train` and `num_test` keep the first samples of each split. Raises UnknownName, and DataError (one line: the path
+    and what was expected there) for missing or corrupt files.
     """
-    dataset = DATASETS[name].load(root=root, layout=layout, download=download)
+    dataset = DATASETS[name].load(root=root, layout=layout, download=download, resolution=resolution)
     return dataset.first(num_train, num_test)
 
 

@@ -24,12 +24,12 @@ TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # its class
 SPLITS = ("train", "test")
 
 
-def cifar10(*, root: str | None, layout: str, download: bool) -> ArrayDataset:
+def cifar10(*, root: str | None, layout: str, download: bool, **_: object) -> ArrayDataset:
     """Load CIFAR-10: 50,000 training and 10,000 test images, (3, 32, 32) uint8, 10 classes."""
     return _load("cifar10", root, layout, download)
 
 
-def cifar100(*, root: str | None, layout: str, download: bool) -> ArrayDataset:
+def cifar100(*, root: str | None, layout: str, download: bool, **_: object) -> ArrayDataset:
     """Load CIFAR-100 with its 100 fine classes: 50,000 training and 10,000 test images, (3, 32, 32) uint8."""
     return _load("cifar100", root, layout, download)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,15 +14,31 @@ from raylth.core.data.augment import Augmentation
 from raylth.registry import Registry
 from raylth.seeding import derive_seed
 
-__all__ = ["DATASETS", "ArrayDataset", "DataError", "DatasetInfo", "Split", "to_device"]
+__all__ = ["DATASETS", "ArrayDataset", "ArraySplit", "DataError", "Dataset", "DatasetInfo", "Split", "normalisation"]
 
 
 class DataError(ValueError):
     """Missing or corrupt data: one line that names the path and what was expected there."""
 
 
+class Dataset(ABC):
+    """Two splits of samples with labels, as Ray's object store can carry them to workers."""
+
+    @abstractmethod
+    def first(self, num_train: int | None, num_test: int | None) -> "Dataset":
+        """Keep the first samples of each split; DataError when a split has fewer."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a SHA-256 by which a changed data set cannot pass for the old one."""
+
+    @abstractmethod
+    def splits(self, device: str) -> "tuple[Split, Split]":
+        """Return (train, test) for use on a device."""
+
+
 @dataclass(frozen=True)
-class ArrayDataset:
+class ArrayDataset(Dataset):
     """A whole data set in main memory, as plain numpy arrays that Ray's object store can share.
 
     `train_x`, `test_x`: (N, *in_shape), uint8 for images, float32 for the rest. `train_y`, `test_y`: (N,) int64 labels.
@@ -49,12 +66,31 @@ class ArrayDataset:
         )
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all samples and labels, so that a changed data set cannot pass for the old one."""
+        """Return the SHA-256 of all samples and labels."""
         digest = hashlib.sha256()
         for array in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    def splits(self, device: str) -> "tuple[Split, Split]":
+        """Copy both splits to the device, once."""
+        mean, std = normalisation(self.mean, self.std, device, self.train_x.ndim)
+
+        def split(x: np.ndarray, y: np.ndarray) -> Split:
+            return ArraySplit(torch.tensor(x, device=device), torch.tensor(y, device=device), mean, std)
+
+        return split(self.train_x, self.train_y), split(self.test_x, self.test_y)
+
+
+def normalisation(
+    mean: Sequence[float], std: Sequence[float], device: str, ndim: int
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return per-channel mean and deviation in the shape that a batch of `ndim` axes is normalised with."""
+    if not mean:
+        return None, None
+    shape = (-1,) + (1,) * (ndim - 2)  # (C, 1, 1)
+    return torch.tensor(mean, device=device).reshape(shape), torch.tensor(std, device=device).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -65,41 +101,88 @@ class DatasetInfo:
     num_classes: int
     num_train: int
     num_test: int
-    augment: str  # the usual training augmentation: "none" or "flip_crop"
+    augment: str  # the usual training augmentation: "none", "flip_crop" or "resized_crop"
     from_files: bool  # needs data.root
-    load: Callable[..., ArrayDataset]
+    load: Callable[..., Dataset]
     dtype: str = "float32"  # of the samples
     check: Callable[..., None] = lambda **_: None  # raises DataError for files that are missing; reads next to nothing
+    is_streamed: bool = False  # images stay in their files, and come at any resolution
+
+    def layout(self, asked: str) -> str:
+        """Return how the samples lie, where `asked` is what a sweep file says of files."""
+        return "beton" if self.is_streamed else asked if self.from_files else "embedded"
 
 
 DATASETS: Registry[DatasetInfo] = Registry("data set")
 
 
-@dataclass(frozen=True)
-class Split:
-    """One split on a device: `x` (N, *in_shape) uint8 or float32, `y` (N,) int64, and its normalisation."""
+class Split(ABC):
+    """One split of a data set on a device: labels `y` (N,) int64, and samples that come in batches."""
 
-    x: Tensor
     y: Tensor
-    mean: Tensor | None = None  # (C, 1, 1), in the units of x
-    std: Tensor | None = None
+    mean: Tensor | None  # (C, 1, 1), in the units of the samples
+    std: Tensor | None
 
     def __len__(self) -> int:
         return len(self.y)
 
+    def normalise(self, x: Tensor) -> Tensor:
+        """Turn a batch of samples as they lie in the data set into the float32 input of a network."""
+        if self.mean is None or self.std is None:
+            return x.to(torch.float32)
+        return x.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
+
+    @property
+    @abstractmethod
+    def in_shape(self) -> tuple[int, ...]:
+        """One sample's shape."""
+
     @property
     def is_images(self) -> bool:
         """Whether a sample is (C, H, W)."""
-        return self.x.ndim == 4
+        return len(self.in_shape) == 3
 
+    @abstractmethod
     def epoch(
         self, seeds: Sequence[int], epoch: int, batch_size: int, *, augment: str = "none", first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch of training for K members, from step `first` on: inputs (B * K, *in_shape), labels (B * K,).
 
-        Each member meets the samples in its own order and with its own augmentation ("none" or "flip_crop"), which follow
-        from its seed and the epoch; the members' samples of one place in their orders lie side by side.
+        Each member meets the samples in its own order and with its own augmentation, which follow from its seed and the
+        epoch; the members' samples of one place in their orders lie side by side.
         """
+
+    @abstractmethod
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all samples in order, as they are evaluated: normalised inputs (B, *in_shape) and labels (B,)."""
+
+    @abstractmethod
+    def take(self, count: int) -> "Split":
+        """Return the first `count` samples as a split of their own."""
+
+    def probe(self, count: int) -> Tensor:
+        """Return the inputs of the first samples."""
+        return next(self.take(count).batches(count))[0]
+
+
+@dataclass(frozen=True)
+class ArraySplit(Split):
+    """A split that lies on its device: `x` (N, *in_shape) uint8 or float32."""
+
+    x: Tensor
+    y: Tensor
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """One sample's shape."""
+        return tuple(self.x.shape[1:])
+
+    def epoch(
+        self, seeds: Sequence[int], epoch: int, batch_size: int, *, augment: str = "none", first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield an epoch of training, augmented by "none" or "flip_crop"."""
         generators = [torch.Generator().manual_seed(derive_seed(seed, "order", epoch)) for seed in seeds]
         orders = [torch.randperm(len(self), generator=generator) for generator in generators]
         order = torch.stack(orders, dim=1).to(self.y.device)  # (N, K)
@@ -112,30 +195,11 @@ class Split:
             x = self.x[flat]
             yield self.normalise(x if augmentation is None else augmentation(x, flat)), self.y[flat]
 
-    def normalise(self, x: Tensor) -> Tensor:
-        """Turn a batch of samples in the units of `x` into the float32 input of a network."""
-        if self.mean is None or self.std is None:
-            return x.to(torch.float32)
-        return x.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all samples in order."""
+        for start in range(0, len(self), batch_size):
+            yield self.normalise(self.x[start : start + batch_size]), self.y[start : start + batch_size]
 
-    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Return normalised inputs (B, *in_shape) and labels (B,) of the given samples."""
-        return self.normalise(self.x[index]), self.y[index]
-
-    def take(self, count: int) -> "Split":
-        """Return the first `count` samples as a split of their own that shares their memory."""
-        return Split(self.x[:count], self.y[:count], self.mean, self.std)
-
-
-def to_device(dataset: ArrayDataset, device: str) -> tuple[Split, Split]:
-    """Copy both splits to the device, once; returns (train, test)."""
-    mean = std = None
-    if dataset.mean:
-        shape = (-1,) + (1,) * (dataset.train_x.ndim - 2)  # (C, 1, 1)
-        mean = torch.tensor(dataset.mean, device=device).reshape(shape)
-        std = torch.tensor(dataset.std, device=device).reshape(shape)
-
-    def split(x: np.ndarray, y: np.ndarray) -> Split:
-        return Split(torch.tensor(x, device=device), torch.tensor(y, device=device), mean, std)
-
-    return split(dataset.train_x, dataset.train_y), split(dataset.test_x, dataset.test_y)
+    def take(self, count: int) -> Split:
+        """Return the first `count` samples as a split that shares their memory."""
+        return ArraySplit(self.x[:count], self.y[:count], self.mean, self.std)

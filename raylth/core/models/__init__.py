@@ -11,9 +11,10 @@ from torch.overrides import TorchFunctionMode
 from raylth.core.models.mlp import mlp
 from raylth.core.models.registry import MODELS
 from raylth.core.models.resnet import resnet20
+from raylth.core.models.resnet50 import resnet50
 from raylth.core.models.vgg import vgg11
 
-__all__ = ["MODELS", "build_model", "build_shapes", "init_model", "mlp", "resnet20", "vgg11"]
+__all__ = ["MODELS", "build_model", "build_shapes", "init_model", "mlp", "resnet20", "resnet50", "vgg11"]
 
 
 def build_model(name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:

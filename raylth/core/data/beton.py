@@ -1,0 +1,99 @@
+"""FFCV's file format (.beton, version 2), read without FFCV: sizes, labels, and the bytes of single samples.
+
+A file that was cut short or is something else is named in one line before any loader meets it; and where FFCV is not
+installed, these are the images that the slower loader decodes.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+
+from raylth.core.data.dataset import DataError
+
+__all__ = ["HEADER", "JPEG", "RAW", "SAMPLE", "Beton"]
+
+VERSION = 2
+JPEG, RAW = 0, 1  # how an image is stored
+INT, IMAGE = 1, 2  # FFCV's numbers of the two kinds of fields
+
+HEADER = np.dtype(
+    [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("allocations", "<u8")], align=True
+)
+FIELD = np.dtype([("kind", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
+STORED = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
+SAMPLE = np.dtype([("image", STORED), ("label", "<i8")], align=True)
+ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
+
+
+class Beton:
+    """One file of images with labels. `stored` (N,) has mode, width, height and pointer of each image, `labels` (N,) int64.
+
+    Raises DataError with the path and what is wrong when the file is not one of version 2 with an image and a label for
+    each sample, or was not written to its end.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file; `python -m raylth.data imagenet SRC DST` writes it")
+        self.size = self.path.stat().st_size
+        header = self._read(HEADER, 1, 0)[0]
+        if header["version"] != VERSION:
+            raise DataError(f"{self.path}: is no .beton file of version {VERSION} (it begins with {int(header['version'])})")
+        fields = self._read(FIELD, int(header["fields"]), HEADER.itemsize)
+        kinds = fields["kind"].tolist()
+        if kinds != [IMAGE, INT]:
+            raise DataError(f"{self.path}: has fields of the kinds {kinds}, not an image and a label ({[IMAGE, INT]})")
+        if not HEADER.itemsize < header["allocations"] <= self.size:
+            raise DataError(f"{self.path}: was not written to its end, or cut short: write it again")
+        self.samples_at = HEADER.itemsize + fields.nbytes  # byte where the table of samples begins
+        samples = self._read(SAMPLE, int(header["samples"]), self.samples_at)
+        table = int(header["allocations"])
+        allocations = self._read(ALLOCATION, (self.size - table) // ALLOCATION.itemsize, table)
+        self.stored, self.labels = samples["image"], samples["label"].astype(np.int64)
+        order = np.argsort(allocations["pointer"], kind="stable")
+        self._pointers, self._sizes = allocations["pointer"][order], allocations["size"][order]
+        at = np.searchsorted(self._pointers, self.stored["pointer"])
+        known = at < len(self._pointers)
+        if not known.all() or (self._pointers[at] != self.stored["pointer"]).any():
+            raise DataError(f"{self.path}: was cut short: not all of its {len(samples):,} samples are there")
+        self.bytes = self._sizes[at]
+        self._data: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _read(self, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+        found = np.fromfile(self.path, dtype=dtype, count=count, offset=offset)
+        if len(found) < count:
+            raise DataError(f"{self.path}: was cut short: {self.size:,} bytes hold no {count:,} records at byte {offset:,}")
+        return found
+
+    def encoded(self, index: int) -> np.ndarray:
+        """Return the stored bytes of a sample: a JPEG, or its pixels (see `stored`)."""
+        if self._data is None:
+            self._data = np.memmap(self.path, dtype=np.uint8, mode="r")
+        start = int(self.stored["pointer"][index])
+        return self._data[start : start + int(self.bytes[index])]
+
+    def image(self, index: int) -> np.ndarray:
+        """Return a sample's pixels (H, W, 3) uint8; DataError when its JPEG cannot be decoded."""
+        from PIL import Image
+
+        stored, data = self.stored[index], self.encoded(index)
+        if stored["mode"] == RAW:
+            return data.reshape(int(stored["height"]), int(stored["width"]), 3)
+        try:
+            with Image.open(io.BytesIO(data.tobytes())) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: sample {index} cannot be decoded: {error}") from error
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of header, sizes, labels and allocations: another file cannot pass for this one."""
+        digest = hashlib.sha256(str(self.size).encode())
+        for array in (self.stored, self.labels, self._pointers, self._sizes):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()

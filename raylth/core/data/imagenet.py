@@ -1,0 +1,49 @@
+"""ImageNet (ILSVRC 2012) from the two .beton files that `python -m raylth.data imagenet` writes."""
+
+from pathlib import Path
+
+from raylth.core.data.beton import Beton
+from raylth.core.data.dataset import DATASETS, DataError, DatasetInfo
+from raylth.core.data.images import ImageFiles
+
+__all__ = ["FILES", "imagenet"]
+
+FILES = {"train": "train.beton", "test": "val.beton"}
+RESOLUTION = 224
+WHOLE = (1_281_167, 50_000)
+CLASSES = 1000
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the training images, 0..255
+
+
+def imagenet(*, root: str | None, resolution: int | None = None, **_: object) -> ImageFiles:
+    """Return the place of the images, (3, resolution, resolution) uint8 of 1,000 classes; none is read."""
+    check(root=root)
+    train, test = (str((Path(root or "") / name).absolute()) for name in FILES.values())
+    return ImageFiles(train, test, resolution or RESOLUTION, CLASSES, MEAN, STD, WHOLE)
+
+
+def check(*, root: str | None, **_: object) -> None:
+    """Raise DataError unless both files are there and whole; their tables are read, no image is."""
+    if root is None:
+        raise DataError("data.root: imagenet lies in files, so data.root must name their folder")
+    for name in FILES.values():
+        try:
+            Beton(Path(root) / name)
+        except DataError as error:
+            raise DataError(f"data.root: {error}") from error
+
+
+DATASETS.register("imagenet")(
+    DatasetInfo(
+        (3, RESOLUTION, RESOLUTION),
+        CLASSES,
+        num_train=WHOLE[0],
+        num_test=WHOLE[1],
+        augment="resized_crop",
+        from_files=True,
+        load=imagenet,
+        dtype="uint8",
+        check=check,
+        is_streamed=True,
+    )
+)

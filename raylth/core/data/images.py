@@ -1,0 +1,149 @@
+"""Data sets whose images stay in .beton files: read and decoded a batch at a time, by FFCV where it is installed."""
+
+import dataclasses
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raylth.core.data.beton import Beton
+from raylth.core.data.dataset import DataError, Dataset, Split, normalisation
+from raylth.seeding import derive_seed
+
+__all__ = ["CENTER_SHARE", "ImageFiles", "StreamedSplit", "has_ffcv"]
+
+CENTER_SHARE = 224 / 256  # of the shorter side, in evaluation
+KEYS = 2**31  # of epochs' draws
+
+
+class Reader(Protocol):
+    """What decodes a file's images."""
+
+    def batches(self, order: np.ndarray, batch_size: int, key: int | None) -> Iterator[Tensor]:
+        """Yield (B, H, W, 3) uint8: cropped and flipped by `key`, or centres; a batch may be overwritten after the next."""
+
+
+@cache
+def has_ffcv() -> bool:
+    """Whether FFCV reads the images here; without it PIL does, several times slower."""
+    return importlib.util.find_spec("ffcv") is not None
+
+
+@dataclass(frozen=True)
+class ImageFiles(Dataset):
+    """Two .beton files. `resolution` is the side of training and evaluation crops, `mean` and `std` are in 0..255."""
+
+    train: str
+    test: str
+    resolution: int
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    whole: tuple[int, int]  # samples that the files have where no number is asked for
+    num_train: int | None = None  # the first samples of each; None: all
+    num_test: int | None = None
+
+    def first(self, num_train: int | None, num_test: int | None) -> "ImageFiles":
+        """Keep the first samples of each split; DataError when a file has fewer, or labels beyond the classes."""
+        asked = (("train", self.train, num_train), ("test", self.test, num_test))
+        for (name, path, wanted), whole in zip(asked, self.whole, strict=True):
+            beton = Beton(path)
+            if wanted is None and len(beton) != whole:
+                found = f"{path} has {len(beton):,} samples, and the whole set {whole:,}"
+                raise DataError(f"data.num_{name}: {found}: set it to {len(beton)} if these are meant")
+            if wanted is not None and wanted > len(beton):
+                raise DataError(f"data.num_{name}: {wanted} asked for, but {path} has {len(beton)} samples")
+            largest = int(beton.labels.max(initial=0))
+            if largest >= self.num_classes:
+                raise DataError(f"data.root: {path} has the label {largest}, and there are {self.num_classes} classes")
+        return dataclasses.replace(self, num_train=num_train, num_test=num_test)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of both files' tables (sizes, labels, places), and of how they are read."""
+        digest = hashlib.sha256(f"{self.resolution} {self.num_train} {self.num_test} {CENTER_SHARE}".encode())
+        for path in (self.train, self.test):
+            digest.update(Beton(path).fingerprint().encode())
+        return digest.hexdigest()
+
+    def splits(self, device: str) -> tuple[Split, Split]:
+        """Open both files."""
+        train, test = Beton(self.train), Beton(self.test)
+        opened = (self._open(train, self.num_train, device), self._open(test, self.num_test, device))
+        return opened[0], opened[1]
+
+    def _open(self, beton: Beton, count: int | None, device: str) -> "StreamedSplit":
+        labels = torch.tensor(beton.labels[:count], device=device)
+        mean, std = normalisation(self.mean, self.std, device, 4)
+        where = torch.device(device)
+
+        def reader() -> Reader:
+            if has_ffcv():
+                threads = torch.get_num_threads()
+                from raylth.core.data.ffcv_images import FfcvImages  # FFCV sets it to 1
+
+                torch.set_num_threads(threads)
+                return FfcvImages(beton, self.resolution, CENTER_SHARE, where)
+            from raylth.core.data.pil_images import PilImages
+
+            return PilImages(beton, self.resolution, CENTER_SHARE, where)
+
+        return StreamedSplit(labels, mean, std, self.resolution, cache(reader))
+
+
+@dataclass(frozen=True)
+class StreamedSplit(Split):
+    """A split whose images are decoded when they are wanted."""
+
+    y: Tensor
+    mean: Tensor | None
+    std: Tensor | None
+    resolution: int
+    reader: Callable[[], Reader] = field(repr=False)
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """One sample's shape."""
+        return 3, self.resolution, self.resolution
+
+    def epoch(
+        self, seeds: Sequence[int], epoch: int, batch_size: int, *, augment: str = "none", first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield an epoch of training, augmented by "none" or "resized_crop" (random resized crop and flip).
+
+        The draws of a sample follow from (seed, epoch, index), so an epoch has the same images, in the same order, in any
+        process and from any step on. Several members read the file once each.
+        """
+        members = [self._member(seed, epoch, batch_size, augment, first) for seed in seeds]
+        for batches in zip(*members, strict=True):
+            if len(batches) == 1:
+                yield batches[0]
+                continue
+            yield (
+                torch.stack([x for x, _ in batches], dim=1).flatten(0, 1),
+                torch.stack([y for _, y in batches], dim=1).flatten(),
+            )
+
+    def _member(self, seed: int, epoch: int, batch_size: int, augment: str, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        order = torch.randperm(len(self), generator=generator)[first * batch_size :]
+        key = derive_seed(seed, "augment", epoch) % KEYS if augment == "resized_crop" else None
+        return self._read(order, batch_size, key)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the centres of all images, in order."""
+        return self._read(torch.arange(len(self)), batch_size, None)
+
+    def take(self, count: int) -> Split:
+        """Return the first `count` samples."""
+        return dataclasses.replace(self, y=self.y[:count])
+
+    def _read(self, order: Tensor, batch_size: int, key: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        labels = order.to(self.y.device).split(batch_size)
+        for images, index in zip(self.reader().batches(order.numpy(), batch_size, key), labels, strict=True):
+            yield self.normalise(images.permute(0, 3, 1, 2)), self.y[index]  # channels last, as they were decoded
