@@ -1,23 +1,27 @@
 # Two commands do everything on a bare machine with Python (3.11 or newer) and make:
 #   make quickstart   install, run the whole method on embedded data, print the paper's finding
-#   make test         install with the dev extra, lint, type-check, run the tests
+#   make test         install with the dev extra and FFCV, lint, type-check, run the tests
+#   make ffcv         FFCV for ImageNet, and the system packages that it is built with
 #   make test-faults  kill processes and harm files while sweeps run
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: quickstart test test-faults lint bench clean
+.PHONY: quickstart test test-faults lint ffcv bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m raylth.sweep sweeps/quickstart.yaml $(SWEEP_ARGS)
 
 test: lint
+	-@$(MAKE) --no-print-directory ffcv || echo "FFCV is not to be had: its tests are skipped" >&2
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults
 
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/faults
+
+ffcv: $(VENV)/.installed-ffcv
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -41,6 +45,11 @@ $(VENV)/bin/pip:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-ffcv: scripts/ffcv-packages.sh $(VENV)/.installed
+	sh scripts/ffcv-packages.sh
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[imagenet]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -15,7 +15,7 @@ from raylth.core.data import DataError
 from raylth.core.data.convert import Encoding, convert, is_converted
 from raylth.core.data.imagenet import FILES
 from raylth.core.data.images import has_ffcv
-from raylth.core.data.sources import open_source
+from raylth.core.data.sources import Source, open_source
 
 __all__ = ["main"]
 
@@ -55,8 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     encoding = Encoding(options.max_side, options.jpeg_share, options.quality)
     try:
+        sources = {"train": open_source(options.source, "train"), "test": open_source(options.source, "val")}
+        _check_classes(sources["train"], sources["test"], options.source)
         for split, file in FILES.items():
-            source, path = open_source(options.source, "train" if split == "train" else "val"), Path(options.target) / file
+            source, path = sources[split], Path(options.target) / file
             if is_converted(path, source, encoding):
                 _tell(f"{path}: is there, with {len(source.labels):,} images of the source")
                 continue
@@ -70,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on", file=sys.stderr)
         return terminal.EXIT_INTERRUPTED
     return 0
+
+
+def _check_classes(train: Source, val: Source, place: str) -> None:
+    """Raise DataError where the two splits number their classes differently."""
+    different = sorted(set(train.classes) ^ set(val.classes))
+    if train.classes and val.classes and different:
+        raise DataError(f"{place}: train and val have different classes, {different[0]!r} is in one only")
 
 
 def _tell(line: str) -> None:

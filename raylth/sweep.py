@@ -22,7 +22,8 @@ from rich.text import Text
 
 from raylth.cluster.address import LOCAL, ClusterError, choose_cluster
 from raylth.config import SweepConfig
-from raylth.core.data import DataError, Dataset, check_dataset
+from raylth.core.data import DATASETS, DataError, Dataset, check_dataset
+from raylth.core.data.images import has_ffcv
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
 from raylth.stages import Forecast, Graph, Plan, forecast, free_bytes, in_units, load_data, make_plan, scan
@@ -34,6 +35,7 @@ __all__ = ["main", "run_sweep"]
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, terminal.EXIT_INTERRUPTED
 
+NO_FFCV = "FFCV is not installed here: PIL reads the same images, several times slower (make ffcv; README, ImageNet)"
 EPILOG = """\
 examples:
   python -m raylth.sweep sweeps/quickstart.yaml
@@ -139,6 +141,8 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
     else:
         _check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
         dataset = load_data(config.data)
+        if DATASETS[config.data.name].is_streamed and not has_ffcv():
+            console.print(NO_FFCV, style="yellow", highlight=False, soft_wrap=True)
         try:
             _run(plan, graph, store, run, dataset, console, recorder, status, command, address, verbose)
         except KeyboardInterrupt:

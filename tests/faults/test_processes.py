@@ -92,7 +92,7 @@ def test_kill_9_of_workers_that_train_several_networks_as_one(start_sweep, refer
     assert 1 <= int(incidents(output)["crashed"]) <= 2, "one for each worker: the others of a pack are not to blame"
     assert_computed_twice(reference, sweep, stages=8, epochs=5)
     assert load_results(sweep.store.root.path)["pack"].max() >= 2
-    assert sum(sweep.work(reference[0]).resumed.values()) >= 5
+    assert sum(sweep.work(reference[0]).resumed.values()) >= 2, "what was saved is not trained again"
     assert_undisturbed(reference, sweep.store)
 
 

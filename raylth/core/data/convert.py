@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
@@ -140,15 +139,15 @@ class _Decoded:
 
 def _write(dataset: _Decoded, path: Path, encoding: Encoding, workers: int) -> None:
     """Have FFCV write; DataError when one of its processes dies, for which it would wait for ever."""
+    import ffcv.writer
     from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
 
     mode = {0.0: "raw", 1.0: "jpg"}.get(encoding.jpeg_share, "proportion")
     image = RGBImageField(mode, encoding.max_side, jpeg_quality=encoding.quality, compress_probability=encoding.jpeg_share)
     # A raw image is one allocation, and a page must hold it.
     page = 1 << max(23, int(3 * encoding.max_side**2 - 1).bit_length())
-    writer = DatasetWriter(str(path), {"image": image, "label": IntField()}, page_size=page, num_workers=workers)
-    with _Watch() as watch:
+    writer = ffcv.writer.DatasetWriter(str(path), {"image": image, "label": IntField()}, page_size=page, num_workers=workers)
+    with _Watch(ffcv.writer) as watch:
         try:
             writer.from_indexed_dataset(dataset, chunksize=min(CHUNK, max(1, len(dataset) // workers)))
         except KeyboardInterrupt:
@@ -159,33 +158,39 @@ def _write(dataset: _Decoded, path: Path, encoding: Encoding, workers: int) -> N
 
 
 class _Watch:
-    """Interrupts the main thread when a child process ends with an error."""
+    """Interrupts the main thread when a process that a module starts ends with an error."""
 
-    def __init__(self) -> None:
-        self.died: int | None = None
+    def __init__(self, module: Any) -> None:
+        self.module, self.started, self.died = module, list[Any](), None
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> "_Watch":
-        self.before = set(multiprocessing.active_children())
+        started, self.process = self.started, self.module.Process
+
+        class Noted(self.process):  # type: ignore[misc,name-defined]
+            def start(self) -> None:
+                super().start()
+                started.append(self)
+
+        self.module.Process = Noted
         self.thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.module.Process = self.process
         self.done.set()
         self.thread.join()
 
     def _look(self) -> None:
         import _thread
 
-        seen: set[Any] = set()
         while not self.done.wait(0.2):
-            seen |= set(multiprocessing.active_children()) - self.before
-            bad = [child.exitcode for child in seen if child.exitcode not in (None, 0)]
-            if bad:
-                self.died = bad[0]
-                for child in seen:
-                    child.kill()
+            statuses = [process.exitcode for process in list(self.started)]
+            self.died = next((status for status in statuses if status), None)
+            if self.died is not None:
+                for process in self.started:
+                    process.kill()
                 _thread.interrupt_main()
                 return
 

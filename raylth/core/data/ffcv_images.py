@@ -4,15 +4,17 @@ Imports FFCV, which imports numba and OpenCV. An entry of the order that FFCV wa
 32-bit key of the epoch's draws: so one compiled decoder serves every seed and epoch.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 from ffcv.fields.rgb_image import ResizedCropRGBImageDecoder
-from ffcv.libffcv import imdecode, resize_crop
+from ffcv.libffcv import ctypes_imdecode, ctypes_resize
 from ffcv.loader import Loader, OrderOption
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
@@ -26,6 +28,7 @@ from raylth.core.data.draws import RATIO, SCALE, center_crop, random_resized_cro
 __all__ = ["FfcvImages"]
 
 AHEAD = 2  # batches that are prepared in advance
+MOMENT = 0.0005  # seconds
 INDEX_BITS = 32
 
 
@@ -45,8 +48,15 @@ class FfcvImages:
         loader.traversal_order.order = order.astype(np.uint64) + np.uint64((key or 0) << INDEX_BITS)
         batches = iter(loader)
         try:
-            for (images,) in batches:
-                yield images
+            while True:
+                while batches.output_queue.empty():  # FFCV itself waits for ever when its thread has ended by an error
+                    if not batches.is_alive() and batches.output_queue.empty():
+                        raise RuntimeError(f"{self.beton.path}: FFCV's thread ended; its error stands above")
+                    time.sleep(MOMENT)
+                images = next(batches, None)
+                if images is None:
+                    return
+                yield images[0]
         finally:
             batches.close()
 
@@ -65,10 +75,22 @@ class FfcvImages:
         return self.loaders[is_training, batch_size]
 
 
+@cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile without FFCV's fast arithmetic, so that crops are Python's."""
     compiled: Callable[..., Any] = numba.njit(nogil=True)(function)
     return compiled
+
+
+# Both take addresses: FFCV changes the types of its arrays after the fact, and numba then loses what it compiled for them.
+def _decode_jpeg(data: int, size: int, height: int, width: int, pixels: int) -> None:
+    ctypes_imdecode(data, size, height, width, pixels, height, width, 0, 0, 1, 1, False, False)
+
+
+def _resize(
+    pixels: int, height: int, width: int, top: int, left: int, rows: int, columns: int, target: int, side: int
+) -> None:
+    ctypes_resize(0, pixels, height, width, top, top + rows, left, left + columns, target, side, side)
 
 
 class _GivenOrder(TraversalOrder):  # type: ignore[misc]
@@ -91,7 +113,7 @@ class _Decoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
 
     @property
     def get_crop_generator(self) -> Callable[..., Any]:
-        return _compiled(random_resized_crop)
+        return random_resized_crop
 
     def declare_state_and_memory(self, previous_state: Any) -> Any:
         """Ask for memory for batches and for whole images, as FFCV does, in Python's own integers."""
@@ -103,9 +125,8 @@ class _Decoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
     def generate_code(self) -> Callable[..., Any]:
         """Return the function that FFCV compiles: (indices, memory, metadata, storage) to a batch."""
         read, iterate = self.memory_read, Compiler.get_iterator()
-        decode_jpeg, resize = Compiler.compile(imdecode), Compiler.compile(resize_crop)
-        draw, center = self.get_crop_generator, _compiled(center_crop)
-        is_training, share = self.center_share is None, self.center_share or 1.0
+        decode_jpeg, resize, draw, center = map(_compiled, (_decode_jpeg, _resize, random_resized_crop, center_crop))
+        side, is_training, share = self.output_size[0], self.center_share is None, self.center_share or 1.0
 
         def decode(batch_indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:
             destination, whole = memory
@@ -115,18 +136,16 @@ class _Decoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
                 field = metadata[index]
                 data = read(field["data_ptr"], storage_state)
                 height, width = np.int64(field["height"]), np.int64(field["width"])
+                pixels = data.ctypes.data
                 if field["mode"] == JPEG:
-                    pixels = whole[place]
-                    decode_jpeg(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-                    image = pixels[: 3 * height * width].reshape(height, width, 3)
-                else:
-                    image = data.reshape(height, width, 3)
+                    pixels = whole[place].ctypes.data
+                    decode_jpeg(data.ctypes.data, data.size, height, width, pixels)
                 flip = False
                 if is_training:
                     top, left, rows, columns, flip = draw(key, index, height, width, SCALE, RATIO)
                 else:
                     top, left, rows, columns = center(height, width, share)
-                resize(image, top, top + rows, left, left + columns, destination[place])
+                resize(pixels, height, width, top, left, rows, columns, destination[place].ctypes.data, side)
                 if flip:
                     destination[place] = destination[place][:, ::-1].copy()
             return destination[: len(batch_indices)]

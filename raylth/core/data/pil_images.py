@@ -40,7 +40,7 @@ class PilImages:
         else:
             top, left, rows, columns, flip = random_resized_crop(key, index, height, width, SCALE, RATIO)
         resized = _resize(pixels[top : top + rows, left : left + columns], self.resolution)
-        return resized[:, ::-1] if flip else resized
+        return np.ascontiguousarray(resized[:, ::-1] if flip else resized)
 
 
 def _resize(pixels: np.ndarray, side: int) -> np.ndarray:

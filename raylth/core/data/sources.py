@@ -24,9 +24,10 @@ class BrokenImage(ValueError):
 
 
 class Source(Protocol):
-    """Images by number. `labels` is (N,) int64."""
+    """Images by number. `labels` is (N,) int64; `classes` their names, where the source has names."""
 
     labels: np.ndarray
+    classes: list[str]
 
     def read(self, index: int) -> bytes:
         """Return an encoded image."""
@@ -88,6 +89,7 @@ class ParquetSource:
         except (StopIteration, KeyError, pa.ArrowInvalid) as error:
             wanted = " or ".join(f"{name}.bytes" for name in IMAGE_COLUMNS)
             raise DataError(f"{files[0]}: expected Parquet with the columns {wanted} and label: {error}") from error
+        self.classes: list[str] = []
         self.starts = np.cumsum([0, *(len(part) for part in parts)])
         self.labels = np.concatenate(parts).astype(np.int64)
         self._held: tuple[int, int, pa.ChunkedArray] | None = None  # fragment, first row, the row group's images
