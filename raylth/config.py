@@ -118,7 +118,13 @@ class OptimizerConfig(Settings):
     batch_size: Count = Field(128, description="Samples per step (paper: 128 on CIFAR).")
     momentum: Real = Field(0.9, ge=0, lt=1, description="SGD momentum.")
     weight_decay: Real = Field(5e-4, ge=0, lt=1, description="L2 weight decay on every parameter.")
-    warmup_epochs: Integer = Field(0, ge=0, description="Epochs of linear warm-up before the cosine.")
+    warmup_epochs: Integer = Field(0, ge=0, description="Epochs of linear warm-up at the start of the schedule.")
+    decay_every: Integer = Field(
+        0,
+        ge=0,
+        description="Epochs after which the learning rate falls, again and again (paper: 30 on ImageNet); 0: a cosine.",
+    )
+    decay_factor: Real = Field(0.1, gt=0, le=1, description="With decay_every: what part of the rate is left each time.")
     label_smoothing: Real = Field(0.0, ge=0, lt=1, description="Label smoothing of the training loss.")
     precision: Precision = Field(
         "float32",
@@ -137,6 +143,8 @@ class OptimizerConfig(Settings):
             warmup_epochs=self.warmup_epochs,
             label_smoothing=self.label_smoothing,
             precision=self.precision,
+            decay_every=self.decay_every,
+            decay_factor=self.decay_factor,
             **schedule,
         )
 

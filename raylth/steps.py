@@ -10,13 +10,18 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
     return -(-num_samples // batch_size)
 
 
-def learning_rate(step: int, *, total_steps: int, peak: float, warmup_steps: int = 0) -> float:
+def learning_rate(
+    step: int, *, total_steps: int, peak: float, warmup_steps: int = 0, decay_steps: int = 0, decay_factor: float = 0.1
+) -> float:
     """Return the learning rate of optimizer step `step` (0-based): linear warm-up to `peak`, then one cosine to 0.
 
     The cosine runs from `warmup_steps` to `total_steps`, where it would reach exactly 0; the paper names the cosine
-    (section 4), and steps it once per step here.
+    (section 4), and steps it once per step here. With `decay_steps` the rate falls to `decay_factor` of itself after every so
+    many steps instead, counted from the start of the schedule (the paper's ImageNet).
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
+    if decay_steps:
+        return peak * decay_factor ** (step // decay_steps)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * peak * (1.0 + math.cos(math.pi * progress))

@@ -52,6 +52,8 @@ class Recipe:
     warmup_epochs: int = 0
     label_smoothing: float = 0.0
     precision: Precision = "float32"  # of convolutions and matrix products
+    decay_every: int = 0  # epochs after which the rate falls, again and again; 0: a cosine
+    decay_factor: float = 0.1  # to this part of itself
     schedule_epochs: int | None = None  # length of the whole cosine; None: `epochs`
     schedule_start: int = 0  # epochs of the schedule that already lie behind
 
@@ -60,6 +62,8 @@ class Recipe:
         found = asdict(self)
         if self.precision == "float32":
             del found["precision"]
+        if not self.decay_every:
+            del found["decay_every"], found["decay_factor"]
         return found
 
 
@@ -207,6 +211,8 @@ def _rate(recipe: Recipe, step: int, per_epoch: int) -> float:
         total_steps=(recipe.schedule_epochs or recipe.epochs) * per_epoch,
         peak=recipe.lr,
         warmup_steps=recipe.warmup_epochs * per_epoch,
+        decay_steps=recipe.decay_every * per_epoch,
+        decay_factor=recipe.decay_factor,
     )
 
 

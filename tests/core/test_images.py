@@ -26,31 +26,16 @@ from raylth.core.data.draws import RATIO, SCALE, random_resized_crop
 from raylth.core.data.images import has_ffcv
 from raylth.core.data.pil_images import PilImages
 from raylth.core.data.sources import FolderSource, decode, open_source
+from tests.pictures import write_pictures
 
 needs_ffcv = pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed: make ffcv")
 NUM_TRAIN, NUM_VAL = 45, 12
 
 
-def picture(number, size):
-    """Something with edges, colours and a gradient, so that a crop can be told from another."""
-    rng = np.random.default_rng(number)
-    small = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """ImageFolder of three classes; sizes differ, some images are grey, CMYK, tiny or PNG."""
     root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
-        for number in range(count):
-            place = root / split / f"class{number % 3}"
-            place.mkdir(parents=True, exist_ok=True)
-            image = picture(number, tuple(int(side) for side in rng.integers(40, 200, 2)))
-            mode, suffix = {5: ("L", "jpg"), 6: ("CMYK", "jpg"), 7: ("P", "png")}.get(number, ("RGB", "JPEG"))
-            image = image.resize((1, 1)) if number == 8 else image
-            image.convert(mode).save(place / f"{number:03}.{suffix}")
+    write_pictures(root, NUM_TRAIN, NUM_VAL)
     return root
 
 

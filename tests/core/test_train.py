@@ -90,6 +90,14 @@ def test_cosine_with_warmup_against_a_hand_made_table():
     assert [steps_per_epoch(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
+def test_steps_against_a_hand_made_table():
+    """Two epochs of warm-up, a tenth every three epochs, two steps an epoch."""
+    rates = [
+        learning_rate(step, total_steps=16, peak=1.0, warmup_steps=4, decay_steps=6, decay_factor=0.1) for step in range(16)
+    ]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0, *[0.1] * 6, *[0.01] * 4])
+
+
 def test_a_rewound_schedule_is_the_end_of_the_whole_one():
     """Training 2 + 2 epochs, the second half rewound, sees the learning rates and orders of 4 epochs at once."""
     split, whole = random_split((40,)), Recipe(4, lr=0.1, batch_size=16, momentum=0.0)

@@ -59,6 +59,8 @@ class FfcvImages:
                 yield images[0]
         finally:
             batches.close()
+            batches.join()
+            loader.graph.give_back(batches.memory_allocations)
 
     def _loader(self, is_training: bool, batch_size: int) -> Loader:
         if (is_training, batch_size) not in self.loaders:
@@ -71,8 +73,32 @@ class FfcvImages:
                 drop_last=False, pipelines={"image": pipeline, "label": None}, batches_ahead=AHEAD, seed=0,
             )  # fmt: skip
             loader.traversal_order = _GivenOrder(loader)  # version 1.0.2 takes no order of one's own
+            _keep_memory(loader)
             self.loaders[is_training, batch_size] = loader
         return self.loaders[is_training, batch_size]
+
+
+def _keep_memory(loader: Loader) -> None:
+    """Have a loader use its batches' memory again in the next epoch: it would take new memory for each."""
+    allocate, free = loader.graph.allocate_memory, list[Any]()
+
+    def take(batch_size: int, slots: int) -> Any:
+        return free.pop() if free else _touched(allocate(batch_size, slots))
+
+    loader.graph.allocate_memory, loader.graph.give_back = take, free.append
+
+
+def _touched(memory: Any) -> Any:
+    """Write to all of it, so that what it takes is seen at once."""
+    if isinstance(memory, dict):
+        for part in memory.values():
+            _touched(part)
+    elif isinstance(memory, (tuple, list)):
+        for part in memory:
+            _touched(part)
+    elif memory is not None:
+        memory[...] = 0
+    return memory
 
 
 @cache
