@@ -4,7 +4,7 @@ Settings that decide results (the science) and settings that decide where and ho
 `resources`, `log`) stand in different models; only the first enter a stage's key.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -88,7 +88,7 @@ class DataConfig(Settings):
                 raise ValueError(f"{field}: {self.name} has {available} such samples, not {asked}")
         if self.augment == "flip_crop" and (len(info.in_shape) != 3 or info.is_streamed):
             raise ValueError(
-                f"augment: flip_crop needs images in memory, and {self.name} has samples of shape {info.in_shape}"
+                f"augment: flip_crop needs images in memory, not samples of shape {info.in_shape} as {self.name} has"
             )
         if self.augment == "resized_crop" and not info.is_streamed:
             raise ValueError(f"augment: resized_crop is for images that stay in files, which those of {self.name} do not")
@@ -132,21 +132,10 @@ class OptimizerConfig(Settings):
         "float32, and so is every evaluation.",
     )
 
-    def recipe(self, epochs: int, lr: float, **schedule: int) -> Recipe:
+    def recipe(self, epochs: int, lr: float, **schedule: Any) -> Recipe:
         """Return what `core.train` needs for one training of `epochs` epochs."""
-        return Recipe(
-            epochs=epochs,
-            lr=lr,
-            batch_size=self.batch_size,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            warmup_epochs=self.warmup_epochs,
-            label_smoothing=self.label_smoothing,
-            precision=self.precision,
-            decay_every=self.decay_every,
-            decay_factor=self.decay_factor,
-            **schedule,
-        )
+        shared: dict[str, Any] = {name: getattr(self, name) for name in OptimizerConfig.model_fields}
+        return Recipe(epochs=epochs, lr=lr, **shared, **schedule)
 
 
 class DenseConfig(OptimizerConfig):
@@ -253,6 +242,9 @@ class ResourcesConfig(Settings):
         description="Networks that one worker trains as one program, where they are alike but for seeds and masks: a number, "
         "off, or auto: as many as are fastest, measured once for each network and device. Each ends as it would alone, to "
         "rounding. With gpus: auto a program has a GPU to itself.",
+    )
+    staging: str | None = Field(
+        None, min_length=1, description="Folder on each machine's own disk to which images in files are copied first, once."
     )
     checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")
     checkpoint_bytes: Count | None = Field(

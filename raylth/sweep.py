@@ -16,14 +16,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from raylth.cluster.address import LOCAL, ClusterError, choose_cluster
 from raylth.config import SweepConfig
-from raylth.core.data import DATASETS, DataError, Dataset, check_dataset
-from raylth.core.data.images import has_ffcv
+from raylth.core.data import DataError, Dataset, check_dataset
+from raylth.core.data.images import ImageFiles, has_ffcv
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
 from raylth.stages import Forecast, Graph, Plan, forecast, free_bytes, in_units, load_data, make_plan, scan
@@ -140,9 +141,9 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
         console.print(_nothing_to_train(graph, config.name), highlight=False, soft_wrap=True)
     else:
         _check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
-        dataset = load_data(config.data)
-        if DATASETS[config.data.name].is_streamed and not has_ffcv():
-            console.print(NO_FFCV, style="yellow", highlight=False, soft_wrap=True)
+        dataset = load_data(config.data, config.resources.staging)
+        for line in _hints(dataset):
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
         try:
             _run(plan, graph, store, run, dataset, console, recorder, status, command, address, verbose)
         except KeyboardInterrupt:
@@ -164,6 +165,17 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
         return EXIT_FAILED
     _show_failures(graph, run, console)
     return EXIT_FAILED if {"failed", "blocked"} & set(graph.states.values()) else EXIT_OK
+
+
+def _hints(dataset: Dataset) -> list[str]:
+    """Say what will make reading images slow on this machine."""
+    if not isinstance(dataset, ImageFiles):
+        return []
+    hints, memory = [] if has_ffcv() else [NO_FFCV], psutil.virtual_memory().total
+    if dataset.bytes > memory:
+        sizes = f"{in_units(dataset.bytes)} of images and {in_units(memory)} of memory"
+        hints.append(f"{sizes}: the disk sets the pace; files with --jpeg-share 1 are smaller (README, ImageNet)")
+    return hints
 
 
 def _run(

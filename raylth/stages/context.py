@@ -1,7 +1,7 @@
 """What a stage runs with: a store, the data on a device, and where progress goes. No part of it can change a result."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ import torch
 from raylth.config import DataConfig
 from raylth.core.allocator import keep_freed_memory
 from raylth.core.data import Dataset, Split, load_dataset
+from raylth.core.data.images import ImageFiles
 from raylth.stages.stage import Artefact
 from raylth.stages.uploads import Uploads
 from raylth.store import Store
@@ -41,9 +42,12 @@ class Context:
     uploads: Uploads = field(default_factory=Uploads)  # writes that go on behind the stage
 
 
-def load_data(data: DataConfig) -> Dataset:
-    """Load the data set that a sweep names; DataError names the path of what is missing or corrupt."""
-    return load_dataset(
+def load_data(data: DataConfig, staging: str | None = None) -> Dataset:
+    """Load the data set that a sweep names; DataError names the path of what is missing or corrupt.
+
+    Images that stay in files are read from copies below `staging`, which each machine makes when it first needs them.
+    """
+    dataset = load_dataset(
         data.name,
         root=data.root,
         layout=data.layout,
@@ -52,6 +56,7 @@ def load_data(data: DataConfig) -> Dataset:
         num_train=data.num_train,
         num_test=data.num_test,
     )
+    return replace(dataset, staging=staging) if isinstance(dataset, ImageFiles) else dataset
 
 
 def make_context(

@@ -204,7 +204,8 @@ def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambd
     graph = scan(plan, store)
     if graph.finished:
         return graph
-    context = make_context(store, load_data(plan.config.data), evaluate_every=plan.config.log.evaluate_every)
+    dataset = load_data(plan.config.data, plan.config.resources.staging)
+    context = make_context(store, dataset, evaluate_every=plan.config.log.evaluate_every)
     torch.set_num_threads(1)
     while (stage := graph.next_ready()) is not None:
         try:

@@ -1,12 +1,16 @@
 """Images that stay in .beton files: written, verified, read by FFCV and by PIL, with the same crops in any order."""
 
+import dataclasses
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +27,7 @@ from raylth import data as command
 from raylth.core.data import DataError, load_dataset
 from raylth.core.data.beton import HEADER, JPEG, RAW, Beton
 from raylth.core.data.draws import RATIO, SCALE, random_resized_crop
-from raylth.core.data.images import has_ffcv
+from raylth.core.data.images import has_ffcv, stage
 from raylth.core.data.pil_images import PilImages
 from raylth.core.data.sources import FolderSource, decode, open_source
 from tests.pictures import write_pictures
@@ -231,6 +235,44 @@ def test_wrong_files_are_one_line(converted, tmp_path):
             Beton(path)
         assert str(path) in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
+
+
+def stage_and_note(path, folder, notes):
+    copy = stage(path, folder)
+    with open(notes, "a") as file:
+        file.write(f"{copy} {copy.stat().st_ino} {copy.stat().st_size}\n")
+
+
+def test_processes_of_one_machine_copy_a_file_once(converted, tmp_path):
+    path, notes = str(converted / "train.beton"), tmp_path / "notes"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=stage_and_note, args=(path, str(tmp_path / "local"), str(notes))) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(set(notes.read_text().splitlines())) == 1, "all read the same copy, made once"
+    copy = stage(path, str(tmp_path / "local"))
+    assert copy.read_bytes() == Path(path).read_bytes()
+    data = dataclasses.replace(load(converted), staging=str(tmp_path / "local"))
+    assert data.fingerprint() == load(converted).fingerprint(), "where it is read does not matter"
+    one, other = (next(found.splits("cpu")[0].batches(8))[0] for found in (data, load(converted)))
+    assert torch.equal(one, other)
+
+
+def test_a_copy_that_was_cut_short_is_made_again_and_no_room_is_said(converted, tmp_path, monkeypatch):
+    path = str(converted / "val.beton")
+    whole = stage(path, str(tmp_path))
+    partial = whole.with_suffix(".partial")
+    partial.write_bytes(whole.read_bytes()[:1000])
+    whole.unlink()
+    assert stage(path, str(tmp_path)).read_bytes() == Path(path).read_bytes()
+    assert not partial.exists()
+    whole.unlink()
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10))
+    with pytest.raises(DataError, match="has 10 bytes free"):
+        stage(path, str(tmp_path))
 
 
 def test_a_data_set_of_another_size_is_asked_for_by_number(converted):

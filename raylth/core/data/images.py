@@ -1,11 +1,15 @@
 """Data sets whose images stay in .beton files: read and decoded a batch at a time, by FFCV where it is installed."""
 
 import dataclasses
+import fcntl
 import hashlib
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +20,7 @@ from raylth.core.data.beton import Beton
 from raylth.core.data.dataset import DataError, Dataset, Split, normalisation
 from raylth.seeding import derive_seed
 
-__all__ = ["CENTER_SHARE", "ImageFiles", "StreamedSplit", "has_ffcv"]
+__all__ = ["CENTER_SHARE", "ImageFiles", "StreamedSplit", "has_ffcv", "stage"]
 
 CENTER_SHARE = 224 / 256  # of the shorter side, in evaluation
 KEYS = 2**31  # of epochs' draws
@@ -48,6 +52,12 @@ class ImageFiles(Dataset):
     whole: tuple[int, int]  # samples that the files have where no number is asked for
     num_train: int | None = None  # the first samples of each; None: all
     num_test: int | None = None
+    staging: str | None = None  # folder of each machine to which the files are copied before they are read
+
+    @property
+    def bytes(self) -> int:
+        """What both files take."""
+        return sum(Path(path).stat().st_size for path in (self.train, self.test))
 
     def first(self, num_train: int | None, num_test: int | None) -> "ImageFiles":
         """Keep the first samples of each split; DataError when a file has fewer, or labels beyond the classes."""
@@ -72,8 +82,9 @@ class ImageFiles(Dataset):
         return digest.hexdigest()
 
     def splits(self, device: str) -> tuple[Split, Split]:
-        """Open both files."""
-        train, test = Beton(self.train), Beton(self.test)
+        """Open both files, or their copies on this machine."""
+        paths = (self.train, self.test)
+        train, test = (Beton(stage(path, self.staging) if self.staging else path) for path in paths)
         opened = (self._open(train, self.num_train, device), self._open(test, self.num_test, device))
         return opened[0], opened[1]
 
@@ -94,6 +105,29 @@ class ImageFiles(Dataset):
             return PilImages(beton, self.resolution, CENTER_SHARE, where)
 
         return StreamedSplit(labels, mean, std, self.resolution, cache(reader))
+
+
+def stage(path: str, folder: str) -> Path:
+    """Copy a .beton file to a folder of this machine, once for all its processes; returns the copy, which is whole.
+
+    The first process copies while the others wait; one that dies lets the next begin again. The copy's name has the file's
+    fingerprint. DataError when there is no room.
+    """
+    source = Beton(path)
+    target = Path(folder) / f"{source.path.stem}-{source.fingerprint()[:16]}.beton"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process ends, however it ends
+        if not target.exists():
+            partial = target.with_suffix(".partial")
+            partial.unlink(missing_ok=True)
+            if (free := shutil.disk_usage(target.parent).free) < source.size:
+                raise DataError(f"resources.staging: {folder} has {free:,} bytes free, and {path} has {source.size:,}")
+            shutil.copyfile(path, partial)
+            if partial.stat().st_size != source.size:
+                raise DataError(f"resources.staging: {path} was not copied whole to {folder}")
+            os.replace(partial, target)
+    return target
 
 
 @dataclass(frozen=True)
