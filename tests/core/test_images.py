@@ -148,6 +148,20 @@ def test_an_epoch_is_the_same_from_any_step_on_and_in_any_company(converted, mon
 
 
 @needs_ffcv
+@pytest.mark.parametrize("taken", [0, 1, 2, 3])
+@pytest.mark.parametrize("batches", [3, 4, 12])
+def test_an_epoch_may_be_left_at_any_step(converted, batches, taken):
+    """A training that is stopped leaves its loader, whose thread may just then want to hand over a batch."""
+    train, _ = load(converted, num_train=batches * 3).splits("cpu")
+    epoch = train.epoch([3], 0, 3)
+    for _ in range(taken):
+        next(epoch)
+    time.sleep(0.05)  # the thread fills its queue
+    epoch.close()
+    assert len(list(train.epoch([3], 0, 3))) == batches
+
+
+@needs_ffcv
 def test_an_image_is_what_pil_makes_of_its_centre(folder, converted):
     """The whole way: labels, centre crop, resizing, normalisation, channel order."""
     source, (train, _) = FolderSource(folder / "train"), load(converted).splits("cpu")

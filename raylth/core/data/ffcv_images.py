@@ -4,6 +4,8 @@ Imports FFCV, which imports numba and OpenCV. An entry of the order that FFCV wa
 32-bit key of the epoch's draws: so one compiled decoder serves every seed and epoch.
 """
 
+import contextlib
+import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -37,14 +39,15 @@ class FfcvImages:
 
     def __init__(self, beton: Beton, resolution: int, center_share: float, device: torch.device) -> None:
         self.beton, self.resolution, self.center_share, self.device = beton, resolution, center_share, device
-        self.loaders: dict[tuple[bool, int], Loader] = {}
+        self.loaders: dict[bool, Loader] = {}  # one for training, one for evaluation: each compiles for seconds
 
     def batches(self, order: np.ndarray, batch_size: int, key: int | None) -> Iterator[Tensor]:
         """Yield the images (B, H, W, 3) uint8 of the samples in `order`: randomly cropped by `key`, or their centres.
 
         A batch is overwritten soon after the next one was asked for.
         """
-        loader = self._loader(key is not None, batch_size)
+        loader = self._loader(key is not None)
+        loader.batch_size = batch_size
         loader.traversal_order.order = order.astype(np.uint64) + np.uint64((key or 0) << INDEX_BITS)
         batches = iter(loader)
         try:
@@ -59,33 +62,41 @@ class FfcvImages:
                 yield images[0]
         finally:
             batches.close()
-            batches.join()
-            loader.graph.give_back(batches.memory_allocations)
+            while batches.is_alive():  # it may wait to hand over what nobody takes any more
+                with contextlib.suppress(queue.Empty):
+                    batches.output_queue.get_nowait()
+                batches.join(MOMENT)
+            loader.graph.give_back(batch_size, batches.memory_allocations)
 
-    def _loader(self, is_training: bool, batch_size: int) -> Loader:
-        if (is_training, batch_size) not in self.loaders:
+    def _loader(self, is_training: bool) -> Loader:
+        if is_training not in self.loaders:
             share = None if is_training else self.center_share
             pipeline: list[Any] = [_Decoder(self.resolution, share), ToTensor()]
             if self.device.type == "cuda":
                 pipeline.append(ToDevice(self.device, non_blocking=True))
             loader = Loader(
-                str(self.beton.path), batch_size, num_workers=torch.get_num_threads(), order=OrderOption.SEQUENTIAL,
+                str(self.beton.path), 1, num_workers=torch.get_num_threads(), order=OrderOption.SEQUENTIAL,
                 drop_last=False, pipelines={"image": pipeline, "label": None}, batches_ahead=AHEAD, seed=0,
             )  # fmt: skip
             loader.traversal_order = _GivenOrder(loader)  # version 1.0.2 takes no order of one's own
             _keep_memory(loader)
-            self.loaders[is_training, batch_size] = loader
-        return self.loaders[is_training, batch_size]
+            self.loaders[is_training] = loader
+        return self.loaders[is_training]
 
 
 def _keep_memory(loader: Loader) -> None:
-    """Have a loader use its batches' memory again in the next epoch: it would take new memory for each."""
-    allocate, free = loader.graph.allocate_memory, list[Any]()
+    """Have a loader use its batches' memory again in the next epoch of such batches: it would take new memory for each."""
+    allocate, free = loader.graph.allocate_memory, dict[int, list[Any]]()
 
     def take(batch_size: int, slots: int) -> Any:
-        return free.pop() if free else _touched(allocate(batch_size, slots))
+        for other in set(free) - {batch_size}:
+            del free[other]
+        return free[batch_size].pop() if free.get(batch_size) else _touched(allocate(batch_size, slots))
 
-    loader.graph.allocate_memory, loader.graph.give_back = take, free.append
+    def give_back(batch_size: int, memory: Any) -> None:
+        free.setdefault(batch_size, []).append(memory)
+
+    loader.graph.allocate_memory, loader.graph.give_back = take, give_back
 
 
 def _touched(memory: Any) -> Any:
