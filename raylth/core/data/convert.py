@@ -1,13 +1,13 @@
 """Writes FFCV's .beton files from other layouts: estimated, written to the side, verified, then put in place."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -147,52 +147,46 @@ def _write(dataset: _Decoded, path: Path, encoding: Encoding, workers: int) -> N
     # A raw image is one allocation, and a page must hold it.
     page = 1 << max(23, int(3 * encoding.max_side**2 - 1).bit_length())
     writer = ffcv.writer.DatasetWriter(str(path), {"image": image, "label": IntField()}, page_size=page, num_workers=workers)
-    with _Watch(ffcv.writer) as watch:
+    with _watched(ffcv.writer) as started:
         try:
             writer.from_indexed_dataset(dataset, chunksize=min(CHUNK, max(1, len(dataset) // workers)))
-        except KeyboardInterrupt:
+        except BaseException as error:  # also Ctrl-C
+            for process in started:
+                process.kill()
             path.unlink(missing_ok=True)
-            if watch.died is None:
-                raise
-            raise DataError(f"{path}: a process of the writer ended with status {watch.died}") from None
+            writer.metadata_sm.close()
+            writer.metadata_sm.unlink()
+            if isinstance(error, _Died):
+                raise DataError(f"{path}: {error}") from None
+            raise
 
 
-class _Watch:
-    """Interrupts the main thread when a process that a module starts ends with an error."""
+class _Died(RuntimeError):
+    """A process of the writer ended with an error."""
 
-    def __init__(self, module: Any) -> None:
-        self.module, self.started, self.died = module, list[Any](), None
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._look, daemon=True)
 
-    def __enter__(self) -> "_Watch":
-        started, self.process = self.started, self.module.Process
+@contextlib.contextmanager
+def _watched(module: Any) -> Iterator[list[Any]]:
+    """Have FFCV's writer look at its processes whenever it sleeps; yields those that it starts."""
+    started: list[Any] = []
+    process, sleep = module.Process, module.sleep
 
-        class Noted(self.process):  # type: ignore[misc,name-defined]
-            def start(self) -> None:
-                super().start()
-                started.append(self)
+    class Noted(process):  # type: ignore[misc,valid-type]
+        def start(self) -> None:
+            super().start()
+            started.append(self)
 
-        self.module.Process = Noted
-        self.thread.start()
-        return self
+    def look(seconds: float) -> None:
+        for each in started:
+            if each.exitcode:
+                raise _Died(f"a process of the writer ended with status {each.exitcode}")
+        sleep(seconds)
 
-    def __exit__(self, *error: object) -> None:
-        self.module.Process = self.process
-        self.done.set()
-        self.thread.join()
-
-    def _look(self) -> None:
-        import _thread
-
-        while not self.done.wait(0.2):
-            statuses = [process.exitcode for process in list(self.started)]
-            self.died = next((status for status in statuses if status), None)
-            if self.died is not None:
-                for process in self.started:
-                    process.kill()
-                _thread.interrupt_main()
-                return
+    module.Process, module.sleep = Noted, look
+    try:
+        yield started
+    finally:
+        module.Process, module.sleep = process, sleep
 
 
 def _take_out(path: Path) -> None:
