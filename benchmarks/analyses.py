@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hardware import describe
+from hardware import describe, tell
 from torch import nn
 
 from raylth.core.allocator import keep_freed_memory
@@ -171,9 +171,7 @@ def main() -> None:
         "line": measure_line(500 if options.quick else 5000),
         "hardware": describe(),
     }
-    print(json.dumps(report, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+    tell(report, options.json)
 
 
 if __name__ == "__main__":

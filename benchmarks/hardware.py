@@ -1,9 +1,11 @@
 """What every benchmark prints beside its ratios: the machine and the versions."""
 
+import json
 import multiprocessing
 import os
 import platform
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,14 @@ def describe() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
+
+
+def tell(report: dict[str, Any], path: Path | None) -> None:
+    """Print a benchmark's figures as JSON, and write them to a file if one is named."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if path:
+        path.write_text(text)
 
 
 def matmul_ceiling(device: str, dtype: torch.dtype, processes: int = 1) -> float:

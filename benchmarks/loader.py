@@ -10,7 +10,6 @@ that reads the same file costs. `--images` of FOLDER (a folder per class) are li
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 
 import psutil
 import torch
-from hardware import describe
+from hardware import describe, tell
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
@@ -167,9 +166,7 @@ def main() -> None:
             **measure_memory(folder, options.images),
             "hardware": describe(),
         }
-    print(json.dumps(report, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+    tell(report, options.json)
 
 
 if __name__ == "__main__":

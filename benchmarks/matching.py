@@ -9,7 +9,6 @@ beside it.
 """
 
 import argparse
-import json
 import multiprocessing
 import re
 import statistics
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hardware import describe
+from hardware import describe, tell
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -179,9 +178,7 @@ def main() -> None:
         "memory": memory((100, 200) if small else (1000, 10000)),
         "hardware": describe(),
     }
-    print(json.dumps(report, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+    tell(report, options.json)
 
 
 if __name__ == "__main__":

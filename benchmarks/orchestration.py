@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
-from hardware import describe
+from hardware import describe, tell
 
 from raylth.cluster.launch import run_on_ray
 from raylth.config import SweepConfig
@@ -167,9 +167,7 @@ def main() -> None:
             "resume": measure_resume(folder, options.arms),
             "hardware": describe(),
         }
-    print(json.dumps(report, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+    tell(report, options.json)
 
 
 if __name__ == "__main__":

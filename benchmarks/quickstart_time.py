@@ -9,7 +9,6 @@ times; ratios are those of the medians. The sweep is the quickstart without anal
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from hardware import describe, matmul_ceiling
+from hardware import describe, matmul_ceiling, tell
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -174,9 +173,7 @@ def main() -> None:
         "sweep_seconds": {pack: taken for pack, taken in sweeps.items() if taken},
         "hardware": describe(),
     }
-    print(json.dumps(report, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+    tell(report, options.json)
 
 
 if __name__ == "__main__":

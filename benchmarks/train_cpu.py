@@ -11,7 +11,6 @@ the ratio is then that of the loops and the input alone.
 
 import argparse
 import io
-import json
 import multiprocessing
 import statistics
 import time
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.fx
 import torch.nn.functional as F
-from hardware import describe
+from hardware import describe, tell
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -192,9 +191,7 @@ def main() -> None:
         "seconds": {side: [round(value, 3) for value in times] for side, times in seconds.items()},
         "hardware": describe(),
     }
-    print(json.dumps(report, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+    tell(report, options.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ made the host wait (torch.cuda.set_sync_debug_mode). Then ResNet-50 at 224 px on
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hardware import copy_ceiling, describe, matmul_ceiling
+from hardware import copy_ceiling, describe, matmul_ceiling, tell
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -188,9 +187,7 @@ def main() -> None:
         },
         "hardware": describe(),
     }
-    print(json.dumps(report, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+    tell(report, options.json)
 
 
 if __name__ == "__main__":
