@@ -40,20 +40,22 @@ class NotPackable(ValueError):
 class Program:
     """One network, or several that run as one: what the training loop and the evaluation see of them.
 
-    `network` holds the parameters: the one network itself, or a `Pack`. `members` are named tensors of member k, live.
+    `network` holds the parameters: the one network itself, or a `Pack`. `runs` is what maps inputs to logits: the same, or a
+    wrapper around it.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         self.networks = list(networks)
         self.size = len(networks)
         self.network = networks[0] if self.size == 1 else Pack(networks)
+        self.runs: nn.Module = self.network
 
     def __call__(self, x: Tensor, count: int) -> Tensor:
         """Map inputs (count * K, *in_shape), each sample's K members side by side, to logits (K, count, classes)."""
         if self.size == 1:
-            logits: Tensor = self.network(x)
+            logits: Tensor = self.runs(x)
             return logits[None]
-        together: Tensor = self.network(x.unflatten(0, (count, self.size)))
+        together: Tensor = self.runs(x.unflatten(0, (count, self.size)))
         return together
 
     def use_channels_last(self) -> None:

@@ -17,6 +17,7 @@ from raylth.core.modes import in_mode
 from raylth.core.pack import Program
 from raylth.core.precision import Precision, in_precision, precision
 from raylth.core.sgd import SGD
+from raylth.core.team import ALONE, Team
 from raylth.steps import learning_rate, steps_per_epoch
 
 __all__ = [
@@ -56,6 +57,7 @@ class Recipe:
     decay_factor: float = 0.1  # to this part of itself
     schedule_epochs: int | None = None  # length of the whole cosine; None: `epochs`
     schedule_start: int = 0  # epochs of the schedule that already lie behind
+    unsynced_workers: int = 0  # processes whose batch norms see their own part of a batch each; 0: they see all of it
 
     def settings(self) -> dict[str, Any]:
         """Return the fields as plain data; those that came later stand there only where they are not as before."""
@@ -64,6 +66,8 @@ class Recipe:
             del found["precision"]
         if not self.decay_every:
             del found["decay_every"], found["decay_factor"]
+        if not self.unsynced_workers:
+            del found["unsynced_workers"]
         return found
 
 
@@ -97,6 +101,7 @@ def train(
     on_epoch: Callable[[int, float], None] = lambda completed, loss: None,
     on_step: Callable[[int, int, Snapshot], None] = lambda completed, step, snapshot: None,
     state: TrainState | None = None,
+    team: Team = ALONE,
 ) -> list[float]:
     """Train `model` in place for `recipe.epochs` epochs and return each epoch's mean training loss (nats).
 
@@ -105,7 +110,8 @@ def train(
     first forward pass, after every step and at the end, so neither momentum nor weight decay revives them.
     `on_epoch(completed, loss)` is called after each epoch with the number of epochs completed, and
     `on_step(completed, step, snapshot)` after each step, with what copies the training's state; what it raises ends the
-    training. Given such a `state`, `model` goes on from there and ends with the same bits (on the same hardware).
+    training. Given such a `state`, `model` goes on from there and ends with the same bits (on the same hardware). With a
+    `team` the processes train it together, each with its part of every batch; all must call this alike, and all end with it.
 
     Raises Diverged at the end of an epoch whose mean loss is not finite.
     """
@@ -119,6 +125,7 @@ def train(
         on_epoch=lambda completed, losses: on_epoch(completed, losses[0]),
         on_step=lambda completed, step, snapshots: on_step(completed, step, lambda: snapshots()[0]),
         states=None if state is None else [state],
+        team=team,
     )
     if isinstance(found, Diverged):
         raise found
@@ -136,6 +143,7 @@ def train_together(
     on_epoch: Callable[[int, list[float]], None] = lambda completed, losses: None,
     on_step: Callable[[int, int, Snapshots], None] = lambda completed, step, snapshots: None,
     states: Sequence[TrainState] | None = None,
+    team: Team = ALONE,
 ) -> list[list[float] | Diverged]:
     """Train all members of a program in place, each as `train` would train it alone, to rounding.
 
@@ -143,8 +151,11 @@ def train_together(
     for each member what `train` returns, or how it diverged: the others go on, and the training ends early only when none
     is left. `on_epoch` gets the losses of all members, `on_step` what copies the states of all; `states` stand at the same
     epoch and step. The networks that the program was made of have their values when this returns, also by an exception.
+    A `team` of several processes trains one network. ValueError when it is not of the size that the recipe asks for.
     """
     size = program.size
+    if recipe.unsynced_workers not in (0, team.size):
+        raise ValueError(f"{recipe.unsynced_workers} processes were to train this network, and there are {team.size}")
     if split.is_images:
         program.use_channels_last()  # 12 to 20 % faster on a CPU, measured
     optimizer = SGD(program, recipe.momentum, recipe.weight_decay, masks)
@@ -153,33 +164,36 @@ def train_together(
     per_epoch = steps_per_epoch(len(split), recipe.batch_size)
     losses = [list(state.losses) for state in states] if states else [[] for _ in range(size)]
     first, sums_before = (states[0].step, [state.loss_sum for state in states]) if states else (0, [0.0] * size)
+    sums_before = sums_before if team.rank == 0 else [0.0] * size
     diverged: dict[int, Diverged] = {}
     forward = in_precision(program, recipe.precision, split.y.device)
-    with _running(program, recipe):
+    with _running(program, recipe), team.trains(program, synced=not recipe.unsynced_workers):
         for completed in range(len(losses[0]), recipe.epochs):
             loss_sums = torch.tensor(sums_before, dtype=torch.float64, device=split.y.device)
             epoch = recipe.schedule_start + completed
-            batches = split.epoch(seeds, epoch, recipe.batch_size, augment=augment, first=first)
+            batches = split.epoch(seeds, epoch, recipe.batch_size, augment=augment, first=first, part=team.part)
             for step, (x, y) in enumerate(batches, start=first):
+                count = min(recipe.batch_size, len(split) - step * recipe.batch_size)  # of each member
                 logits = forward(x, len(y) // size).float().flatten(0, 1)  # (K * B, classes), member by member
                 by_member = y.view(-1, size).T.flatten()
                 loss = F.cross_entropy(logits, by_member, label_smoothing=recipe.label_smoothing, reduction="none")
-                member_losses = loss.view(size, -1).mean(1)
+                member_losses = loss.view(size, -1).mean(1) if team.size == 1 else loss.sum(0, keepdim=True) / count
                 optimizer.zero_grad()
-                member_losses.sum().backward()
+                team.scaled(member_losses.sum()).backward()
                 optimizer.step(_rate(recipe, epoch * per_epoch + step, per_epoch))
-                loss_sums += member_losses.detach() * (len(y) // size)
+                loss_sums += member_losses.detach() * count
                 if step + 1 < per_epoch:
-                    on_step(completed, step + 1, partial(_snapshots, program, optimizer, losses, step + 1, loss_sums))
+                    on_step(completed, step + 1, partial(_snapshots, program, optimizer, losses, step + 1, loss_sums, team))
             first, sums_before = 0, [0.0] * size
-            for each, loss_sum in zip(losses, loss_sums.tolist(), strict=True):
+            team.settle(program)
+            for each, loss_sum in zip(losses, team.sum(loss_sums).tolist(), strict=True):
                 each.append(loss_sum / len(split))
             _note_diverged(diverged, losses, epoch + 1)
             if len(diverged) == size:
                 break
             on_epoch(completed + 1, [each[-1] for each in losses])
             if completed + 1 < recipe.epochs:
-                on_step(completed + 1, 0, partial(_snapshots, program, optimizer, losses, 0, torch.zeros(size)))
+                on_step(completed + 1, 0, partial(_snapshots, program, optimizer, losses, 0, torch.zeros(size), ALONE))
     for number, mask in enumerate(masks):
         if mask is not None and number not in diverged:
             check_mask(program.member(number), mask)
@@ -216,11 +230,14 @@ def _rate(recipe: Recipe, step: int, per_epoch: int) -> float:
     )
 
 
-def _snapshots(program: Program, optimizer: SGD, losses: list[list[float]], step: int, loss_sums: Tensor) -> list[TrainState]:
+def _snapshots(
+    program: Program, optimizer: SGD, losses: list[list[float]], step: int, loss_sums: Tensor, team: Team
+) -> list[TrainState]:
     """Copy the states of a training whose members have taken `step` steps of the epoch after those in `losses`."""
+    team.settle(program)
     buffers = optimizer.buffers
     states = []
-    for number, loss_sum in enumerate(loss_sums.tolist()):
+    for number, loss_sum in enumerate(team.sum(loss_sums.clone()).tolist()):
         weights = {name: tensor.detach().clone() for name, tensor in program.member(number).items()}
         momentum = {
             name: (buffer if program.size == 1 else buffer[number]).detach().clone() for name, buffer in buffers.items()
@@ -253,19 +270,22 @@ def evaluate(model: nn.Module, split: Split, batch_size: int | None = None) -> S
 
 
 @torch.inference_mode()
-def evaluate_together(program: Program, split: Split, batch_size: int | None = None) -> list[Score]:
-    """Return for every member of a program what `evaluate` returns for it alone, to rounding."""
+def evaluate_together(program: Program, split: Split, batch_size: int | None = None, team: Team = ALONE) -> list[Score]:
+    """Return for every member of a program what `evaluate` returns for it alone, to rounding.
+
+    Each process of a `team` sees its part of the split, and all get the whole's scores.
+    """
     loss = torch.zeros(program.size, dtype=torch.float64, device=split.y.device)
     correct, among5 = (torch.zeros(program.size, dtype=torch.int64, device=split.y.device) for _ in range(2))
     with in_mode(program.network, training=False), precision("float32"):
-        for x, y in split.batches(batch_size or max(1, min(1000, MOST_INPUTS // math.prod(split.in_shape)))):
+        for x, y in split.batches(batch_size or max(1, min(1000, MOST_INPUTS // math.prod(split.in_shape))), team.part):
             logits = program(program.spread(x), len(y))  # (K, B, classes)
             for number in range(program.size):
                 loss[number] += F.cross_entropy(logits[number], y, reduction="sum")
             correct += (logits.argmax(2) == y).sum(1)
             best = logits.topk(min(5, logits.shape[2]), dim=2).indices  # (K, B, 5)
             among5 += (best == y[:, None]).sum((1, 2))
-    found = zip(loss.tolist(), correct.tolist(), among5.tolist(), strict=True)
+    found = zip(*(team.sum(counted).tolist() for counted in (loss, correct, among5)), strict=True)
     return [Score(one / len(split), 100.0 * right / len(split), 100.0 * near / len(split)) for one, right, near in found]
 
 

@@ -137,6 +137,10 @@ def test_an_epoch_is_the_same_from_any_step_on_and_in_any_company(converted, mon
     for (x, y), (both, labels) in zip(whole, train.epoch([3, 4], 0, 8, **options), strict=True):
         assert torch.equal(x, both[0::2])
         assert torch.equal(y, labels[0::2])
+    parts = [train.epoch([3], 0, 8, part=(number, 7), **options) for number in range(7)]  # two have none of the last batch
+    for (x, y), *shares in zip(whole, *parts, strict=True):
+        assert torch.equal(x, torch.cat([share for share, _ in shares]))
+        assert torch.equal(y, torch.cat([labels for _, labels in shares]))
     other, plain = next(train.epoch([3], 1, 8, **options)), next(train.epoch([3], 0, 8))
     assert not torch.equal(whole[0][0], other[0]), "another epoch has other crops"
     assert torch.equal(whole[0][1], plain[1]), "the order does not depend on the augmentation"
@@ -145,6 +149,8 @@ def test_an_epoch_is_the_same_from_any_step_on_and_in_any_company(converted, mon
     assert x.shape == (NUM_VAL, 3, 32, 32)
     assert y.tolist() == sorted(y.tolist()), "evaluation goes through the file in order"
     assert torch.equal(test.take(7).probe(7), x[:7])
+    thirds = [torch.cat([labels for _, labels in test.batches(5, (number, 3))]) for number in range(3)]
+    assert torch.equal(torch.cat(thirds), y)
 
 
 @needs_ffcv

@@ -14,7 +14,18 @@ from raylth.core.data.augment import Augmentation
 from raylth.registry import Registry
 from raylth.seeding import derive_seed
 
-__all__ = ["DATASETS", "ArrayDataset", "ArraySplit", "DataError", "Dataset", "DatasetInfo", "Split", "normalisation"]
+__all__ = [
+    "DATASETS",
+    "WHOLE",
+    "ArrayDataset",
+    "ArraySplit",
+    "DataError",
+    "Dataset",
+    "DatasetInfo",
+    "Split",
+    "normalisation",
+    "part_of",
+]
 
 
 class DataError(ValueError):
@@ -116,6 +127,17 @@ class DatasetInfo:
 DATASETS: Registry[DatasetInfo] = Registry("data set")
 
 
+WHOLE = (0, 1)  # part 0 of 1
+
+
+def part_of(count: int, part: tuple[int, int]) -> slice:
+    """Return which of `count` samples are part i of n: in order, the first parts one larger where they cannot be equal."""
+    number, size = part
+    least, more = divmod(count, size)
+    start = number * least + min(number, more)
+    return slice(start, start + least + (number < more))
+
+
 class Split(ABC):
     """One split of a data set on a device: labels `y` (N,) int64, and samples that come in batches."""
 
@@ -150,17 +172,28 @@ class Split(ABC):
 
     @abstractmethod
     def epoch(
-        self, seeds: Sequence[int], epoch: int, batch_size: int, *, augment: str = "none", first: int = 0
+        self,
+        seeds: Sequence[int],
+        epoch: int,
+        batch_size: int,
+        *,
+        augment: str = "none",
+        first: int = 0,
+        part: tuple[int, int] = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch of training for K members, from step `first` on: inputs (B * K, *in_shape), labels (B * K,).
 
         Each member meets the samples in its own order and with its own augmentation, which follow from its seed and the
-        epoch; the members' samples of one place in their orders lie side by side.
+        epoch; the members' samples of one place in their orders lie side by side. With `part` (i, n) only part i of n of
+        each batch comes (`part_of`), which has no sample where a last batch is too small.
         """
 
     @abstractmethod
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all samples in order, as they are evaluated: normalised inputs (B, *in_shape) and labels (B,)."""
+    def batches(self, batch_size: int, part: tuple[int, int] = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all samples in order, as they are evaluated: normalised inputs (B, *in_shape) and labels (B,).
+
+        With `part` (i, n) it is part i of n of the whole split.
+        """
 
     @abstractmethod
     def take(self, count: int) -> "Split":
@@ -186,7 +219,14 @@ class ArraySplit(Split):
         return tuple(self.x.shape[1:])
 
     def epoch(
-        self, seeds: Sequence[int], epoch: int, batch_size: int, *, augment: str = "none", first: int = 0
+        self,
+        seeds: Sequence[int],
+        epoch: int,
+        batch_size: int,
+        *,
+        augment: str = "none",
+        first: int = 0,
+        part: tuple[int, int] = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch of training, augmented by "none" or "flip_crop"."""
         generators = [torch.Generator().manual_seed(derive_seed(seed, "order", epoch)) for seed in seeds]
@@ -197,14 +237,16 @@ class ArraySplit(Split):
             draws = [Augmentation.draw(len(self), seed, epoch, self.y.device) for seed in seeds]
             augmentation = Augmentation.side_by_side(draws)
         for index in order.split(batch_size)[first:]:
-            flat = index.flatten()
+            flat = index[part_of(len(index), part)].flatten()
             x = self.x[flat]
             yield self.normalise(x if augmentation is None else augmentation(x, flat)), self.y[flat]
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, part: tuple[int, int] = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all samples in order."""
-        for start in range(0, len(self), batch_size):
-            yield self.normalise(self.x[start : start + batch_size]), self.y[start : start + batch_size]
+        own = part_of(len(self), part)
+        for start in range(own.start, own.stop, batch_size):
+            batch = slice(start, min(start + batch_size, own.stop))
+            yield self.normalise(self.x[batch]), self.y[batch]
 
     def take(self, count: int) -> Split:
         """Return the first `count` samples as a split that shares their memory."""

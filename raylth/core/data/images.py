@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from raylth.core.data.beton import Beton
-from raylth.core.data.dataset import DataError, Dataset, Split, normalisation
+from raylth.core.data.dataset import WHOLE, DataError, Dataset, Split, normalisation, part_of
 from raylth.seeding import derive_seed
 
 __all__ = ["CENTER_SHARE", "ImageFiles", "StreamedSplit", "has_ffcv", "stage"]
@@ -146,14 +146,21 @@ class StreamedSplit(Split):
         return 3, self.resolution, self.resolution
 
     def epoch(
-        self, seeds: Sequence[int], epoch: int, batch_size: int, *, augment: str = "none", first: int = 0
+        self,
+        seeds: Sequence[int],
+        epoch: int,
+        batch_size: int,
+        *,
+        augment: str = "none",
+        first: int = 0,
+        part: tuple[int, int] = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch of training, augmented by "none" or "resized_crop" (random resized crop and flip).
 
         The draws of a sample follow from (seed, epoch, index), so an epoch has the same images, in the same order, in any
         process and from any step on. Several members read the file once each.
         """
-        members = [self._member(seed, epoch, batch_size, augment, first) for seed in seeds]
+        members = [self._member(seed, epoch, batch_size, augment, first, part) for seed in seeds]
         for batches in zip(*members, strict=True):
             if len(batches) == 1:
                 yield batches[0]
@@ -163,21 +170,28 @@ class StreamedSplit(Split):
                 torch.stack([y for _, y in batches], dim=1).flatten(),
             )
 
-    def _member(self, seed: int, epoch: int, batch_size: int, augment: str, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _member(
+        self, seed: int, epoch: int, batch_size: int, augment: str, first: int, part: tuple[int, int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-        order = torch.randperm(len(self), generator=generator)[first * batch_size :]
+        order = torch.randperm(len(self), generator=generator)
+        batches = [batch[part_of(len(batch), part)] for batch in order.split(batch_size)[first:]]
         key = derive_seed(seed, "augment", epoch) % KEYS if augment == "resized_crop" else None
-        return self._read(order, batch_size, key)
+        return self._read(batches, key)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, part: tuple[int, int] = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the centres of all images, in order."""
-        return self._read(torch.arange(len(self)), batch_size, None)
+        return self._read(list(torch.arange(len(self))[part_of(len(self), part)].split(batch_size)), None)
 
     def take(self, count: int) -> Split:
         """Return the first `count` samples."""
         return dataclasses.replace(self, y=self.y[:count])
 
-    def _read(self, order: Tensor, batch_size: int, key: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        labels = order.to(self.y.device).split(batch_size)
-        for images, index in zip(self.reader().batches(order.numpy(), batch_size, key), labels, strict=True):
-            yield self.normalise(images.permute(0, 3, 1, 2)), self.y[index]  # channels last, as they were decoded
+    def _read(self, batches: Sequence[Tensor], key: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images of batches of indices that are equally large, but for the last, which may have none."""
+        batch_size = max((len(batch) for batch in batches), default=0)
+        decoded = self.reader().batches(torch.cat(list(batches)).numpy(), batch_size, key) if batch_size else iter(())
+        for index in batches:
+            images = next(decoded) if len(index) else torch.empty((0, *self.in_shape[1:], 3), dtype=torch.uint8)
+            x = self.normalise(images.to(self.y.device).permute(0, 3, 1, 2))  # channels last, as they were decoded
+            yield x, self.y[index.to(self.y.device)]
