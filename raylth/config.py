@@ -13,13 +13,11 @@ from raylth.core.data import DATASETS
 from raylth.core.models import MODELS, build_shapes
 from raylth.core.precision import Precision
 from raylth.core.train import Recipe
+from raylth.resources import ResourcesConfig
 from raylth.values import (
-    AUTO,
     Count,
     Epoch,
-    GpuShare,
     Integer,
-    PackSize,
     Rate,
     Real,
     Settings,
@@ -32,16 +30,13 @@ from raylth.values import (
 
 __all__ = [
     "ARM_NAMES",
-    "AUTO",
     "DataConfig",
     "DenseConfig",
     "ImpConfig",
     "LogConfig",
     "MatchConfig",
     "ModelConfig",
-    "ResourcesConfig",
     "SeedsConfig",
-    "Share",
     "SparseConfig",
     "SweepConfig",
 ]
@@ -132,6 +127,13 @@ class OptimizerConfig(Settings):
         "float32, and so is every evaluation.",
     )
 
+    unsynced_workers: Integer = Field(
+        0,
+        ge=0,
+        description="Number of workers (resources) whose batch norms each see their own part of a batch; 0: they see the "
+        "whole batch, however many workers there are.",
+    )
+
     def recipe(self, epochs: int, lr: float, **schedule: Any) -> Recipe:
         """Return what `core.train` needs for one training of `epochs` epochs."""
         shared: dict[str, Any] = {name: getattr(self, name) for name in OptimizerConfig.model_fields}
@@ -216,49 +218,6 @@ class SparseConfig(OptimizerConfig):
     )
 
 
-class Share(Settings):
-    """What one stage takes of a machine."""
-
-    cpus: Count = Field(1, description="CPU cores, also the number of torch threads.")
-    gpus: GpuShare = Field(
-        0.0, description="Share of one GPU: 0, 1/n, or auto: what fits by its memory, measured once in the first steps."
-    )
-
-
-class ResourcesConfig(Settings):
-    """Where stages run; nothing here changes a result."""
-
-    dense: Share = Share()
-    imp: Share = Share()
-    mask: Share = Share()
-    match: Share = Share()
-    connect: Share = Share()
-    sparse: Share = Share()
-    ensemble: Share = Share()
-    plane: Share = Share()
-    overlap: Share = Share()
-    pack: PackSize = Field(
-        AUTO,
-        description="Networks that one worker trains as one program, where they are alike but for seeds and masks: a number, "
-        "off, or auto: as many as are fastest, measured once for each network and device. Each ends as it would alone, to "
-        "rounding. With gpus: auto a program has a GPU to itself.",
-    )
-    staging: str | None = Field(
-        None, min_length=1, description="Folder on each machine's own disk to which images in files are copied first, once."
-    )
-    checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")
-    checkpoint_bytes: Count | None = Field(
-        None, description="What one of them holds at most; null: together a third of the smallest object store."
-    )
-    retries: Integer = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
-    state_every: Integer = Field(
-        10, ge=0, description="Epochs between saved states of a training; 0: only when its process gets SIGTERM."
-    )
-    state_seconds: Real = Field(
-        10.0, ge=0, description="Shortest time between two saved states: nearer ones would cost more than they save."
-    )
-
-
 class LogConfig(Settings):
     """What is recorded on the way; nothing here changes a result."""
 
@@ -337,4 +296,10 @@ class SweepConfig(Settings):
         num_train = self.data.num_train or info.num_train
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
+        for kind in ("dense", "imp", "sparse"):
+            unsynced, share = getattr(self, kind).unsynced_workers, getattr(self.resources, kind)
+            if unsynced not in (0, share.num_workers):
+                raise ValueError(f"{kind}.unsynced_workers: {unsynced}, and resources.{kind} has {share.num_workers} workers")
+            if unsynced and share.min_workers is not None:
+                raise ValueError(f"resources.{kind}.min_workers: {kind}.unsynced_workers fixes their number")
         return self

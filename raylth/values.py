@@ -15,6 +15,7 @@ __all__ = [
     "OFF",
     "Count",
     "Epoch",
+    "GpuCount",
     "GpuShare",
     "Integer",
     "PackSize",
@@ -86,6 +87,15 @@ def _gpu_share(value: Any) -> float | Literal["auto"]:
     return 1 / round(shares)
 
 
+def _gpu_count(value: Any) -> float | Literal["auto"]:
+    """Read a share of a GPU, or a number of whole ones."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > 1:
+        if value != int(value):
+            raise ValueError(f"{value:g} is neither a share of one GPU nor a number of whole ones")
+        return float(value)
+    return _gpu_share(value)
+
+
 def _pack_size(value: Any) -> int | Literal["auto", "off"]:
     """Read a number of networks, auto, or off, which YAML makes false of."""
     if value in (AUTO, OFF) or value is False:
@@ -110,6 +120,7 @@ Real = Annotated[float, NUMBER]
 Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable weights that a mask removes."), NUMBER]
 Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False), NUMBER]
 GpuShare = Annotated[float | Literal["auto"], PlainValidator(_gpu_share, json_schema_input_type=float | str)]
+GpuCount = Annotated[float | Literal["auto"], PlainValidator(_gpu_count, json_schema_input_type=float | str)]
 PackSize = Annotated[
     int | Literal["auto", "off"], PlainValidator(_pack_size, json_schema_input_type=int | Literal["auto", "off"])
 ]

@@ -15,7 +15,7 @@ LAYERS = [  # lowest first; a module may import from its own room and from rooms
     ("seeding", "registry", "steps", "terminal"),
     ("core", "store"),
     ("values",),
-    ("analyses",),
+    ("analyses", "resources"),
     ("config", "report"),
     ("sweepfile", "stages"),
     ("tensorboard",),

@@ -1,5 +1,6 @@
 """Why a worker ended, and what to do about it: preempted, out of memory and crashed are different things."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,17 @@ def _error_of(trial: Any) -> Exception | None:
 class Autopsy(FIFOScheduler):
     """Tells the searcher why a trial's worker ended; Tune itself tells it only that it did."""
 
-    def __init__(self, causes: dict[str, tuple[str, str]]) -> None:
+    def __init__(self, causes: dict[str, tuple[str, str]], has_team: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
         self.causes = causes  # trial -> (cause, what was raised), read by the searcher
+        self.has_team = has_team  # whether a trial runs whose workers have resources of their own
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Return the first that waits. Tune keeps an idle worker and what it holds; a team may be waiting for just that."""
+        trial = super().choose_trial_to_run(tune_controller)
+        if trial is None and self.has_team():
+            tune_controller._cleanup_cached_actors(force_all=True)
+        return trial
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Note the cause; Tune calls this just before the searcher."""

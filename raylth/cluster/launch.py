@@ -8,6 +8,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -23,11 +24,15 @@ from raylth.cluster.failures import Autopsy
 from raylth.cluster.gpus import total_bytes
 from raylth.cluster.lifeline import Lifeline
 from raylth.cluster.searcher import GraphSearcher
-from raylth.cluster.trial import Shared, StageTrial
-from raylth.config import AUTO, ResourcesConfig
+from raylth.cluster.shared import Shared
+from raylth.cluster.shares import slot_of
+from raylth.cluster.team import room
+from raylth.cluster.trial import StageTrial
 from raylth.core.data import Dataset
+from raylth.resources import ResourcesConfig
 from raylth.stages import STAGES, Graph, Plan, forecast, in_units
 from raylth.store import Location, Store
+from raylth.values import AUTO
 
 __all__ = ["run_on_ray"]
 
@@ -104,7 +109,10 @@ def _run_tune(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bo
             tuner = tune.Tuner(
                 tune.with_parameters(StageTrial, shared=shared),
                 tune_config=tune.TuneConfig(
-                    search_alg=searcher, scheduler=Autopsy(searcher.causes), num_samples=-1, reuse_actors=True
+                    search_alg=searcher,
+                    scheduler=Autopsy(searcher.causes, searcher.has_team),
+                    num_samples=-1,
+                    reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
                     storage_path=folder,
@@ -221,8 +229,8 @@ def _check_shares(resources: ResourcesConfig) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for kind in STAGES:
         share = getattr(resources, kind)
-        gpus = 1.0 if share.gpus == AUTO else share.gpus
-        for field, resource, asked in (("cpus", "CPU", share.cpus), ("gpus", "GPU", gpus)):
+        slot = slot_of(share)
+        for field, resource, asked in (("cpus", "CPU", slot.cpus), ("gpus", "GPU", slot.gpus)):
             largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
             if asked > largest:
                 shown = getattr(share, field)
@@ -230,5 +238,10 @@ def _check_shares(resources: ResourcesConfig) -> None:
                     f"resources.{kind}.{field}: {shown if shown == AUTO else format(shown, 'g')} asked for, but the largest "
                     f"node has {largest:g} {resource}s"
                 )
-        if not any(node.get("CPU", 0.0) >= share.cpus and node.get("GPU", 0.0) >= gpus for node in nodes):
-            raise ClusterError(f"resources.{kind}: no node has both {share.cpus} CPUs and {gpus:g} GPU")
+        found = room(nodes, slot.cpus, slot.gpus)
+        if not found:
+            raise ClusterError(f"resources.{kind}: no node has both {slot.cpus} CPUs and {slot.gpus:g} GPU")
+        fewest = slot.workers if slot.workers == 1 else share.min_workers or slot.workers
+        if found < fewest:
+            each = replace(slot, workers=1)
+            raise ClusterError(f"resources.{kind}.workers: {fewest} of {each} asked for, but there is room for {found}")

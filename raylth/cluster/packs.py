@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raylth.cluster.shares import Slot
-from raylth.config import ResourcesConfig
+from raylth.resources import ResourcesConfig
 from raylth.stages import Stage
 from raylth.store import Store, fingerprint
 from raylth.values import AUTO, OFF
@@ -64,14 +64,18 @@ class Packs:
         same = all(first.settings.get(name) == second.settings.get(name) for name in self.ALIKE)
         return first.kind == second.kind and first.epochs > 0 and same
 
+    def room(self, slot: Slot) -> int:
+        """Return how many such slots all machines have, at least one."""
+        each = self.machines.get("GPU", 0.0) / slot.gpus if slot.gpus else self.machines.get("CPU", 1.0) / slot.cpus
+        return max(1, int(each / slot.workers))
+
     def share(self, slot: Slot, size: int, num_alike: int, num_left: float) -> int:
         """Return how many of `num_alike` trainings one worker takes now, at most `size`, so that all end at the same time.
 
         `num_left` is the work of all trainings that may run or do run, in trainings like these. It is dealt out in as few
         rounds as there must be, and those that are alike in equal parts: no worker is left with one small pack at the end.
         """
-        workers = self.machines.get("GPU", 0.0) / slot.gpus if slot.gpus else self.machines.get("CPU", 1.0) / slot.cpus
-        workers = max(1, int(workers))
+        workers = self.room(slot)
         rounds = max(1, math.ceil(num_left / (workers * size)))
         most = min(size, max(1, math.ceil(num_left / (workers * rounds))))
         return math.ceil(num_alike / math.ceil(num_alike / most))

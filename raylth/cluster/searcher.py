@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, UNREACHABLE, delay
 from raylth.cluster.packs import Packs
 from raylth.cluster.shares import Shares, Slot
-from raylth.config import ResourcesConfig
+from raylth.resources import ResourcesConfig
 from raylth.stages import Graph, Stage, divergence
 from raylth.store import BrokenArtefact, Store
 
@@ -21,6 +21,7 @@ __all__ = ["GraphSearcher"]
 
 TRY_STEPS = 5  # of a training, to see what memory it takes; it goes on from there
 TRY_DELAY = 1.0  # seconds until others of its kind are looked at again
+TEAM_DELAY = 1.0  # seconds until a training that needs several workers is looked at again
 BATCH_SECONDS = 2.0  # of stages that go in one trial
 MOST_UNREACHABLE = 10  # times that a stage meets a store that does not answer; with the waits about 6 minutes
 MOST_CANCELLED_STARTS = 20  # of one stage, before they count as crashes
@@ -88,10 +89,14 @@ class GraphSearcher(Searcher):
                 self._hold(stage, TRY_DELAY)  # until it is known what the other took
                 continue
             share = self.shares.of(stage)
-            size = 1 if is_tried else self.packs.size(stage, share)
+            if share.workers > 1 and self._num_teams(share) >= self.packs.room(share):
+                self._hold(stage, TEAM_DELAY)  # its workers would wait for those that train now
+                continue
+            size = 1 if is_tried or share.workers > 1 else self.packs.size(stage, share)
             measure = size is None and self.packs.must_be_measured(stage, share)
             pack = self._pack_of(stage, share, size) if size and size > 1 else []
-            others = pack or ([] if is_tried or size is None else self._more_like(stage, share))
+            is_alone = is_tried or size is None or share.workers > 1
+            others = pack or ([] if is_alone else self._more_like(stage, share))
             slot = self.shares.whole(stage) if measure or pack else share
             self.running[trial_id], self.began[trial_id] = ([stage, *others], slot), time.monotonic()
             if is_tried:
@@ -100,11 +105,20 @@ class GraphSearcher(Searcher):
                 "stages": [each.key for each in (stage, *others)],
                 "cpus": slot.cpus,
                 "gpus": slot.gpus,
+                "workers": slot.workers,
+                "min_workers": self.shares.fewest(stage),
                 "steps": TRY_STEPS if is_tried else None,
                 "pack": bool(pack),
                 "measure": measure,
             }
         return Searcher.FINISHED if self.graph.finished else None
+
+    def has_team(self) -> bool:
+        """Whether several workers train a network now, or wait to."""
+        return any(slot.workers > 1 for _, slot in self.running.values())
+
+    def _num_teams(self, slot: Slot) -> int:
+        return sum(other == slot for _, other in self.running.values())
 
     def _pack_of(self, stage: Stage, slot: Slot, size: int) -> list[Stage]:
         """Take the trainings that go with a stage in one program; none for a stage that met with trouble before."""
@@ -180,10 +194,8 @@ class GraphSearcher(Searcher):
             self.notes.append(f"{stage.name} diverged: {result['error']}")
         elif result["outcome"] == "broken":
             self._lose(stage, result["broken"], result["error"])
-        elif result["outcome"] == "out of memory":
-            self._worker_ended([stage], OUT_OF_MEMORY, result["error"])
-        elif result["outcome"] == "unreachable":
-            self._worker_ended([stage], UNREACHABLE, result["error"])
+        elif result["outcome"] in WHAT:
+            self._worker_ended([stage], result["outcome"], result["error"])
         else:
             self._fail(stage, result["error"])
 

@@ -4,11 +4,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from raylth.config import AUTO, ResourcesConfig
+from raylth.resources import ResourcesConfig, Share, TrainingShare
 from raylth.stages import Stage
 from raylth.store import Store, fingerprint
+from raylth.values import AUTO
 
-__all__ = ["MARGIN", "Shares", "Slot", "share_of_gpu"]
+__all__ = ["MARGIN", "Shares", "Slot", "share_of_gpu", "slot_of"]
 
 MARGIN = 1.15  # of memory, over what was measured: evaluation and fragmentation are not in it
 MOST_PER_GPU = 32  # processes on one GPU, whatever its memory
@@ -20,9 +21,11 @@ class Slot:
 
     cpus: int
     gpus: float
+    workers: int = 1  # that train a network together, each with so much
 
     def __str__(self) -> str:
-        return f"{self.cpus} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
+        each = f"{self.cpus} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
+        return each if self.workers == 1 else f"{self.workers} times {each}"
 
 
 class Shares:
@@ -45,14 +48,20 @@ class Shares:
             return self.grown[stage.key]
         share = getattr(self.resources, stage.kind)
         if share.gpus != AUTO:
-            return Slot(share.cpus, share.gpus)
+            return slot_of(share)
         taken = self._taken(stage)
         return Slot(share.cpus, 1.0 if taken is None else share_of_gpu(taken, self.total))
 
     def whole(self, stage: Stage) -> Slot:
         """Return what several of a stage's kind get as one program: a GPU to themselves where the share is `auto`."""
         share = getattr(self.resources, stage.kind)
-        return Slot(share.cpus, 1.0) if share.gpus == AUTO else self.of(stage)
+        return slot_of(share) if share.gpus == AUTO else self.of(stage)
+
+    def fewest(self, stage: Stage) -> int:
+        """Return with how few workers a stage may be trained."""
+        share = getattr(self.resources, stage.kind)
+        workers = slot_of(share).workers
+        return (share.min_workers or workers) if isinstance(share, TrainingShare) else workers
 
     def must_be_tried(self, stage: Stage) -> bool:
         """Whether a stage's training is to run a few steps first, to see what it takes."""
@@ -101,6 +110,13 @@ class Shares:
 
     def _file(self, what: dict[str, Any]) -> Any:
         return self.store.root / "measured" / f"memory-{fingerprint(what)[:16]}.json"
+
+
+def slot_of(share: Share) -> Slot:
+    """Return what a share asks of a machine, or each of its workers of theirs; with `gpus: auto`, a whole GPU."""
+    workers = share.num_workers if isinstance(share, TrainingShare) else 1
+    gpus = 1.0 if share.gpus == AUTO else share.gpus
+    return Slot(share.cpus, gpus / workers, workers)
 
 
 def share_of_gpu(taken: int, total: int) -> float:

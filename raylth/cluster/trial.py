@@ -11,7 +11,6 @@ import os
 import signal
 import time
 import traceback
-from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -21,30 +20,14 @@ from ray import tune
 from raylth.cluster import gpus
 from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader
+from raylth.cluster.shared import Shared
 from raylth.cluster.trace import Trace
 from raylth.store import BrokenArtefact, Lease, StorageUnreachable, Store, locate
 
 if TYPE_CHECKING:
     from raylth.stages import Context, Stage
 
-__all__ = ["Shared", "StageTrial"]
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all trials of a run share: handles, references and paths, never tensors."""
-
-    root: str
-    stages: dict[str, dict[str, Any]]  # key -> Stage as plain data
-    dataset: list[Any]  # [reference to the Dataset in the object store]
-    data_sha256: str
-    checkpoints: list[Any]
-    board: Any
-    errors: str  # folder for the tracebacks of failed stages
-    evaluate_every: int
-    state_every: int
-    state_seconds: float
-    imports: tuple[str, ...] = ()  # modules that a worker imports before its first stage
+__all__ = ["StageTrial"]
 
 
 class StageTrial(tune.Trainable):
@@ -52,7 +35,9 @@ class StageTrial(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """Ask for what the stage's share of a machine is."""
+        """Ask for what the stage's share of a machine is. A team's workers ask for theirs when they are started."""
+        if config["workers"] > 1:
+            return tune.PlacementGroupFactory([{"memory": 1}])  # a byte: next to nothing, which Tune does not take
         return tune.PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]  # with_parameters adds it
@@ -93,7 +78,7 @@ class StageTrial(tune.Trainable):
         """Run a stage to its end; returns what the searcher is to know of it."""
         import torch
 
-        from raylth.stages import Preempted, Stage, run_stage
+        from raylth.stages import Preempted, Stage
 
         stage = Stage(**self.shared.stages[key])
         result: dict[str, Any] = {"outcome": "done", "error": None, "broken": None, "computed": False}
@@ -109,7 +94,7 @@ class StageTrial(tune.Trainable):
                 result["computed"] = not self.store.has(stage.key)
                 if result["computed"]:
                     self.trace("began", key)
-                reason = run_stage(stage, self._context(gpus.device(self.config["gpus"])))
+                reason = self._compute(stage)
                 if result["computed"]:
                     self.trace("ended", key)
             if reason is not None:
@@ -125,10 +110,19 @@ class StageTrial(tune.Trainable):
         if result["outcome"] == "done":
             for made in stage.produces:
                 self.reader.hand_over(stage.kind, made)
-        result["peak_bytes"] = gpus.peak_bytes()
+        result["peak_bytes"] = gpus.peak_bytes() if self.config["workers"] == 1 else None
         if result["outcome"] == "out of memory" and torch.cuda.is_available():
             torch.cuda.empty_cache()
         return result | {"seconds": time.perf_counter() - start}
+
+    def _compute(self, stage: "Stage") -> str | None:
+        """Compute a stage here, or with workers of its own."""
+        from raylth.cluster.team import run_team
+        from raylth.stages import run_stage
+
+        if self.config["workers"] > 1:
+            return run_team(stage, self.shared, self.config)
+        return run_stage(stage, self._context(gpus.device(self.config["gpus"])))
 
     def _run_pack(self, keys: list[str]) -> list[dict[str, Any]]:
         """Train stages that are alike as one program; returns what the searcher is to know of each."""
@@ -196,11 +190,15 @@ class StageTrial(tune.Trainable):
         """Return what the searcher is to know of what a stage raised; the traceback of its own errors is kept."""
         import torch
 
+        from raylth.cluster.team import TeamLost
+
         line = f"{type(error).__name__}: {error}".splitlines()[0]
+        if isinstance(error, TeamLost):
+            return {"outcome": error.cause, "error": str(error)}
         if isinstance(error, BrokenArtefact):
             return {"outcome": "broken", "broken": error.key, "error": str(error)}
         if isinstance(error, StorageUnreachable):
-            return {"outcome": "unreachable", "error": str(error)}
+            return {"outcome": "storage unreachable", "error": str(error)}
         if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
             return {"outcome": "out of memory", "error": line}
         with contextlib.suppress(OSError):  # the disk may be what failed
@@ -220,23 +218,10 @@ class StageTrial(tune.Trainable):
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         """SIGTERM: a training saves its state at its next step; a process without work ends at once."""
         self.is_asked_to_stop = True
-        if not self.is_busy:
+        if not self.is_busy or self.config["workers"] > 1:  # a team goes with the process that waits for it
             os._exit(128 + number)
 
     def _context(self, device: str) -> "Context":
-        from raylth.stages import make_context
-
         if device not in self.contexts:
-            self.contexts[device] = make_context(
-                self.store,
-                ray.get(self.shared.dataset[0]),
-                data_sha256=self.shared.data_sha256,
-                device=device,
-                load=self.reader.load,
-                evaluate_every=self.shared.evaluate_every,
-                progress=self._progress,
-                state_every=self.shared.state_every,
-                state_seconds=self.shared.state_seconds,
-                stopping=self._must_stop,
-            )
+            self.contexts[device] = self.shared.context(device, self.store, self.reader, self._progress, self._must_stop)
         return self.contexts[device]

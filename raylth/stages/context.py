@@ -10,6 +10,7 @@ from raylth.config import DataConfig
 from raylth.core.allocator import keep_freed_memory
 from raylth.core.data import Dataset, Split, load_dataset
 from raylth.core.data.images import ImageFiles
+from raylth.core.team import ALONE, Team
 from raylth.stages.stage import Artefact
 from raylth.stages.uploads import Uploads
 from raylth.store import Store
@@ -40,6 +41,7 @@ class Context:
     stopping: Callable[[], bool] = lambda: False  # whether the process was asked to stop
     publish: Callable[[str, Artefact], None] = _publishes_nothing  # what is finished before its stage is
     uploads: Uploads = field(default_factory=Uploads)  # writes that go on behind the stage
+    team: Team = ALONE  # the processes that run the same stage together; the first of them writes
 
 
 def load_data(data: DataConfig, staging: str | None = None) -> Dataset:
@@ -71,6 +73,7 @@ def make_context(
     state_every: int = 0,
     state_seconds: float = 0.0,
     stopping: Callable[[], bool] = lambda: False,
+    team: Team = ALONE,
 ) -> Context:
     """Copy the data to the device once and make torch's kernels reproducible there."""
     if device == "cpu":
@@ -90,4 +93,5 @@ def make_context(
         state_every,
         state_seconds,
         stopping,
+        team=team,
     )

@@ -46,6 +46,7 @@ class Resume:
     def __init__(self, keys: Sequence[str], context: Context) -> None:
         self.store, self.keys, self.data_sha256 = context.store, list(keys), context.data_sha256
         self.uploads, self.is_saving = context.uploads, False
+        self.team = context.team
         self.every, self.seconds, self.stopping = context.state_every, context.state_seconds, context.stopping
         self.saved_at = time.monotonic()
 
@@ -54,9 +55,9 @@ class Resume:
 
         Raises Preempted, after saving, when the process must stop.
         """
-        stopping = self.stopping()
-        is_due = self.every > 0 and step == 0 and epochs % self.every == 0
+        is_due = self.every > 0 and step == 0 and epochs % self.every == 0 and self.team.rank == 0
         is_due = is_due and time.monotonic() - self.saved_at >= self.seconds and not self.is_saving
+        stopping, is_due = self.team.any(self.stopping(), is_due)
         if not stopping and not is_due:
             return
         ready = [self._arrays(state, extra) for state, extra in zip(snapshots(), beside(), strict=True)]
@@ -64,7 +65,7 @@ class Resume:
         if stopping:
             self.uploads.drain()
             raise Preempted(f"asked to stop after {epochs} epochs and {step} steps; {self._save(ready)}")
-        self.is_saving = True
+        self.is_saving = self.team.rank == 0
         self.uploads.submit(lambda: self._save_behind(ready))
 
     def _arrays(self, state: TrainState, beside: dict[str, Any]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
@@ -77,7 +78,12 @@ class Resume:
         self.is_saving = False
 
     def _save(self, ready: list[tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]]) -> str:
-        """Save if the store can: a training does not end because a state of it could not be kept; say how it went."""
+        """Save, if this process is the one that does, and say how it went.
+
+        A training does not end because the store could not keep a state of it.
+        """
+        if self.team.rank > 0:
+            return "saved by the first process"
         try:
             for key, (tensors, numbers) in zip(self.keys, ready, strict=True):
                 self.store.save_state(key, tensors, numbers)

@@ -67,7 +67,7 @@ def run_stage(stage: Stage, context: Context) -> str | None:
     Raises BrokenArtefact naming the parent when one cannot be read, StageFailed when the parents were made from other
     data, Preempted when the process must stop, and whatever the stage itself raises.
     """
-    is_there, reason = _already(stage, context.store)
+    is_there, reason = _already(stage, context)
     if is_there:
         return reason
     _check_parents(stage, context)
@@ -92,7 +92,7 @@ def run_together(stages: Sequence[Stage], context: Context) -> list[str | Except
         behind = _behind(context, uploads, stages[0].kind)
         for stage in stages:
             try:
-                is_there, reason = _already(stage, context.store)
+                is_there, reason = _already(stage, context)
                 if is_there:
                     outcomes[stage.key] = reason
                 else:
@@ -114,12 +114,13 @@ def run_together(stages: Sequence[Stage], context: Context) -> list[str | Except
     return [outcomes[stage.key] for stage in stages]
 
 
-def _already(stage: Stage, store: Store) -> tuple[bool, str | None]:
+def _already(stage: Stage, context: Context) -> tuple[bool, str | None]:
     """Whether everything that a stage makes is in the store, and how its training diverged, if it did."""
+    store = context.store
     if store.has(stage.key) and (reason := divergence(store.metrics(stage.key))) is not None:
         return True, reason
     is_there = all(store.has(key) for key in stage.produces)
-    if is_there:
+    if is_there and context.team.rank == 0:
         store.drop_state(stage.key)  # of a process that ended just after publishing
     return is_there, None
 
@@ -149,10 +150,13 @@ def _publish(artefacts: dict[str, Artefact], stage: Stage, context: Context) -> 
     """Publish what a stage made, its own artefact last."""
     for key, artefact in artefacts.items():
         _write(key, artefact, stage.kind, context)
-    context.store.drop_state(stage.key)
+    if context.team.rank == 0:
+        context.store.drop_state(stage.key)
 
 
 def _write(key: str, artefact: Artefact, kind: str, context: Context) -> None:
+    if context.team.rank > 0:
+        return
     metrics = {**artefact.metrics, "data_sha256": context.data_sha256}
     context.store.publish(key, kind=kind, tensors=artefact.tensors, metrics=metrics)
 

@@ -72,11 +72,13 @@ def fit(trainees: Sequence[Trainee], context: Context) -> list[dict[str, Any] | 
     """Train networks together as their stages' settings say, which are alike but for seeds and masks.
 
     Returns for each the metrics that every trained network has, or how it diverged. A training that another process began
-    goes on where its last saved state stands. Raises Preempted, with all states saved, when the process is asked to stop, and
-    NotPackable for more than one network of a kind that cannot be trained together.
+    goes on where its last saved state stands. The processes of a team all call this alike. Raises Preempted, with all states
+    saved, when the process is asked to stop, and NotPackable for more than one network of a kind that cannot be trained
+    together.
     """
     found = [load_state(trainee.stage.key, context, trainee.not_beyond) for trainee in trainees]
     places = [(state[0].epochs, state[0].step) if state else None for state in found]
+    context.team.agree(places, "the saved states that they found")
     results: dict[int, dict[str, Any] | Diverged] = {}
     for place in dict.fromkeys(places):  # those that stand at the same step go on together
         group = [number for number, other in enumerate(places) if other == place]
@@ -101,7 +103,7 @@ def _fit_group(
     def record(completed: int, losses: list[float]) -> None:
         points: list[dict[str, Any]] = [{"epoch": completed, "train_loss": loss} for loss in losses]
         if completed == recipe.epochs or (context.evaluate_every and completed % context.evaluate_every == 0):
-            for point, score in zip(points, evaluate_together(program, context.test), strict=True):
+            for point, score in zip(points, evaluate_together(program, context.test, team=context.team), strict=True):
                 point |= {"test_loss": score.loss, "test_accuracy": score.accuracy, "test_top5": score.top5}
         for number, (trainee, curve, point) in enumerate(zip(trainees, curves, points, strict=True)):
             if math.isfinite(point["train_loss"]):
@@ -124,6 +126,7 @@ def _fit_group(
             epochs, step, snapshots, lambda: [{"curve": list(curve), "seconds": seconds()} for curve in curves]
         ),
         states=[state[0] for state in found if state] or None,
+        team=context.team,
     )
     taken, device = seconds(), torch.cuda.get_device_name() if context.device.startswith("cuda") else "cpu"
     return [
@@ -140,6 +143,7 @@ def _fit_group(
             "seconds": taken,
             "device": device,
             "pack": len(trainees),
+            "workers": context.team.size,
             "curve": curve,
         }
         for trainee, curve, outcome in zip(trainees, curves, outcomes, strict=True)

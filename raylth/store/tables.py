@@ -54,6 +54,7 @@ DATASETS = {
             ("seconds", pa.float64()),  # of training; not reproducible
             ("device", pa.string()),
             ("pack", pa.int64()),  # networks that trained as one program, this one included
+            ("workers", pa.int64()),  # processes that trained it together
             ("data_sha256", pa.string()),
             ("status", pa.string()),  # done, diverged or failed
             ("error", pa.string()),

@@ -15,7 +15,7 @@ from raylth.cluster.checkpoints import CheckpointReader, start_checkpoint_actors
 from raylth.cluster.failures import cause_of
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shares import Shares
-from raylth.config import ResourcesConfig
+from raylth.resources import ResourcesConfig
 from raylth.stages import Graph, Preempted, Stage, make_plan
 from raylth.store import BrokenArtefact, Store
 from tests.conftest import tiny_sweep
@@ -70,6 +70,9 @@ def searcher_of(tmp_path, retries=1):
     return GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(retries=retries, dense={"gpus": "1/2"}))
 
 
+ONE = {"pack": False, "measure": False, "workers": 1, "min_workers": 1}  # what a trial of one network by one worker says
+
+
 def ends(*outcomes):
     """What a trial reports of its stages."""
     return {"outcomes": [{"error": None, "broken": None, "computed": True, "seconds": 0.01, **end} for end in outcomes]}
@@ -80,10 +83,10 @@ OK = ends({"outcome": "done"})
 
 def test_the_searcher_waits_for_parents_and_ends_with_the_graph(tmp_path):
     searcher = searcher_of(tmp_path)
-    assert searcher.suggest("t1") == {"stages": ["a"], "cpus": 1, "gpus": 0.5, "steps": None, "pack": False, "measure": False}
+    assert searcher.suggest("t1") == {"stages": ["a"], "cpus": 1, "gpus": 0.5, "steps": None, **ONE}
     assert searcher.suggest("t2") is None, "b waits for a, so no trial may be made"
     searcher.on_trial_complete(trial_id="t1", result=OK)
-    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 0.0, "steps": None, "pack": False, "measure": False}
+    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 0.0, "steps": None, **ONE}
     assert searcher.suggest("t3") is None
     searcher.on_trial_complete(trial_id="t2", result=OK)
     assert searcher.suggest("t3") == Searcher.FINISHED
@@ -258,7 +261,9 @@ def test_a_store_that_does_not_answer_is_tried_again_ten_times(tmp_path, monkeyp
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for number in range(11):
         assert searcher.suggest(f"t{number}")["stages"] == ["a"]
-        searcher.on_trial_complete(trial_id=f"t{number}", result=ends({"outcome": "unreachable", "error": "s3: no answer"}))
+        searcher.on_trial_complete(
+            trial_id=f"t{number}", result=ends({"outcome": "storage unreachable", "error": "s3: no answer"})
+        )
         now[0] += 61
     assert searcher.suggest("end") == Searcher.FINISHED
     assert searcher.graph.errors == {"a": "the store did not answer 11 times: s3: no answer"}

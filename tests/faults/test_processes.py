@@ -222,3 +222,51 @@ def test_a_node_that_dies_and_one_that_comes(cluster, start_sweep, reference):
     assert incidents(output), "the node's end is reported"
     assert_computed_twice(reference, sweep, stages=1, epochs=5)
     assert_undisturbed(reference, sweep.store)
+
+
+def members(sweep):
+    return sweep.workers("ray::RayTrainWorker")
+
+
+def assert_dense_as_by_one(reference, sweep):
+    """To rounding, which thirty epochs at this learning rate let grow: the networks are as good."""
+    plan, expected = reference
+    for stage in plan.stages:
+        if stage.kind == "dense":
+            one, two = (store.metrics(stage.key) for store in (expected, sweep.store))
+            assert two["epochs"] == one["epochs"]
+            assert abs(two["test_accuracy"] - one["test_accuracy"]) < 8, stage.name
+            assert [point["train_loss"] for point in two["curve"][:2]] == pytest.approx(
+                [point["train_loss"] for point in one["curve"][:2]], rel=1e-3
+            )
+
+
+def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, reference):
+    """The other ends with it, and both go on from the last saved epoch."""
+    sweep = start_sweep("resources.dense.workers=2")
+    wait_until(lambda: states(sweep) and sweep.num_epochs() >= 3 and len(members(sweep)) == 2, "two workers in training")
+    kill(members(sweep)[1:])
+    output = sweep.finish()
+    assert "its worker process died; started again (1): worker " in output
+    assert incidents(output) == {"crashed": "1"}
+    assert_computed_twice(reference, sweep, stages=1, epochs=5)
+    assert sum(sweep.work(reference[0]).resumed.values()) >= 1, "what was saved is not trained again"
+    assert_dense_as_by_one(reference, sweep)
+    rows = load_results(sweep.store.root.path)
+    assert set(rows.query("stage == 'dense'")["workers"]) == {2}
+    assert set(rows.query("stage == 'sparse'")["workers"]) == {1}
+    assert not (sweep.store.root / "states").files()
+
+
+def test_a_training_goes_on_with_fewer_workers_where_it_may(cluster, start_sweep, reference):
+    """A node with one of two workers dies, and none comes in its place."""
+    cluster.add_node(num_cpus=1)
+    second = cluster.add_node(num_cpus=1)
+    sweep = start_sweep("--address", cluster.address, "resources.dense.workers=2", "resources.dense.min_workers=1")
+    there = wait_until(lambda: sweep.workers("ray::RayTrainWorker", under=raylet_of(second).pid), "worker on the second node")
+    wait_until(lambda: states(sweep) and sweep.num_epochs() >= 3, "two workers in training")
+    kill([psutil.Process(raylet_of(second).pid), *there])
+    output = sweep.finish()
+    assert incidents(output), "the node's end is reported"
+    assert_dense_as_by_one(reference, sweep)
+    assert load_results(sweep.store.root.path).query("stage == 'dense'")["workers"].min() == 1
