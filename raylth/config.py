@@ -127,6 +127,16 @@ class OptimizerConfig(Settings):
         "float32, and so is every evaluation.",
     )
 
+    first_resolution: Count | None = Field(
+        None,
+        description="Progressive resizing, which the paper does not do: side of the training crops at first, in pixels, "
+        "which grows to data.resolution. null: always data.resolution.",
+    )
+    resolution_ramp: tuple[Real, Real] = Field(
+        (0.74, 0.86),
+        description="With first_resolution: the shares of the epochs between which the crops grow (FFCV's own training of "
+        "ResNet-50: 65 to 76 of 88 epochs).",
+    )
     unsynced_workers: Integer = Field(
         0,
         ge=0,
@@ -297,9 +307,30 @@ class SweepConfig(Settings):
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
         for kind in ("dense", "imp", "sparse"):
+            self._check_resolution(kind)
             unsynced, share = getattr(self, kind).unsynced_workers, getattr(self.resources, kind)
             if unsynced not in (0, share.num_workers):
                 raise ValueError(f"{kind}.unsynced_workers: {unsynced}, and resources.{kind} has {share.num_workers} workers")
             if unsynced and share.min_workers is not None:
                 raise ValueError(f"resources.{kind}.min_workers: {kind}.unsynced_workers fixes their number")
         return self
+
+    def _check_resolution(self, kind: str) -> None:
+        """Raise ValueError for progressive resizing of what has one size, or of a network that depends on it."""
+        settings, (_, *sides) = getattr(self, kind), self.data.in_shape
+        first, (begin, end) = settings.first_resolution, settings.resolution_ramp
+        if first is None:
+            return
+        info = DATASETS[self.data.name]
+        if not info.is_streamed or not 0 < first <= sides[0]:
+            raise ValueError(f"{kind}.first_resolution: {first} is for images in files, of at least as many pixels")
+        if not 0 <= begin < end <= 1:
+            raise ValueError(f"{kind}.resolution_ramp: [{begin}, {end}] are not two growing shares from 0 to 1")
+        found = []
+        for side in (first, sides[0]):
+            network = build_shapes(self.model.name, width=1.0, num_classes=info.num_classes, in_shape=(3, side, side))
+            found.append({name: tensor.shape for name, tensor in network.state_dict().items()})
+        if found[0] != found[1]:
+            raise ValueError(
+                f"{kind}.first_resolution: {self.model.name} has other layers at {first} pixels than at {sides[0]}"
+            )

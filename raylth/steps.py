@@ -2,12 +2,25 @@
 
 import math
 
-__all__ = ["learning_rate", "steps_per_epoch"]
+__all__ = ["crop_side", "learning_rate", "steps_per_epoch"]
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
     """Count the optimizer steps of one epoch; the last, smaller batch counts too."""
     return -(-num_samples // batch_size)
+
+
+def crop_side(epoch: int, *, total_epochs: int, first: int, last: int, ramp: tuple[float, float]) -> int:
+    """Return the side in pixels of an epoch's training crops, which grow from `first` to `last` (progressive resizing).
+
+    They are `first` until the first share `ramp[0]` of `total_epochs` is done, `last` from `ramp[1]` on, and between the two
+    they grow linearly, in multiples of 32, the stride of the usual networks.
+    """
+    start, end = (share * total_epochs for share in ramp)
+    if epoch >= end:
+        return last
+    grown = first + (last - first) * max(0.0, (epoch - start) / (end - start))
+    return max(first, min(last, 32 * round(grown / 32)))
 
 
 def learning_rate(

@@ -1,5 +1,6 @@
 """Each kind of bad input: one line with file, place, key path and what would be right; exit status 2; no traceback."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from raylth import sweep
 from raylth.config import SweepConfig
@@ -109,6 +111,42 @@ def test_a_key_that_is_there_twice_is_named_with_both_lines(tmp_path):
         f"{file}:9: sparse.0.a: is there twice, in line 8 and in line 9",
         f"{file}:10: name: is there twice, in line 1 and in line 10",
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "dense", "message"),
+    [
+        (
+            "mnist1d",
+            "mlp",
+            {"first_resolution": 20},
+            "dense.first_resolution: 20 is for images in files, of at least as many",
+        ),
+        (
+            "imagenet",
+            "resnet50",
+            {"first_resolution": 256},
+            "dense.first_resolution: 256 is for images in files, of at least",
+        ),
+        (
+            "imagenet",
+            "mlp",
+            {"first_resolution": 160},
+            "dense.first_resolution: mlp has other layers at 160 pixels than at 224",
+        ),
+        (
+            "imagenet",
+            "resnet50",
+            {"first_resolution": 160, "resolution_ramp": [0.5, 0.5]},
+            r"dense.resolution_ramp: \[0.5, 0.5\] are not two growing shares",
+        ),
+        ("imagenet", "resnet50", {"first_resolution": 160}, None),
+    ],
+)
+def test_progressive_resizing_is_for_networks_and_images_of_any_size(data, model, dense, message):
+    plain = {"name": "a", "data": {"name": data, "root": "x"}, "model": {"name": model}, "dense": dense}
+    with pytest.raises(ValidationError, match=message) if message else contextlib.nullcontext():
+        SweepConfig.model_validate(plain)
 
 
 def number_settings():

@@ -18,7 +18,7 @@ from raylth.core.pack import Program
 from raylth.core.precision import Precision, in_precision, precision
 from raylth.core.sgd import SGD
 from raylth.core.team import ALONE, Team
-from raylth.steps import learning_rate, steps_per_epoch
+from raylth.steps import crop_side, learning_rate, steps_per_epoch
 
 __all__ = [
     "Diverged",
@@ -57,6 +57,8 @@ class Recipe:
     decay_factor: float = 0.1  # to this part of itself
     schedule_epochs: int | None = None  # length of the whole cosine; None: `epochs`
     schedule_start: int = 0  # epochs of the schedule that already lie behind
+    first_resolution: int | None = None  # side of the first epochs' crops; None: the split's
+    resolution_ramp: tuple[float, float] = (0.74, 0.86)  # shares of the schedule between which they grow to the split's
     unsynced_workers: int = 0  # processes whose batch norms see their own part of a batch each; 0: they see all of it
 
     def settings(self) -> dict[str, Any]:
@@ -66,6 +68,8 @@ class Recipe:
             del found["precision"]
         if not self.decay_every:
             del found["decay_every"], found["decay_factor"]
+        if not self.first_resolution:
+            del found["first_resolution"], found["resolution_ramp"]
         if not self.unsynced_workers:
             del found["unsynced_workers"]
         return found
@@ -171,7 +175,9 @@ def train_together(
         for completed in range(len(losses[0]), recipe.epochs):
             loss_sums = torch.tensor(sums_before, dtype=torch.float64, device=split.y.device)
             epoch = recipe.schedule_start + completed
-            batches = split.epoch(seeds, epoch, recipe.batch_size, augment=augment, first=first, part=team.part)
+            batches = _sized(split, recipe, epoch).epoch(
+                seeds, epoch, recipe.batch_size, augment=augment, first=first, part=team.part
+            )
             for step, (x, y) in enumerate(batches, start=first):
                 count = min(recipe.batch_size, len(split) - step * recipe.batch_size)  # of each member
                 logits = forward(x, len(y) // size).float().flatten(0, 1)  # (K * B, classes), member by member
@@ -216,6 +222,15 @@ def _note_diverged(diverged: dict[int, Diverged], losses: list[list[float]], epo
     for number, each in enumerate(losses):
         if number not in diverged and not math.isfinite(each[-1]):
             diverged[number] = Diverged(f"training diverged in epoch {epoch}: the mean loss is {each[-1]}")
+
+
+def _sized(split: Split, recipe: Recipe, epoch: int) -> Split:
+    """Return the split at the resolution of an epoch of the schedule."""
+    if not recipe.first_resolution:
+        return split
+    total, last = recipe.schedule_epochs or recipe.epochs, split.in_shape[-1]
+    side = crop_side(epoch, total_epochs=total, first=recipe.first_resolution, last=last, ramp=recipe.resolution_ramp)
+    return split.resized(side)
 
 
 def _rate(recipe: Recipe, step: int, per_epoch: int) -> float:

@@ -1,7 +1,7 @@
 """What a stage runs with: a store, the data on a device, and where progress goes. No part of it can change a result."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def load_data(data: DataConfig, staging: str | None = None) -> Dataset:
         num_train=data.num_train,
         num_test=data.num_test,
     )
-    return replace(dataset, staging=staging) if isinstance(dataset, ImageFiles) else dataset
+    return dataset.staged(staging) if isinstance(dataset, ImageFiles) else dataset
 
 
 def make_context(

@@ -20,6 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow.fs import FileSystem
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
@@ -30,6 +31,9 @@ from raylth.core.data.draws import RATIO, SCALE, random_resized_crop
 from raylth.core.data.images import has_ffcv, stage
 from raylth.core.data.pil_images import PilImages
 from raylth.core.data.sources import FolderSource, decode, open_source
+from raylth.core.models import init_model
+from raylth.core.train import Recipe, train
+from tests.buckets import BucketServer
 from tests.pictures import write_pictures
 
 needs_ffcv = pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed: make ffcv")
@@ -153,6 +157,30 @@ def test_an_epoch_is_the_same_from_any_step_on_and_in_any_company(converted, mon
     assert torch.equal(torch.cat(thirds), y)
 
 
+@pytest.mark.parametrize("with_ffcv", [pytest.param(True, marks=needs_ffcv), False])
+def test_progressive_resizing_trains_at_one_size_after_the_other_and_goes_on_with_the_same_bits(
+    converted, monkeypatch, with_ffcv
+):
+    monkeypatch.setattr("raylth.core.data.images.has_ffcv", lambda: with_ffcv)
+    split, sides, states = load(converted, 96).splits("cpu")[0], [], []
+    recipe = Recipe(epochs=4, lr=0.01, batch_size=16, first_resolution=32, resolution_ramp=(0.0, 0.75))
+
+    def network():
+        model = init_model(1, "resnet50", width=0.125, num_classes=10, in_shape=(3, 96, 96))
+        model.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]))
+        return model
+
+    def on_step(completed, step, snapshot):
+        if (completed, step) == (2, 1):
+            states.append(snapshot())
+
+    whole, again = network(), network()
+    losses = train(whole, split, recipe, seed=4, augment="resized_crop", on_step=on_step)
+    assert sides == [32] * 3 + [64] * 3 + [64] * 3 + [96] * 3
+    assert train(again, split, recipe, seed=4, augment="resized_crop", state=states[0]) == losses
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
+
+
 @needs_ffcv
 @pytest.mark.parametrize("taken", [0, 1, 2, 3])
 @pytest.mark.parametrize("batches", [3, 4, 12])
@@ -255,6 +283,33 @@ def test_wrong_files_are_one_line(converted, tmp_path):
             Beton(path)
         assert str(path) in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.fixture
+def bucket():
+    server = BucketServer("s3")
+    yield server
+    server.stop()
+
+
+def test_files_in_a_bucket_are_copied_to_the_machine_and_read_there(converted, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("raylth.core.data.places.PIECE", 50_000)  # several at a time
+    system, inside = FileSystem.from_uri(bucket.url("images"))
+    for name in ("train.beton", "val.beton"):
+        with system.open_output_stream(f"{inside}/{name}") as file:
+            file.write((converted / name).read_bytes())
+    root = bucket.url("images")
+    data = load_dataset("imagenet", root=root, resolution=32, num_train=NUM_TRAIN, num_test=NUM_VAL)
+    assert data.fingerprint() == load(converted).fingerprint(), "where files lie does not enter a key"
+    with pytest.raises(DataError, match=r"is in a bucket: set resources\.staging"):
+        data.staged(None)
+    found, expected = (each.splits("cpu") for each in (data.staged(str(tmp_path)), load(converted)))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.probe(5), theirs.probe(5))
+    (copied,) = tmp_path.glob("train-*.beton")
+    assert copied.read_bytes() == (converted / "train.beton").read_bytes()
+    with pytest.raises(DataError, match="no such file"):
+        load_dataset("imagenet", root=bucket.url("nowhere"))
 
 
 def stage_and_note(path, folder, notes):

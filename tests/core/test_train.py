@@ -13,7 +13,7 @@ from raylth.core.pack import Program
 from raylth.core.pruning import prune_global_magnitude
 from raylth.core.sgd import SGD
 from raylth.core.train import Diverged, Recipe, evaluate, train
-from raylth.steps import learning_rate, steps_per_epoch
+from raylth.steps import crop_side, learning_rate, steps_per_epoch
 
 
 def random_split(in_shape, count=70, seed=0):
@@ -88,6 +88,17 @@ def test_cosine_with_warmup_against_a_hand_made_table():
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466])
     assert learning_rate(6, total_steps=6, peak=1.0) == pytest.approx(0.0)
     assert [steps_per_epoch(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+def test_crops_grow_as_in_ffcvs_training_of_resnet_50():
+    """160 pixels to epoch 65 of 88, 192 from epoch 76 on: one size between them, in multiples of 32."""
+    ramp = (65 / 88, 76 / 88)
+    sides = [crop_side(epoch, total_epochs=88, first=160, last=192, ramp=ramp) for epoch in range(88)]
+    assert sides == [160] * 71 + [192] * 17
+    grown = [crop_side(epoch, total_epochs=10, first=96, last=224, ramp=(0.0, 1.0)) for epoch in range(11)]
+    assert grown == sorted(grown)
+    assert set(grown) == {96, 128, 160, 192, 224}
+    assert crop_side(9, total_epochs=10, first=50, last=50, ramp=(0.2, 0.9)) == 50
 
 
 def test_steps_against_a_hand_made_table():

@@ -9,8 +9,10 @@ import io
 from pathlib import Path
 
 import numpy as np
+from pyarrow import NativeFile
 
 from raylth.core.data.dataset import DataError
+from raylth.core.data.places import locate_file
 
 __all__ = ["HEADER", "JPEG", "RAW", "SAMPLE", "Beton"]
 
@@ -30,28 +32,37 @@ ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
 class Beton:
     """One file of images with labels. `stored` (N,) has mode, width, height and pointer of each image, `labels` (N,) int64.
 
-    Raises DataError with the path and what is wrong when the file is not one of version 2 with an image and a label for
-    each sample, or was not written to its end.
+    The file lies on a disk, or in a bucket, where all but its images can be read. Raises DataError with the path and what is
+    wrong when it is not one of version 2 with an image and a label for each sample, or was not written to its end.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file; `python -m raylth.data imagenet SRC DST` writes it")
-        self.size = self.path.stat().st_size
-        header = self._read(HEADER, 1, 0)[0]
+        self.path = str(path)
+        system, inside = locate_file(self.path)
+        try:
+            with system.open_input_file(inside) as file:
+                self._open(file)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.path}: no such file; `python -m raylth.data imagenet SRC DST` writes it") from error
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {str(error).splitlines()[0]}") from error
+        self._data: np.ndarray | None = None
+
+    def _open(self, file: NativeFile) -> None:
+        self.size = file.size()
+        header = self._read(file, HEADER, 1, 0)[0]
         if header["version"] != VERSION:
             raise DataError(f"{self.path}: is no .beton file of version {VERSION} (it begins with {int(header['version'])})")
-        fields = self._read(FIELD, int(header["fields"]), HEADER.itemsize)
+        fields = self._read(file, FIELD, int(header["fields"]), HEADER.itemsize)
         kinds = fields["kind"].tolist()
         if kinds != [IMAGE, INT]:
             raise DataError(f"{self.path}: has fields of the kinds {kinds}, not an image and a label ({[IMAGE, INT]})")
         if not HEADER.itemsize < header["allocations"] <= self.size:
             raise DataError(f"{self.path}: was not written to its end, or cut short: write it again")
         self.samples_at = HEADER.itemsize + fields.nbytes  # byte where the table of samples begins
-        samples = self._read(SAMPLE, int(header["samples"]), self.samples_at)
+        samples = self._read(file, SAMPLE, int(header["samples"]), self.samples_at)
         table = int(header["allocations"])
-        allocations = self._read(ALLOCATION, (self.size - table) // ALLOCATION.itemsize, table)
+        allocations = self._read(file, ALLOCATION, (self.size - table) // ALLOCATION.itemsize, table)
         self.stored, self.labels = samples["image"], samples["label"].astype(np.int64)
         order = np.argsort(allocations["pointer"], kind="stable")
         self._pointers, self._sizes = allocations["pointer"][order], allocations["size"][order]
@@ -60,16 +71,14 @@ class Beton:
         if not known.all() or (self._pointers[at] != self.stored["pointer"]).any():
             raise DataError(f"{self.path}: was cut short: not all of its {len(samples):,} samples are there")
         self.bytes = self._sizes[at]
-        self._data: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _read(self, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
-        found = np.fromfile(self.path, dtype=dtype, count=count, offset=offset)
-        if len(found) < count:
+    def _read(self, file: NativeFile, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+        if offset + count * dtype.itemsize > self.size:
             raise DataError(f"{self.path}: was cut short: {self.size:,} bytes hold no {count:,} records at byte {offset:,}")
-        return found
+        return np.frombuffer(file.read_at(count * dtype.itemsize, offset), dtype=dtype, count=count)
 
     def encoded(self, index: int) -> np.ndarray:
         """Return the stored bytes of a sample: a JPEG, or its pixels (see `stored`)."""

@@ -170,6 +170,12 @@ class Split(ABC):
         """Whether a sample is (C, H, W)."""
         return len(self.in_shape) == 3
 
+    def resized(self, side: int) -> "Split":
+        """Return the same samples at another resolution; ValueError where they have but one."""
+        if side != self.in_shape[-1]:
+            raise ValueError(f"samples of shape {self.in_shape} cannot be read at {side} pixels: they do not stay in files")
+        return self
+
     @abstractmethod
     def epoch(
         self,

@@ -1,10 +1,9 @@
 """ImageNet (ILSVRC 2012) from the two .beton files that `python -m raylth.data imagenet` writes."""
 
-from pathlib import Path
-
 from raylth.core.data.beton import Beton
 from raylth.core.data.dataset import DATASETS, DataError, DatasetInfo
 from raylth.core.data.images import ImageFiles
+from raylth.core.data.places import below
 
 __all__ = ["FILES", "imagenet"]
 
@@ -18,7 +17,7 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the trainin
 def imagenet(*, root: str | None, resolution: int | None = None, **_: object) -> ImageFiles:
     """Return the place of the images, (3, resolution, resolution) uint8 of 1,000 classes; none is read."""
     check(root=root)
-    train, test = (str((Path(root or "") / name).absolute()) for name in FILES.values())
+    train, test = (below(root or "", name) for name in FILES.values())
     return ImageFiles(train, test, resolution or RESOLUTION, CLASSES, MEAN, STD, WHOLE)
 
 
@@ -28,7 +27,7 @@ def check(*, root: str | None, **_: object) -> None:
         raise DataError("data.root: imagenet lies in files, so data.root must name their folder")
     for name in FILES.values():
         try:
-            Beton(Path(root) / name)
+            Beton(below(root, name))
         except DataError as error:
             raise DataError(f"data.root: {error}") from error
 

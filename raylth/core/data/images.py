@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raylth.core.data.beton import Beton
 from raylth.core.data.dataset import WHOLE, DataError, Dataset, Split, normalisation, part_of
+from raylth.core.data.places import copy, is_remote, locate_file
 from raylth.seeding import derive_seed
 
 __all__ = ["CENTER_SHARE", "ImageFiles", "StreamedSplit", "has_ffcv", "stage"]
@@ -57,7 +58,7 @@ class ImageFiles(Dataset):
     @property
     def bytes(self) -> int:
         """What both files take."""
-        return sum(Path(path).stat().st_size for path in (self.train, self.test))
+        return sum(Beton(path).size for path in (self.train, self.test))
 
     def first(self, num_train: int | None, num_test: int | None) -> "ImageFiles":
         """Keep the first samples of each split; DataError when a file has fewer, or labels beyond the classes."""
@@ -73,6 +74,12 @@ class ImageFiles(Dataset):
             if largest >= self.num_classes:
                 raise DataError(f"data.root: {path} has the label {largest}, and there are {self.num_classes} classes")
         return dataclasses.replace(self, num_train=num_train, num_test=num_test)
+
+    def staged(self, folder: str | None) -> "ImageFiles":
+        """Have the files copied to a folder of each machine before they are read; a bucket's must be, else DataError."""
+        if folder is None and is_remote(self.train):
+            raise DataError(f"data.root: {self.train} is in a bucket: set resources.staging, a folder on each machine's disk")
+        return dataclasses.replace(self, staging=folder)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of both files' tables (sizes, labels, places), and of how they are read."""
@@ -93,16 +100,16 @@ class ImageFiles(Dataset):
         mean, std = normalisation(self.mean, self.std, device, 4)
         where = torch.device(device)
 
-        def reader() -> Reader:
+        def reader(resolution: int) -> Reader:
             if has_ffcv():
                 threads = torch.get_num_threads()
                 from raylth.core.data.ffcv_images import FfcvImages  # FFCV sets it to 1
 
                 torch.set_num_threads(threads)
-                return FfcvImages(beton, self.resolution, CENTER_SHARE, where)
+                return FfcvImages(beton, resolution, CENTER_SHARE, where)
             from raylth.core.data.pil_images import PilImages
 
-            return PilImages(beton, self.resolution, CENTER_SHARE, where)
+            return PilImages(beton, resolution, CENTER_SHARE, where)
 
         return StreamedSplit(labels, mean, std, self.resolution, cache(reader))
 
@@ -110,11 +117,11 @@ class ImageFiles(Dataset):
 def stage(path: str, folder: str) -> Path:
     """Copy a .beton file to a folder of this machine, once for all its processes; returns the copy, which is whole.
 
-    The first process copies while the others wait; one that dies lets the next begin again. The copy's name has the file's
-    fingerprint. DataError when there is no room.
+    `path` may be a bucket's. The first process copies while the others wait; one that dies lets the next begin again. The
+    copy's name has the file's fingerprint. DataError when there is no room, or the copying fails.
     """
     source = Beton(path)
-    target = Path(folder) / f"{source.path.stem}-{source.fingerprint()[:16]}.beton"
+    target = Path(folder) / f"{Path(locate_file(path)[1]).stem}-{source.fingerprint()[:16]}.beton"
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process ends, however it ends
@@ -123,7 +130,10 @@ def stage(path: str, folder: str) -> Path:
             partial.unlink(missing_ok=True)
             if (free := shutil.disk_usage(target.parent).free) < source.size:
                 raise DataError(f"resources.staging: {folder} has {free:,} bytes free, and {path} has {source.size:,}")
-            shutil.copyfile(path, partial)
+            try:
+                copy(path, partial)
+            except OSError as error:
+                raise DataError(f"resources.staging: {path} was not copied to {folder}: {error}") from error
             if partial.stat().st_size != source.size:
                 raise DataError(f"resources.staging: {path} was not copied whole to {folder}")
             os.replace(partial, target)
@@ -138,7 +148,7 @@ class StreamedSplit(Split):
     mean: Tensor | None
     std: Tensor | None
     resolution: int
-    reader: Callable[[], Reader] = field(repr=False)
+    reader: Callable[[int], Reader] = field(repr=False)  # of images of a resolution
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -183,6 +193,10 @@ class StreamedSplit(Split):
         """Yield the centres of all images, in order."""
         return self._read(list(torch.arange(len(self))[part_of(len(self), part)].split(batch_size)), None)
 
+    def resized(self, side: int) -> Split:
+        """Return the same images at another resolution."""
+        return dataclasses.replace(self, resolution=side)
+
     def take(self, count: int) -> Split:
         """Return the first `count` samples."""
         return dataclasses.replace(self, y=self.y[:count])
@@ -190,7 +204,11 @@ class StreamedSplit(Split):
     def _read(self, batches: Sequence[Tensor], key: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images of batches of indices that are equally large, but for the last, which may have none."""
         batch_size = max((len(batch) for batch in batches), default=0)
-        decoded = self.reader().batches(torch.cat(list(batches)).numpy(), batch_size, key) if batch_size else iter(())
+        decoded = (
+            self.reader(self.resolution).batches(torch.cat(list(batches)).numpy(), batch_size, key)
+            if batch_size
+            else iter(())
+        )
         for index in batches:
             images = next(decoded) if len(index) else torch.empty((0, *self.in_shape[1:], 3), dtype=torch.uint8)
             x = self.normalise(images.to(self.y.device).permute(0, 3, 1, 2))  # channels last, as they were decoded
