@@ -15,6 +15,7 @@ from raylth.core.precision import Precision
 from raylth.core.train import Recipe
 from raylth.resources import ResourcesConfig
 from raylth.values import (
+    AUTO,
     Count,
     Epoch,
     Integer,
@@ -307,13 +308,19 @@ class SweepConfig(Settings):
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
         for kind in ("dense", "imp", "sparse"):
+            self._check_workers(kind)
             self._check_resolution(kind)
-            unsynced, share = getattr(self, kind).unsynced_workers, getattr(self.resources, kind)
-            if unsynced not in (0, share.num_workers):
-                raise ValueError(f"{kind}.unsynced_workers: {unsynced}, and resources.{kind} has {share.num_workers} workers")
-            if unsynced and share.min_workers is not None:
-                raise ValueError(f"resources.{kind}.min_workers: {kind}.unsynced_workers fixes their number")
         return self
+
+    def _check_workers(self, kind: str) -> None:
+        """Raise ValueError for a number of workers that batch norm cannot have."""
+        unsynced, share = getattr(self, kind).unsynced_workers, getattr(self.resources, kind)
+        if unsynced == 1:
+            raise ValueError(f"{kind}.unsynced_workers: 1 worker sees whole batches: leave it at 0")
+        if unsynced not in (0, share.num_workers):
+            raise ValueError(f"{kind}.unsynced_workers: {unsynced}, and resources.{kind} has {share.num_workers} workers")
+        if unsynced and share.min_workers is not None:
+            raise ValueError(f"resources.{kind}.min_workers: {kind}.unsynced_workers fixes their number")
 
     def _check_resolution(self, kind: str) -> None:
         """Raise ValueError for progressive resizing of what has one size, or of a network that depends on it."""
@@ -321,6 +328,8 @@ class SweepConfig(Settings):
         first, (begin, end) = settings.first_resolution, settings.resolution_ramp
         if first is None:
             return
+        if getattr(self.resources, kind).gpus == AUTO:  # what the first steps take is not what the last ones do
+            raise ValueError(f"resources.{kind}.gpus: auto cannot be with {kind}.first_resolution: set a share")
         info = DATASETS[self.data.name]
         if not info.is_streamed or not 0 < first <= sides[0]:
             raise ValueError(f"{kind}.first_resolution: {first} is for images in files, of at least as many pixels")

@@ -20,6 +20,7 @@ from raylth.store import Store
 __all__ = ["TeamLost", "num_workers", "room", "run_team"]
 
 START_SECONDS = 30  # until it is looked again how many workers there is room for
+COPYING_SECONDS = 86400  # that one worker may wait for another whose machine copies images; Ray sees those that are dead
 NOTICE_STEPS = 20  # of a training, between two questions whether a machine is to go
 Nodes = Sequence[Mapping[str, float]]  # what each machine has
 
@@ -80,7 +81,7 @@ def _fit(stage: Stage, shared: Shared, config: Mapping[str, Any]) -> str | None:
             scaling_config=ScalingConfig(
                 num_workers=num_workers(nodes, config), use_gpu=bool(config["gpus"]), resources_per_worker=each
             ),
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if config["gpus"] else "gloo"),
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if config["gpus"] else "gloo", timeout_s=COPYING_SECONDS),
             run_config=RunConfig(  # nothing is written there: the store has it all
                 storage_path=folder, name="team", failure_config=FailureConfig(**failure)
             ),
@@ -144,16 +145,25 @@ def _cause(error: Exception) -> Exception:
     if isinstance(error, PreemptionError):
         return TeamLost(failures.PREEMPTED, str(error))
     if not isinstance(error, WorkerGroupError):
-        return TeamLost(failures.CRASHED, str(error).splitlines()[0])
+        return TeamLost(failures.CRASHED, _line(error))
     found: dict[int, Exception] = {
         rank: getattr(each, "health_check_failure", each) for rank, each in sorted(error.worker_failures.items())
     }
-    for kind in (ray.exceptions.RayError, Preempted):  # died, and stopped
+    for is_meant in (_is_rays, lambda each: isinstance(each, Preempted)):  # died or hung, and stopped
         for rank, each in found.items():
-            if isinstance(each, kind):
-                return TeamLost(failures.cause_of(each), f"worker {rank}: {str(each).splitlines()[0]}")
+            if is_meant(each):
+                return TeamLost(failures.cause_of(each), f"worker {rank}: {_line(each)}")
     own = [each for each in found.values() if not _is_of_another(each)]
-    return own[0] if own else TeamLost(failures.CRASHED, str(next(iter(found.values()))).splitlines()[0])
+    return own[0] if own else TeamLost(failures.CRASHED, _line(next(iter(found.values()))))
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _is_rays(error: BaseException) -> bool:
+    """Whether Ray says that a worker is dead, or does not answer."""
+    return isinstance(error, ray.exceptions.RayError) or type(error).__module__.startswith("ray.train")
 
 
 def _is_of_another(error: BaseException) -> bool:

@@ -216,10 +216,14 @@ class StageTrial(tune.Trainable):
         return self.is_asked_to_stop or (self.steps_left is not None and self.steps_left < 0)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        """SIGTERM: a training saves its state at its next step; a process without work ends at once."""
+        """SIGTERM: a training saves its state at its next step, but a team's; a process without work ends at once."""
         self.is_asked_to_stop = True
-        if not self.is_busy or self.config["workers"] > 1:  # a team goes with the process that waits for it
+        if not self.is_busy:
             os._exit(128 + number)
+        if self.config["workers"] > 1:  # the team ends with the process that waits for it
+            from raylth.stages import Preempted
+
+            raise Preempted("asked to stop; its workers go on from their last saved epoch")
 
     def _context(self, device: str) -> "Context":
         if device not in self.contexts:

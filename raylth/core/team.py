@@ -20,6 +20,8 @@ from raylth.core.pack import Program
 
 __all__ = ["ALONE", "Team"]
 
+PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 
 @dataclass(frozen=True)
 class Team:
@@ -64,8 +66,8 @@ class Team:
     def trains(self, program: Program, *, synced: bool) -> Iterator[None]:
         """Have backward passes leave the whole team's gradients, by DistributedDataParallel, in a program of one network.
 
-        With `synced`, its batch norms see whole batches in training; else each process's see its own part.
-        ValueError for a program of several networks.
+        With `synced`, its batch norms see whole batches in training; else each process's see its own part. ValueError for a
+        program of several networks, and for a batch norm of a kind of its own, which cannot be synced.
         """
         if self.size == 1:
             yield
@@ -73,13 +75,17 @@ class Team:
         if program.size > 1:
             raise ValueError(f"{program.size} networks as one program cannot be trained by {self.size} processes")
         network = program.network
-        norms = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm) and synced}
+        modules = network.named_modules(remove_duplicate=False)
+        norms = {name: module for name, module in modules if isinstance(module, _BatchNorm) and synced}
+        ours = {norm: _synced(norm, name) for name, norm in norms.items()}
         try:
             for name, norm in norms.items():
-                network.set_submodule(name, _synced(norm))
+                network.set_submodule(name, ours[norm])
             with warnings.catch_warnings():  # the option's new name is not in torch 2.11
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-                program.runs = nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+                program.runs = nn.parallel.DistributedDataParallel(
+                    network, broadcast_buffers=False, find_unused_parameters=True
+                )
             yield
         finally:
             program.runs = network
@@ -104,12 +110,15 @@ class Team:
 ALONE = Team()
 
 
-def _synced(norm: _BatchNorm) -> _BatchNorm:
+def _synced(norm: _BatchNorm, name: str) -> _BatchNorm:
     """Return a batch norm with the same tensors that sees the batches of all processes."""
-    kind = nn.SyncBatchNorm if norm.weight is not None and norm.weight.is_cuda else SyncedBatchNorm
+    if type(norm) not in PLAIN_NORMS:
+        raise ValueError(f"{name}: a {type(norm).__name__} cannot be synced over processes: set unsynced_workers")
+    tensors = [tensor for tensor in (norm.weight, norm.running_mean) if tensor is not None]
+    kind = nn.SyncBatchNorm if any(tensor.is_cuda for tensor in tensors) else SyncedBatchNorm
     synced = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-        setattr(synced, name, getattr(norm, name))
+    for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(synced, part, getattr(norm, part))
     return synced.train(norm.training)
 
 

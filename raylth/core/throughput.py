@@ -29,7 +29,10 @@ def fastest_pack(
     A few steps of each size are trained on the first samples of `split`; sizes double until they bring nothing, do not fit
     in memory, or measuring on would take long. 1 for what cannot be packed.
     """
-    steps, seconds = replace(recipe, epochs=1, schedule_epochs=None, schedule_start=0, warmup_epochs=0), dict[int, float]()
+    steps = replace(
+        recipe, epochs=1, schedule_epochs=None, schedule_start=0, warmup_epochs=0, first_resolution=None, unsynced_workers=0
+    )
+    seconds: dict[int, float] = {}
     samples = split.take(STEPS * recipe.batch_size)
     rates: dict[int, float] = {}
     best, start = 1, time.perf_counter()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from raylth.core.data.dataset import Split
 from raylth.core.masks import check_mask
@@ -18,6 +19,7 @@ from raylth.core.pack import Program
 from raylth.core.precision import Precision, in_precision, precision
 from raylth.core.sgd import SGD
 from raylth.core.team import ALONE, Team
+from raylth.seeding import derive_seed
 from raylth.steps import crop_side, learning_rate, steps_per_epoch
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 
+DRAWING = {"StochasticDepth"}  # modules that draw in training, beside torch's dropouts
 MOST_INPUTS = 40_000_000  # of a batch that is evaluated: 265 images of 224 pixels
 
 
@@ -175,10 +178,7 @@ def train_together(
         for completed in range(len(losses[0]), recipe.epochs):
             loss_sums = torch.tensor(sums_before, dtype=torch.float64, device=split.y.device)
             epoch = recipe.schedule_start + completed
-            batches = _sized(split, recipe, epoch).epoch(
-                seeds, epoch, recipe.batch_size, augment=augment, first=first, part=team.part
-            )
-            for step, (x, y) in enumerate(batches, start=first):
+            for step, x, y in _epoch(program, split, recipe, epoch, first, seeds, augment, team):
                 count = min(recipe.batch_size, len(split) - step * recipe.batch_size)  # of each member
                 logits = forward(x, len(y) // size).float().flatten(0, 1)  # (K * B, classes), member by member
                 by_member = y.view(-1, size).T.flatten()
@@ -224,13 +224,31 @@ def _note_diverged(diverged: dict[int, Diverged], losses: list[list[float]], epo
             diverged[number] = Diverged(f"training diverged in epoch {epoch}: the mean loss is {each[-1]}")
 
 
-def _sized(split: Split, recipe: Recipe, epoch: int) -> Split:
-    """Return the split at the resolution of an epoch of the schedule."""
-    if not recipe.first_resolution:
-        return split
-    total, last = recipe.schedule_epochs or recipe.epochs, split.in_shape[-1]
-    side = crop_side(epoch, total_epochs=total, first=recipe.first_resolution, last=last, ramp=recipe.resolution_ramp)
-    return split.resized(side)
+def _epoch(
+    program: Program,
+    split: Split,
+    recipe: Recipe,
+    epoch: int,
+    first: int,
+    seeds: Sequence[int],
+    augment: str,
+    team: Team,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (step, inputs, labels) of an epoch of the schedule from step `first` on, at its resolution.
+
+    What the network draws itself, as dropout does, is seeded for each step: it is the same in any process that goes on from
+    there, and another for each process of a team.
+    """
+    if recipe.first_resolution:
+        total, last = recipe.schedule_epochs or recipe.epochs, split.in_shape[-1]
+        side = crop_side(epoch, total_epochs=total, first=recipe.first_resolution, last=last, ramp=recipe.resolution_ramp)
+        split = split.resized(side)
+    draws = any(isinstance(module, _DropoutNd) or type(module).__name__ in DRAWING for module in program.network.modules())
+    batches = split.epoch(seeds, epoch, recipe.batch_size, augment=augment, first=first, part=team.part)
+    for step, (x, y) in enumerate(batches, start=first):
+        if draws:
+            torch.manual_seed(derive_seed(seeds[0], "draws", epoch, step, team.rank))
+        yield step, x, y
 
 
 def _rate(recipe: Recipe, step: int, per_epoch: int) -> float:

@@ -64,7 +64,9 @@ class Resume:
         self.saved_at = time.monotonic()
         if stopping:
             self.uploads.drain()
-            raise Preempted(f"asked to stop after {epochs} epochs and {step} steps; {self._save(ready)}")
+            how = self._save(ready)
+            self.team.any(False)  # whoever is not the one that saves must not end before it has
+            raise Preempted(f"asked to stop after {epochs} epochs and {step} steps; {how}")
         self.is_saving = self.team.rank == 0
         self.uploads.submit(lambda: self._save_behind(ready))
 

@@ -58,6 +58,7 @@ def test_gpus_or_workers_say_how_many_train_together(share, slot):
         ({"resources": {"dense": {"workers": 2, "min_workers": 3}}}, "min_workers: 3 of 2 workers"),
         ({"resources": {"match": {"gpus": 2}}}, "2 is not between 0 and 1"),
         ({"resources": {"match": {"workers": 2}}}, "Extra inputs are not permitted"),
+        ({"sparse": {"unsynced_workers": 1}}, "sparse.unsynced_workers: 1 worker sees whole batches: leave it at 0"),
         ({"sparse": {"unsynced_workers": 2}}, "sparse.unsynced_workers: 2, and resources.sparse has 1 workers"),
         (
             {"sparse": {"unsynced_workers": 2}, "resources": {"sparse": {"workers": 2, "min_workers": 1}}},
@@ -117,5 +118,7 @@ def test_the_end_of_a_team_is_told_from_what_each_worker_met():
     assert cause(w0=ray.exceptions.OutOfMemoryError("memory"), w1=gone).cause == failures.OUT_OF_MEMORY
     broken = BrokenArtefact("k", "its bytes have changed")
     assert cause(w0=broken, w1=gone) is broken, "its own error is the stage's"
+    hung = type("WorkerHealthCheckTimeoutError", (RuntimeError,), {"__module__": "ray.train.v2._internal.exceptions"})()
+    assert cause(w0=hung, w1=gone).cause == failures.CRASHED
     assert cause(w0=gone).cause == failures.CRASHED, "the other's end was not seen yet"
     assert _cause(ControllerError(RuntimeError("no"))).cause == failures.CRASHED

@@ -310,6 +310,8 @@ def test_files_in_a_bucket_are_copied_to_the_machine_and_read_there(converted, b
     assert copied.read_bytes() == (converted / "train.beton").read_bytes()
     with pytest.raises(DataError, match="no such file"):
         load_dataset("imagenet", root=bucket.url("nowhere"))
+    with pytest.raises(DataError, match=r"data\.root: foo://bucket/images/train\.beton: cannot be read: "):
+        load_dataset("imagenet", root="foo://bucket/images")
 
 
 def stage_and_note(path, folder, notes):

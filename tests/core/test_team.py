@@ -188,3 +188,46 @@ def _share_of_norm(x: torch.Tensor, weights: torch.Tensor, weight: torch.Tensor,
     (norm(part) * weights[own]).sum().backward()
     gradients = {"x": part.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
     return gradients | {"mean": norm.running_mean, "var": norm.running_var}
+
+
+class Peculiar(nn.BatchNorm2d):
+    """A kind of its own."""
+
+
+class Odd(nn.Module):
+    """Dropout, a layer that is not used, and a batch norm under two names."""
+
+    def __init__(self, norm: type = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv, self.unused, self.norm = nn.Conv2d(3, 4, 3), nn.Linear(2, 2), norm(4)
+        self.again, self.drop, self.out = self.norm, nn.Dropout(0.5), nn.Linear(4, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = self.drop(torch.ones(64))
+        return self.out(self.again(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def odd(team: Team, norm: type = nn.BatchNorm2d) -> dict:
+    torch.manual_seed(3)
+    model = Odd(norm)
+    torch.manual_seed(100 * team.rank)  # what a process drew before is nothing to the training
+    try:
+        losses = train(model, random_split((3, 8, 8), 64), Recipe(epochs=2, lr=0.01, batch_size=32), seed=5, team=team)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"losses": losses, "seen": model.seen, "unused": model.unused.weight.grad, "weights": model.state_dict()}
+
+
+def test_a_team_takes_unused_parameters_and_shared_modules_and_draws_for_each_process(tmp_path):
+    alone, again = odd(ALONE), odd(ALONE)
+    assert torch.equal(alone["seen"], again["seen"]), "drawn from the training's seed"
+    one, other = in_team(2, odd, tmp_path)
+    assert torch.equal(one["seen"], alone["seen"])
+    assert not torch.equal(one["seen"], other["seen"])
+    assert one["unused"] is None
+    assert one["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+
+
+def test_a_batch_norm_of_a_kind_of_its_own_is_refused(tmp_path):
+    for found in in_team(2, partial(odd, norm=Peculiar), tmp_path):
+        assert found == {"error": "norm: a Peculiar cannot be synced over processes: set unsynced_workers"}

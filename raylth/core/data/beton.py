@@ -9,7 +9,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from pyarrow import NativeFile
+from pyarrow import ArrowInvalid, NativeFile
 
 from raylth.core.data.dataset import DataError
 from raylth.core.data.places import locate_file
@@ -38,13 +38,13 @@ class Beton:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        system, inside = locate_file(self.path)
         try:
+            system, inside = locate_file(self.path)
             with system.open_input_file(inside) as file:
                 self._open(file)
         except FileNotFoundError as error:
             raise DataError(f"{self.path}: no such file; `python -m raylth.data imagenet SRC DST` writes it") from error
-        except OSError as error:
+        except (OSError, ArrowInvalid) as error:
             raise DataError(f"{self.path}: cannot be read: {str(error).splitlines()[0]}") from error
         self._data: np.ndarray | None = None
 

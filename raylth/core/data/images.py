@@ -79,7 +79,7 @@ class ImageFiles(Dataset):
         """Have the files copied to a folder of each machine before they are read; a bucket's must be, else DataError."""
         if folder is None and is_remote(self.train):
             raise DataError(f"data.root: {self.train} is in a bucket: set resources.staging, a folder on each machine's disk")
-        return dataclasses.replace(self, staging=folder)
+        return dataclasses.replace(self, staging=None if folder is None else str(Path(folder).absolute()))
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of both files' tables (sizes, labels, places), and of how they are read."""

@@ -39,8 +39,10 @@ def copy(place: str, target: Path) -> None:
     with system.open_input_file(path) as source, target.open("wb") as file, ThreadPoolExecutor(PIECES) as pool:
 
         def piece(offset: int) -> None:
-            data = source.read_at(min(PIECE, size - offset), offset)
-            os.pwrite(file.fileno(), data, offset)
+            wanted = min(PIECE, size - offset)
+            data = source.read_at(wanted, offset)
+            if len(data) < wanted or os.pwrite(file.fileno(), data, offset) < wanted:
+                raise OSError(f"{place}: {wanted:,} bytes at byte {offset:,} were not copied whole")
 
         size = source.size()
         for _ in pool.map(piece, range(0, size, PIECE)):
