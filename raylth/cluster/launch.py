@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune.callback import Callback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raylth.cluster.address import ClusterError
+from raylth.cluster.address import LOCAL, ClusterError
 from raylth.cluster.board import start_board
 from raylth.cluster.checkpoints import start_checkpoint_actors
 from raylth.cluster.failures import Autopsy
@@ -28,6 +28,7 @@ from raylth.cluster.shared import Shared
 from raylth.cluster.shares import slot_of
 from raylth.cluster.team import room
 from raylth.cluster.trial import StageTrial
+from raylth.cluster.versions import check_versions
 from raylth.core.data import Dataset
 from raylth.resources import ResourcesConfig
 from raylth.stages import STAGES, Graph, Plan, forecast, in_units
@@ -75,6 +76,8 @@ def run_on_ray(
     """
     _start_ray(address, verbose)
     try:
+        if address not in (None, LOCAL):
+            check_versions()
         _check_shares(plan.config.resources)
         _check_object_stores(plan, graph)
         shared = Shared(

@@ -3,9 +3,11 @@
 import importlib
 import os
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psutil
 import ray
 
 from raylth.cluster import failures
@@ -62,6 +64,7 @@ def run_team(stage: Stage, shared: Shared, config: Mapping[str, Any]) -> str | N
         try:
             return _fit(stage, shared, config)
         except TrainingFailedError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold Ray Train's controller, and it the team's CPUs
             if isinstance(error, ControllerError) and "StartupTimeout" in type(error.controller_failure).__name__:
                 continue
             raise _cause(error) from error
@@ -69,7 +72,7 @@ def run_team(stage: Stage, shared: Shared, config: Mapping[str, Any]) -> str | N
 
 def _fit(stage: Stage, shared: Shared, config: Mapping[str, Any]) -> str | None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     each = {"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})}
@@ -81,13 +84,40 @@ def _fit(stage: Stage, shared: Shared, config: Mapping[str, Any]) -> str | None:
             scaling_config=ScalingConfig(
                 num_workers=num_workers(nodes, config), use_gpu=bool(config["gpus"]), resources_per_worker=each
             ),
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if config["gpus"] else "gloo", timeout_s=COPYING_SECONDS),
+            torch_config=_torch_config("cpu:gloo,cuda:nccl" if config["gpus"] else "gloo"),
             run_config=RunConfig(  # nothing is written there: the store has it all
                 storage_path=folder, name="team", failure_config=FailureConfig(**failure)
             ),
         )
         found: str | None = trainer.fit().return_value  # type: ignore[attr-defined]
     return found
+
+
+def _torch_config(backend: str) -> Any:
+    """Have torch's processes meet on the network on which Ray's do."""
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    class OnRaysNetwork(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_choose_interface)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return OnRaysNetwork
+
+    return Config(backend=backend, timeout_s=COPYING_SECONDS)
+
+
+def _choose_interface() -> None:
+    """Name the network interface that has this machine's address in Ray; by its host name alone it may be 127.0.0.1."""
+    address = ray.util.get_node_ip_address()
+    for name, found in psutil.net_if_addrs().items():
+        if any(one.address == address for one in found):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 class _Notice:

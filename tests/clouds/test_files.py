@@ -1,0 +1,116 @@
+"""The cluster files: what Ray makes of them, what AWS is asked for, and that they share what must not differ."""
+
+from pathlib import Path
+
+import boto3
+import pytest
+import yaml
+from moto import mock_aws
+from ray.autoscaler._private import commands
+from ray.autoscaler._private.providers import _get_node_provider
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parents[2]
+FILES = {"aws": ROOT / "cluster.yaml", "gcp": ROOT / "clusters/gcp.yaml", "local": ROOT / "clusters/local.yaml"}
+SHARED = ("file_mounts", "setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+WORKERS = ("spot-l40s", "spot-l4", "spot-a10g", "on-demand-l4")
+
+
+def read(name):
+    return yaml.safe_load(FILES[name].read_text())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ray_takes_each_file(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = prepare_config(read(name))
+    validate_config(config)
+    assert config["cluster_name"] == "raylth"
+    assert config["provider"]["type"] == name
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_runs_on_a_machine_is_the_same_everywhere(name):
+    assert {part: read(name)[part] for part in SHARED} == {part: read("aws")[part] for part in SHARED}
+    assert all(mounted.startswith("~/") for mounted in read(name)["file_mounts"])
+    for local in read(name)["file_mounts"].values():
+        made = ("dist", "~/.ray/auth_token")  # by make cluster-files
+        assert local in made or (ROOT / local).exists(), local
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_workers_come_when_they_are_needed_and_spot_comes_first(name):
+    types = read(name)["available_node_types"]
+    workers = {key: kind for key, kind in types.items() if key != "head"}
+    assert all(kind["min_workers"] == 0 for kind in workers.values())
+    assert {tuple(kind["resources"].items()) for kind in workers.values()} == {(("CPU", 8), ("GPU", 1))}, "one for another"
+    by_priority = sorted(workers, key=lambda key: -workers[key]["priority"])
+    assert [key.split("-")[0] for key in by_priority] == ["spot"] * (len(workers) - 1) + ["on"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert read(name)["idle_timeout_minutes"] <= 10
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory):
+    """What AWS holds after the roles were made, the head, and one worker of each type, up to where SSH would begin."""
+    with pytest.MonkeyPatch.context() as patch, mock_aws():
+        home = tmp_path_factory.mktemp("home")
+        (home / ".ssh").mkdir()
+        patch.setenv("HOME", str(home))
+        patch.chdir(ROOT)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-west-2")
+        boto3.client("cloudformation").create_stack(
+            StackName="raylth-roles",
+            TemplateBody=(ROOT / "clusters/aws-roles.yaml").read_text(),
+            Parameters=[{"ParameterKey": "Bucket", "ParameterValue": "my-bucket"}],
+            Capabilities=["CAPABILITY_NAMED_IAM"],
+        )
+        config = commands._bootstrap_config(prepare_config(read("aws")), no_config_cache=True)
+        provider = _get_node_provider(config["provider"], config["cluster_name"])
+        for name, kind in config["available_node_types"].items():
+            tags = {"ray-node-type": "head" if name == "head" else "worker", "ray-user-node-type": name}
+            provider.create_node(kind["node_config"], tags, 1)
+        yield boto3.client("ec2")
+
+
+def machines(aws):
+    found = [machine for group in aws.describe_instances()["Reservations"] for machine in group["Instances"]]
+    return {tag["Value"]: machine for machine in found for tag in machine["Tags"] if tag["Key"] == "ray-user-node-type"}
+
+
+def test_aws_is_asked_for_spot_machines_and_one_kind_without(aws):
+    found = machines(aws)
+    assert set(found) == {"head", *WORKERS}
+    assert {name: machine.get("InstanceLifecycle") for name, machine in found.items()} == {
+        "head": None, "spot-l40s": "spot", "spot-l4": "spot", "spot-a10g": "spot", "on-demand-l4": None,
+    }  # fmt: skip
+    assert len({machine["InstanceType"] for name, machine in found.items() if name.startswith("spot")}) == 3
+    assert {machine["ImageId"] for machine in found.values()} == {
+        read("aws")["available_node_types"]["head"]["node_config"]["ImageId"]
+    }
+
+
+def test_nothing_but_ssh_comes_in_from_outside(aws):
+    groups = {group["GroupId"] for machine in machines(aws).values() for group in machine["SecurityGroups"]}
+    (group,) = [found for found in aws.describe_security_groups()["SecurityGroups"] if found["GroupId"] in groups]
+    assert group["GroupName"] == "raylth"
+    assert {tag["Key"]: tag["Value"] for tag in group["Tags"]}["ray-cluster-name"] == "raylth"
+    from_outside = [rule for rule in group["IpPermissions"] if rule["IpRanges"] or rule.get("Ipv6Ranges")]
+    assert [(rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [(22, 22)]
+    for rule in group["IpPermissions"]:
+        assert rule in from_outside or {pair["GroupId"] for pair in rule["UserIdGroupPairs"]} == {group["GroupId"]}
+
+
+def test_machines_have_roles_instead_of_keys_and_names_by_which_they_are_found(aws):
+    for name, machine in machines(aws).items():
+        profile = machine["IamInstanceProfile"]["Arn"].rpartition("/")[2]
+        assert profile == ("raylth-head" if name == "head" else "raylth-worker")
+        assert {tag["Key"]: tag["Value"] for tag in machine["Tags"]}["ray-cluster-name"] == "raylth"
+    tagged = aws.describe_volumes(Filters=[{"Name": "tag:ray-cluster-name", "Values": ["raylth"]}])["Volumes"]
+    assert len(tagged) == len(machines(aws)), "disks are found by the same name"
+    policies = boto3.client("iam").list_role_policies(RoleName="raylth-worker")["PolicyNames"]
+    assert policies == ["bucket"], "a worker can reach the bucket, and start nothing"
+    text = (ROOT / "cluster.yaml").read_text()
+    assert "aws_access_key" not in text.lower()
