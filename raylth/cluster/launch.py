@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylth.cluster.address import LOCAL, ClusterError
 from raylth.cluster.board import start_board
+from raylth.cluster.capacity import machines
 from raylth.cluster.checkpoints import start_checkpoint_actors
 from raylth.cluster.failures import Autopsy
 from raylth.cluster.gpus import total_bytes
@@ -78,7 +79,8 @@ def run_on_ray(
     try:
         if address not in (None, LOCAL):
             check_versions()
-        _check_shares(plan.config.resources)
+        nodes = machines() if address not in (None, LOCAL) else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        _check_shares(plan.config.resources, nodes)
         _check_object_stores(plan, graph)
         shared = Shared(
             root=str(store.root.absolute()),
@@ -97,7 +99,7 @@ def run_on_ray(
             state_seconds=plan.config.resources.state_seconds,
             imports=imports,
         )
-        searcher = GraphSearcher(graph, store, plan.config.resources, gpu_table(), ray.cluster_resources())
+        searcher = GraphSearcher(graph, store, plan.config.resources, gpu_table(), _sums(nodes))
         head = ray.get_runtime_context().gcs_address
         with Lifeline(head, lambda: lost(head)):
             _run_tune(searcher, shared, watch, verbose)
@@ -227,9 +229,12 @@ def gpu_table() -> list[tuple[str, int]]:
     return [gpu for found in ray.get(asked) for gpu in found]
 
 
-def _check_shares(resources: ResourcesConfig) -> None:
+def _sums(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+
+
+def _check_shares(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> None:
     """Refuse a share that no node could ever give, instead of waiting for it for ever."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for kind in STAGES:
         share = getattr(resources, kind)
         slot = slot_of(share)

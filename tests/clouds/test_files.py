@@ -10,6 +10,9 @@ from ray.autoscaler._private import commands
 from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from raylth.cluster.capacity import machines, startable
+from raylth.cluster.team import room
+
 ROOT = Path(__file__).parents[2]
 FILES = {"aws": ROOT / "cluster.yaml", "gcp": ROOT / "clusters/gcp.yaml", "local": ROOT / "clusters/local.yaml"}
 SHARED = ("file_mounts", "setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
@@ -50,6 +53,21 @@ def test_workers_come_when_they_are_needed_and_spot_comes_first(name):
     assert read(name)["idle_timeout_minutes"] <= 10
 
 
+def test_a_sweep_counts_on_the_machines_that_may_come(tmp_path, monkeypatch):
+    """Sixteen may, of three types, and eight at a time; a head without CPUs is none of them."""
+    head, worker = {"CPU": 0.0, "memory": 1.0}, {"CPU": 8.0, "GPU": 1.0}
+    file = tmp_path / "bootstrap.yaml"
+    file.write_text(yaml.safe_dump(read("aws")))
+    for alive, number in (([head], 8), ([head, worker, worker], 8)):
+        monkeypatch.setattr("ray.nodes", lambda alive=alive: [{"Alive": True, "Resources": node} for node in alive])
+        found = machines(str(file))
+        assert sum(node.get("GPU", 0) for node in found) == number
+        assert room(found, 8, 1.0) == number
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": worker}, {"Alive": False, "Resources": worker}])
+    assert machines(str(tmp_path / "none.yaml")) == [worker], "a cluster that does not grow"
+    assert startable(read("local")) == []
+
+
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory):
     """What AWS holds after the roles were made, the head, and one worker of each type, up to where SSH would begin."""
@@ -75,13 +93,13 @@ def aws(tmp_path_factory):
         yield boto3.client("ec2")
 
 
-def machines(aws):
+def instances(aws):
     found = [machine for group in aws.describe_instances()["Reservations"] for machine in group["Instances"]]
     return {tag["Value"]: machine for machine in found for tag in machine["Tags"] if tag["Key"] == "ray-user-node-type"}
 
 
 def test_aws_is_asked_for_spot_machines_and_one_kind_without(aws):
-    found = machines(aws)
+    found = instances(aws)
     assert set(found) == {"head", *WORKERS}
     assert {name: machine.get("InstanceLifecycle") for name, machine in found.items()} == {
         "head": None, "spot-l40s": "spot", "spot-l4": "spot", "spot-a10g": "spot", "on-demand-l4": None,
@@ -93,7 +111,7 @@ def test_aws_is_asked_for_spot_machines_and_one_kind_without(aws):
 
 
 def test_nothing_but_ssh_comes_in_from_outside(aws):
-    groups = {group["GroupId"] for machine in machines(aws).values() for group in machine["SecurityGroups"]}
+    groups = {group["GroupId"] for machine in instances(aws).values() for group in machine["SecurityGroups"]}
     (group,) = [found for found in aws.describe_security_groups()["SecurityGroups"] if found["GroupId"] in groups]
     assert group["GroupName"] == "raylth"
     assert {tag["Key"]: tag["Value"] for tag in group["Tags"]}["ray-cluster-name"] == "raylth"
@@ -104,12 +122,12 @@ def test_nothing_but_ssh_comes_in_from_outside(aws):
 
 
 def test_machines_have_roles_instead_of_keys_and_names_by_which_they_are_found(aws):
-    for name, machine in machines(aws).items():
+    for name, machine in instances(aws).items():
         profile = machine["IamInstanceProfile"]["Arn"].rpartition("/")[2]
         assert profile == ("raylth-head" if name == "head" else "raylth-worker")
         assert {tag["Key"]: tag["Value"] for tag in machine["Tags"]}["ray-cluster-name"] == "raylth"
     tagged = aws.describe_volumes(Filters=[{"Name": "tag:ray-cluster-name", "Values": ["raylth"]}])["Volumes"]
-    assert len(tagged) == len(machines(aws)), "disks are found by the same name"
+    assert len(tagged) == len(instances(aws)), "disks are found by the same name"
     policies = boto3.client("iam").list_role_policies(RoleName="raylth-worker")["PolicyNames"]
     assert policies == ["bucket"], "a worker can reach the bucket, and start nothing"
     text = (ROOT / "cluster.yaml").read_text()

@@ -1,0 +1,31 @@
+"""What a cluster has, and what it would have if its autoscaler started all that it may."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+__all__ = ["machines", "startable"]
+
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # which `ray up` leaves on the head
+
+
+def startable(config: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Return the resources of the workers that a cluster file lets Ray start, those of higher priority first."""
+    types = config.get("available_node_types", {})
+    workers = [kind for name, kind in types.items() if name != config.get("head_node_type") and kind.get("resources")]
+    workers.sort(key=lambda kind: -kind.get("priority", 0))
+    most = int(config.get("max_workers", 0))
+    found = [dict(kind["resources"]) for kind in workers for _ in range(int(kind.get("max_workers", most)))]
+    return found[:most]
+
+
+def machines(bootstrap: str = BOOTSTRAP) -> list[dict[str, float]]:
+    """Return what each machine has, and on the head of a cluster that grows what each that may come would have."""
+    alive: Sequence[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    file = Path(bootstrap).expanduser()
+    coming = startable(yaml.safe_load(file.read_text())) if file.is_file() else []
+    working = sum(1 for node in alive if node.get("CPU", 0.0) > 0)
+    return [*alive, *coming[working:]]  # those that are there are not to come
