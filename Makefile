@@ -29,6 +29,7 @@ test-cluster: $(VENV)/.installed-dev
 ffcv: $(VENV)/.installed-ffcv
 
 cluster-files: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[clouds]'
 	rm -rf dist && $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
 	umask 077 && $(BIN)/ray get-auth-token --generate >/dev/null
 

@@ -11,6 +11,7 @@ __all__ = ["COMMANDS", "entry", "main"]
 COMMANDS = {  # name -> (module with a `main`, what it does)
     "sweep": ("raylth.sweep", "run a sweep file"),
     "report": ("raylth.report.command", "write the report of a sweep"),
+    "cluster": ("raylth.cluster.down", "end a cluster, and list what it left"),
     "data": ("raylth.data", "write ImageNet in the form that sweeps read"),
     "status": ("raylth.status", "show how the sweeps of a store get on"),
 }

@@ -52,5 +52,5 @@ fi
 sh "$here/scripts/ffcv-packages.sh"
 "$python" -m venv "$here/venv"
 "$here/venv/bin/pip" install --quiet --disable-pip-version-check --force-reinstall --no-deps "$wheel"
-"$here/venv/bin/pip" install --quiet --disable-pip-version-check -c "$here/constraints.txt" "$wheel[imagenet]"
+"$here/venv/bin/pip" install --quiet --disable-pip-version-check -c "$here/constraints.txt" "$wheel[imagenet,clouds]"
 echo "$wanted" >"$here/environment"

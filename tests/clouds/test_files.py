@@ -10,6 +10,7 @@ from ray.autoscaler._private import commands
 from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from raylth.cluster import down
 from raylth.cluster.capacity import machines, startable
 from raylth.cluster.team import room
 
@@ -132,3 +133,44 @@ def test_machines_have_roles_instead_of_keys_and_names_by_which_they_are_found(a
     assert policies == ["bucket"], "a worker can reach the bucket, and start nothing"
     text = (ROOT / "cluster.yaml").read_text()
     assert "aws_access_key" not in text.lower()
+
+
+def test_the_way_down_names_what_costs_on(aws, capsys):
+    """Last of all: Ray ends the machines, one comes back, and a disk stays behind."""
+    file, seen = str(FILES["aws"]), []
+    numbers = [machine["InstanceId"] for machine in instances(aws).values()]
+    stranger = aws.run_instances(ImageId="ami-12345678", MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+
+    def ray_down(asked):
+        seen.append(asked)
+        aws.terminate_instances(InstanceIds=numbers[1:])
+        return 0
+
+    assert down.main(["down", file], ray=ray_down) == 1
+    assert seen == [file]
+    output = capsys.readouterr().out
+    assert f"instance {numbers[0]}: " in output
+    assert not any(number in output for number in (*numbers[1:], stranger)), "what has ended, and what is not ours"
+    aws.terminate_instances(InstanceIds=numbers)
+    for volume in aws.describe_volumes(Filters=[{"Name": "tag:ray-cluster-name", "Values": ["raylth"]}])["Volumes"]:
+        aws.delete_volume(VolumeId=volume["VolumeId"])
+    disk = aws.create_volume(
+        AvailabilityZone="us-west-2a",
+        Size=7,
+        TagSpecifications=[{"ResourceType": "volume", "Tags": [{"Key": "ray-cluster-name", "Value": "raylth"}]}],
+    )["VolumeId"]
+    assert down.main(["down", file], ray=lambda _: 0) == 1
+    assert capsys.readouterr().out == f"volume {disk}: 7 GB, attached to nothing\n"
+    aws.delete_volume(VolumeId=disk)
+    assert down.main(["down", file], ray=lambda _: 0) == 0
+    assert "nothing that costs is left of raylth in us-west-2" in capsys.readouterr().out
+    assert down.main(["down", file], ray=lambda _: 3) == 3, "what ray down says"
+
+
+def test_what_is_no_cluster_file_is_one_line(tmp_path, capsys):
+    assert down.main(["down", str(tmp_path / "none.yaml")]) == 2
+    (tmp_path / "sweep.yaml").write_text("name: a")
+    assert down.main(["down", str(tmp_path / "sweep.yaml")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert down.main(["down", str(FILES["local"])], ray=lambda _: 0) == 0
+    assert "for AWS only, and this is local" in capsys.readouterr().out
