@@ -18,6 +18,6 @@ else
   echo "FFCV needs system packages, and this is not root: sudo apt-get install $packages" >&2
   exit 1
 fi
-$as_root apt-get update -qq
+$as_root apt-get update -qq -o DPkg::Lock::Timeout=600
 # shellcheck disable=SC2086 # one word per package
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=600 --no-install-recommends $packages >/dev/null

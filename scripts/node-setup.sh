@@ -14,20 +14,24 @@ if [ "$lifetime" != 0 ] && command -v shutdown >/dev/null && [ ! -e /run/raylth-
   $as_root shutdown -P "+$((lifetime * 60))" >/dev/null 2>&1 && $as_root touch /run/raylth-lifetime
 fi
 
+# A machine that has just begun still installs, and mounts its disk.
+! command -v cloud-init >/dev/null || cloud-init status --wait >/dev/null 2>&1 || true
+! systemctl cat dlami-nvme >/dev/null 2>&1 || $as_root systemctl start dlami-nvme || true
+
 # The disk that comes with the machine: its images mount it at /opt/dlami/nvme, others leave it without a file system.
 scratch=${RAYLTH_SCRATCH-/scratch}
 if [ -n "$scratch" ] && [ ! -e "$scratch" ]; then
   if mountpoint -q /opt/dlami/nvme 2>/dev/null; then
     $as_root ln -s /opt/dlami/nvme "$scratch"
   else
-    $as_root mkdir -p "$scratch"
+    $as_root mkdir -p "$scratch" || { echo "$scratch cannot be made: stages that use it will say so" >&2; scratch=""; }
     disk=$(lsblk -dnpo NAME,MODEL 2>/dev/null | awk '/Instance Storage|nvme_card/ {print $1; exit}')
-    if [ -n "$disk" ] && [ -z "$(lsblk -no MOUNTPOINTS "$disk" | tr -d '[:space:]')" ]; then
+    if [ -n "$scratch" ] && [ -n "$disk" ] && [ -z "$(lsblk -no MOUNTPOINTS "$disk" | tr -d '[:space:]')" ]; then
       $as_root mkfs.ext4 -q -F "$disk"
       $as_root mount "$disk" "$scratch"
     fi
   fi
-  $as_root chmod 1777 "$scratch/."
+  [ -z "$scratch" ] || $as_root chmod 1777 "$scratch/."
 fi
 
 # For ray down, ray exec and people who log in.
@@ -46,8 +50,8 @@ done
 [ -n "$python" ] || { echo "Python 3.11 or newer is needed on every machine" >&2; exit 2; }
 if ! "$python" -c 'import ensurepip, sysconfig, os; sys_h = sysconfig.get_path("include") + "/Python.h"; assert os.path.exists(sys_h)' 2>/dev/null; then
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-  $as_root apt-get update -qq
-  $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "python$version-venv" "python$version-dev" rsync >/dev/null
+  $as_root apt-get update -qq -o DPkg::Lock::Timeout=600
+  $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=600 "python$version-venv" "python$version-dev" rsync >/dev/null
 fi
 sh "$here/scripts/ffcv-packages.sh"
 "$python" -m venv "$here/venv"

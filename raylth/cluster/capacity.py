@@ -13,12 +13,12 @@ BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # which `ray up` leaves on the head
 
 
 def startable(config: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Return the resources of the workers that a cluster file lets Ray start, those of higher priority first."""
+    """Return the resources of the workers that a cluster file lets Ray start: of each type in turn, up to its own limit."""
     types = config.get("available_node_types", {})
     workers = [kind for name, kind in types.items() if name != config.get("head_node_type") and kind.get("resources")]
-    workers.sort(key=lambda kind: -kind.get("priority", 0))
     most = int(config.get("max_workers", 0))
-    found = [dict(kind["resources"]) for kind in workers for _ in range(int(kind.get("max_workers", most)))]
+    rounds = range(max((int(kind.get("max_workers", most)) for kind in workers), default=0))
+    found = [dict(kind["resources"]) for turn in rounds for kind in workers if turn < int(kind.get("max_workers", most))]
     return found[:most]
 
 
@@ -27,5 +27,8 @@ def machines(bootstrap: str = BOOTSTRAP) -> list[dict[str, float]]:
     alive: Sequence[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     file = Path(bootstrap).expanduser()
     coming = startable(yaml.safe_load(file.read_text())) if file.is_file() else []
-    working = sum(1 for node in alive if node.get("CPU", 0.0) > 0)
-    return [*alive, *coming[working:]]  # those that are there are not to come
+    for node in alive:  # those that are there are not to come
+        same = [one for one in coming if all(node.get(name, 0.0) == one.get(name, 0.0) for name in ("CPU", "GPU"))]
+        if same:
+            coming.remove(same[0])
+    return [*alive, *coming]

@@ -35,7 +35,11 @@ def test_ray_takes_each_file(name, monkeypatch):
 
 @pytest.mark.parametrize("name", FILES)
 def test_what_runs_on_a_machine_is_the_same_everywhere(name):
-    assert {part: read(name)[part] for part in SHARED} == {part: read("aws")[part] for part in SHARED}
+    ours, theirs = ({part: read(file)[part] for part in SHARED} for file in (name, "aws"))
+    if name == "local":  # machines that are not paid by the hour go on
+        ours["setup_commands"] = [command.removeprefix("RAYLTH_LIFETIME_HOURS=0 ") for command in ours["setup_commands"]]
+        assert ours["setup_commands"] != read(name)["setup_commands"]
+    assert ours == theirs
     assert all(mounted.startswith("~/") for mounted in read(name)["file_mounts"])
     for local in read(name)["file_mounts"].values():
         made = ("dist", "~/.ray/auth_token")  # by make cluster-files
@@ -67,6 +71,13 @@ def test_a_sweep_counts_on_the_machines_that_may_come(tmp_path, monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": worker}, {"Alive": False, "Resources": worker}])
     assert machines(str(tmp_path / "none.yaml")) == [worker], "a cluster that does not grow"
     assert startable(read("local")) == []
+    kinds = {
+        "head": {},
+        "one": {"resources": worker, "max_workers": 8},
+        "four": {"resources": {"CPU": 32, "GPU": 4}, "max_workers": 1},
+    }
+    few = startable({"head_node_type": "head", "max_workers": 4, "available_node_types": kinds})
+    assert [node["GPU"] for node in few] == [1.0, 4, 1.0, 1.0], "a type that is seldom is there all the same"
 
 
 @pytest.fixture(scope="module")
