@@ -24,7 +24,9 @@ import psutil
 import yaml
 from hardware import describe, tell
 
+from raylth.cluster.address import Joining
 from raylth.cluster.launch import run_on_ray
+from raylth.cluster.meter import Meter
 from raylth.config import SweepConfig
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
@@ -80,7 +82,17 @@ def run_stubs(config: SweepConfig, seconds: dict[str, Any]) -> tuple[Plan, Store
     assert not graph.cached, f"{config.storage} is not empty"
     watch = Watch(run, plan, graph)
     data = load_data(config.data)
-    run_on_ray(plan, graph, store, data, errors=run.errors, watch=watch, address="local", imports=("stub_stages",))
+    run_on_ray(
+        plan,
+        graph,
+        store,
+        data,
+        errors=run.errors,
+        watch=watch,
+        meter=Meter(None, None, run.folder / "used.json"),
+        joining=Joining("local"),
+        imports=("stub_stages",),
+    )
     watch.recorder.close()
     assert set(graph.states.values()) == {"done"}, graph.errors
     return plan, store, time.monotonic() - start, watch.memory

@@ -13,6 +13,7 @@ from raylth.core.data import DATASETS
 from raylth.core.models import MODELS, build_shapes
 from raylth.core.precision import Precision
 from raylth.core.train import Recipe
+from raylth.costs import BudgetConfig, PricesConfig
 from raylth.resources import ResourcesConfig
 from raylth.values import (
     AUTO,
@@ -260,6 +261,8 @@ class SweepConfig(Settings):
     sparse: SparseConfig = SparseConfig()
     analyses: AnalysesConfig = AnalysesConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    budget: BudgetConfig | None = Field(None, description="What the sweep may use before no stage is started any more.")
+    prices: PricesConfig | None = Field(None, description="What the cluster costs; null: no money is counted.")
     log: LogConfig = LogConfig()
 
     @property
@@ -287,6 +290,8 @@ class SweepConfig(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "SweepConfig":
         total = self.dense.epochs
+        if self.budget is not None and self.budget.usd is not None and self.prices is None:
+            raise ValueError("budget.usd: needs prices, and the file has none")
         for rewind in self.sparse.rewinds:
             if rewind >= total:
                 raise ValueError(f"sparse.rewinds: {rewind} is not below dense.epochs = {total}: no epoch would be left")

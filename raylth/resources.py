@@ -77,6 +77,9 @@ class ResourcesConfig(Settings):
     checkpoint_bytes: Count | None = Field(
         None, description="What one of them holds at most; null: together a third of the smallest object store."
     )
+    capacity_minutes: Real = Field(
+        10.0, gt=0, description="How long no machine comes on which any waiting stage fits, until that is said."
+    )
     retries: Integer = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
     state_every: Integer = Field(
         10, ge=0, description="Epochs between saved states of a training; 0: only when its process gets SIGTERM."

@@ -23,7 +23,7 @@ from raylth.tensorboard import TensorBoard
 
 __all__ = ["Recorder", "Run"]
 
-NOT_SCIENCE = {"storage": True, "resources": True, "log": True, "data": {"root", "download"}}
+NOT_SCIENCE = {"storage": True, "resources": True, "budget": True, "prices": True, "log": True, "data": {"root", "download"}}
 SHOWN_FAILURES = 200  # in the manifest
 PACKAGES = ("raylth", "torch", "torchvision", "ray", "numpy", "scipy", "pyarrow", "pydantic", "safetensors")
 

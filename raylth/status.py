@@ -65,6 +65,10 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
     if state == "running" and status["left_seconds"] is not None:
         speed += f", about {duration(status['left_seconds'])} left"
     console.print(speed, highlight=False)
+    used = status.get("used", {})
+    parts = [f"{used[name]:.2f} {unit}" for name, unit in (("gpu_hours", "GPU-hours"), ("usd", "USD")) if used.get(name)]
+    if parts:
+        console.print(f"used so far: {', '.join(parts)}", highlight=False)
     if status["incidents"]:
         counted = ", ".join(f"{times} {cause}" for cause, times in sorted(status["incidents"].items()))
         console.print(f"workers that ended: {counted}", highlight=False)

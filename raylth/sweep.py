@@ -13,28 +13,28 @@ import shlex
 import signal
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import psutil
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from raylth.cluster.address import LOCAL, ClusterError, choose_cluster
+from raylth.cluster.address import ClusterError, Joining, choose_cluster
+from raylth.cluster.meter import Meter
 from raylth.config import SweepConfig
-from raylth.core.data import DataError, Dataset, check_dataset
+from raylth.core.data import DataError, Dataset
 from raylth.core.data.images import ImageFiles, has_ffcv
+from raylth.dryrun import check_space, plan_of, print_plan, scan_of
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
-from raylth.stages import Forecast, Graph, Plan, forecast, free_bytes, in_units, load_data, make_plan, scan
+from raylth.stages import Graph, Plan, forecast, free_bytes, in_units, load_data
 from raylth.store import NewerStore, Store
 from raylth.sweepfile import BadSweep, read_sweep_and_places
 from raylth.view import SweepView
 
 __all__ = ["main", "run_sweep"]
 
-EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, terminal.EXIT_INTERRUPTED
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 2, 3, terminal.EXIT_INTERRUPTED
 
 NO_FFCV = "FFCV is not installed here: PIL reads the same images, several times slower (make ffcv; README, ImageNet)"
 EPILOG = """\
@@ -44,7 +44,7 @@ examples:
   python -m raylth.sweep sweeps/quickstart.yaml seeds.replicates=5 'sparse.rewinds=[0, 10]'
 
 exit status: 0 every stage is done (a network that diverged is a result); 1 a stage failed or is blocked;
-2 bad input, nothing was started; 130 interrupted
+2 bad input, nothing was started; 3 the budget is used up, and stages are left; 130 interrupted
 """
 
 
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what the store already holds")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of a sweep file")
     parser.add_argument("--address", help="a Ray cluster's address (default: the one Ray finds, or this machine)")
+    parser.add_argument("--without-token", action="store_true", help="join several machines that ask nobody for a token")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own messages")
     options = parser.parse_intermixed_args(arguments)
     if options.schema:
@@ -69,15 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
     try:
-        address = choose_cluster(options.address)
-
+        joining = Joining(choose_cluster(options.address), options.without_token, options.verbose)
         terminal.raise_at_ctrl_c()
         config, places = read_sweep_and_places(options.file, options.overrides)
         try:
             if options.dry_run:
-                return print_plan(config)
+                print_plan(config)
+                return EXIT_OK
             command = [options.file, *options.overrides, *(["--address", options.address] if options.address else [])]
-            return run_sweep(config, command, address=address, verbose=options.verbose)
+            return run_sweep(config, [*command, *joining.words], joining)
         except (BadSweep, DataError, ClusterError) as error:
             raise BadSweep(places.locate(error)) from error
     except KeyboardInterrupt:
@@ -88,73 +89,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
 
 
-def print_plan(config: SweepConfig) -> int:
-    """Print what a sweep would do, by kind of stage, and what the store already holds."""
-    plan = _plan(config)
-    graph = _scan(plan, Store(config.storage), print)
-    if not graph.finished:
-        check_dataset(config.data.name, root=config.data.root, layout=config.data.layout, download=config.data.download)
-    table = Table(title=f"plan of {config.name}", title_justify="left")
-    ahead = forecast(plan, graph, os.cpu_count() or 1)
-    for heading in ("stage", "planned", "in the store", "to run", "trainings", "epochs to train", "to write"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    totals: Counter[str] = Counter()
-    for kind in dict.fromkeys(stage.kind for stage in plan.stages):
-        stages = [stage for stage in plan.stages if stage.kind == kind]
-        todo = [stage for stage in stages if graph.states[stage.key] != "done"]
-        row = {
-            "planned": len(stages),
-            "held": len(stages) - len(todo),
-            "todo": len(todo),
-            "trainings": sum(stage.epochs > 0 for stage in todo),
-            "epochs": sum(stage.epochs for stage in todo),
-        }
-        totals.update(row)
-        table.add_row(kind, *(f"{number:,}" for number in row.values()), in_units(ahead.published[kind]))
-    table.add_section()
-    numbers = (f"{totals[name]:,}" for name in ("planned", "held", "todo", "trainings", "epochs"))
-    table.add_row("all", *numbers, in_units(sum(ahead.published.values())))
-    Console().print(table)
-    held = f"each node's object store holds the data ({in_units(ahead.dataset)}) and checkpoints (up to "
-    print(f"{held}{in_units(ahead.checkpoint)} each); states of running trainings: {in_units(ahead.states)}")
-    free = free_bytes(Store(config.storage).root)
-    print(f"storage: {config.storage}{'' if free is None else f', {in_units(free)} free'}; nothing was started")
-    _check_space(config, ahead, free)
-    return EXIT_OK
-
-
-def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | None = None, verbose: bool = False) -> int:
+def run_sweep(config: SweepConfig, command: Sequence[str], joining: Joining) -> int:
     """Run a sweep to its end, write its results, print its table; returns the exit status.
 
     Raises DataError, NewerStore, BadSweep or ClusterError before anything is trained.
     """
     console = Console()
-    plan, store = _plan(config), Store(config.storage)
+    plan, store = plan_of(config), Store(config.storage)
     run = Run.open(config, store)
     try:
         store.root.check_writable()
     except OSError as error:
         raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror or error}") from error
-    graph = _scan(plan, store, lambda line: console.print(Text(line, style="yellow")))
+    graph = scan_of(plan, store, lambda line: console.print(Text(line, style="yellow")))
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
+    meter = Meter(config.budget, config.prices, run.folder / "used.json")
     if graph.finished:
         console.print(_nothing_to_train(graph, config.name), highlight=False, soft_wrap=True)
-    else:
-        _check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
+    elif meter.exhausted is None:
+        check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
         dataset = load_data(config.data, config.resources.staging)
         for line in _hints(dataset):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
         try:
-            _run(plan, graph, store, run, dataset, console, recorder, status, command, address, verbose)
+            _run(plan, graph, store, run, dataset, console, recorder, status, command, joining, meter)
         except KeyboardInterrupt:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while the last things are saved
             with contextlib.suppress(OSError):  # the same command writes them
                 recorder.close()
-            status.update(graph, 0, state="stopped")
+            status.update(graph, 0, meter.used, state="stopped")
             console.print(f"\nstopped: {_how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
             return EXIT_INTERRUPTED
-    status.update(graph, 0, state="finished")
+    status.update(graph, 0, meter.used, state="finished" if graph.finished else "stopped")
     try:
         recorder.close()
         _show_results(graph, run, console)
@@ -164,6 +131,9 @@ def run_sweep(config: SweepConfig, command: Sequence[str], *, address: str | Non
         _show_failures(graph, run, console)
         return EXIT_FAILED
     _show_failures(graph, run, console)
+    if not graph.finished:
+        console.print(f"{meter.exhausted}; raise it. {_how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
+        return EXIT_BUDGET
     return EXIT_FAILED if {"failed", "blocked"} & set(graph.states.values()) else EXIT_OK
 
 
@@ -188,13 +158,13 @@ def _run(
     recorder: Recorder,
     status: StatusFile,
     command: Sequence[str],
-    address: str | None,
-    verbose: bool,
+    joining: Joining,
+    meter: Meter,
 ) -> None:
     from raylth.cluster.launch import run_on_ray
 
     name = plan.config.name
-    where = "starting Ray on this machine" if address in (None, LOCAL) else f"joining Ray at {address}"
+    where = "starting Ray on this machine" if joining.is_local else f"joining Ray at {joining.address}"
     console.print(f"{name}: {where}", highlight=False, soft_wrap=True)
     todo = sum(state == "waiting" for state in graph.states.values())
     held = f"; {len(graph.cached)} are in the store already" if graph.cached else ""
@@ -203,21 +173,14 @@ def _run(
         def watch(graph: Graph, epochs: int, notes: list[str]) -> None:
             view.update(graph, epochs, notes)
             recorder.update()
-            status.update(graph, epochs)
+            status.update(graph, epochs, meter.used)
 
         def lost(head: str) -> None:
             how = _how_to_go_on(graph, command)
             os.write(2, f"\n{name}: the Ray cluster at {head} does not answer any more; start it again. {how}\n".encode())
             os._exit(EXIT_FAILED)  # what Ray is asked now would wait for it
 
-        run_on_ray(plan, graph, store, dataset, errors=run.errors, watch=watch, address=address, verbose=verbose, lost=lost)
-
-
-def _plan(config: SweepConfig) -> Plan:
-    try:
-        return make_plan(config)
-    except ValueError as error:
-        raise BadSweep(str(error)) from error
+        run_on_ray(plan, graph, store, dataset, errors=run.errors, watch=watch, meter=meter, joining=joining, lost=lost)
 
 
 def _nothing_to_train(graph: Graph, name: str) -> str:
@@ -231,22 +194,6 @@ def _how_to_go_on(graph: Graph, command: Sequence[str]) -> str:
     done = sum(state == "done" for state in graph.states.values())
     typed = shlex.join([terminal.typed_python(), "-m", "raylth.sweep", *command])
     return f"{done} of {len(graph.stages)} stages are finished and saved. To go on, run the same again:\n  {typed}"
-
-
-def _check_space(config: SweepConfig, ahead: Forecast, free: int | None) -> None:
-    """Raise BadSweep when the disk cannot hold what the sweep will write."""
-    if free is not None and ahead.storage > free:
-        raise BadSweep(
-            f"storage: {config.storage}: the sweep writes about {in_units(ahead.storage)} and {in_units(free)} are free: "
-            f"{in_units(ahead.storage - free)} ({ahead.storage - free:,} bytes) are missing"
-        )
-
-
-def _scan(plan: Plan, store: Store, note: Callable[[str], None]) -> Graph:
-    try:
-        return scan(plan, store, note)
-    except OSError as error:
-        raise BadSweep(f"storage: {plan.config.storage} cannot be read: {error.strerror or error}") from error
 
 
 def _show_results(graph: Graph, run: Run, console: Console) -> None:

@@ -12,8 +12,9 @@ ulimit -n 65536 2>/dev/null || true
 "$ray" stop >/dev/null 2>&1 || true
 case "$1" in
   head)
-    # Ray 2.60's second autoscaler never starts the workers of machines of one's own; its first does.
-    if grep -Eq '"?type"?: *"?local"?' "$HOME/ray_bootstrap_config.yaml"; then export RAY_enable_autoscaler_v2=0; fi
+    # Ray 2.60's second autoscaler asks for a refused type of machine for ever, and starts no machines of one's own.
+    export RAY_enable_autoscaler_v2=0
+    export RAY_AUTOSCALER_UTILIZATION_SCORER=raylth.cluster.fallback.score
     "$ray" start --head --port=6379 --dashboard-host=127.0.0.1 --disable-usage-stats \
       --autoscaling-config="$HOME/ray_bootstrap_config.yaml"
     ;;

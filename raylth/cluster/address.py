@@ -2,9 +2,10 @@
 
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LOCAL", "ClusterError", "choose_cluster"]
+__all__ = ["LOCAL", "ClusterError", "Joining", "choose_cluster"]
 
 LOCAL = "local"  # ray.init's word for a cluster of its own on this machine
 PATIENCE = 3.0  # seconds for a cluster that this machine remembers to answer
@@ -12,6 +13,25 @@ PATIENCE = 3.0  # seconds for a cluster that this machine remembers to answer
 
 class ClusterError(RuntimeError):
     """A cluster that cannot run the sweep as asked; one line that says what is missing."""
+
+
+@dataclass(frozen=True)
+class Joining:
+    """How a sweep joins its cluster: the address (None: the one that Ray finds by itself) and what is typed with it."""
+
+    address: str | None = None
+    without_token: bool = False  # join several machines that ask nobody for a token
+    verbose: bool = False  # show Ray's own messages
+
+    @property
+    def is_local(self) -> bool:
+        """Whether Ray is started on this machine, for this sweep alone."""
+        return self.address in (None, LOCAL)
+
+    @property
+    def words(self) -> list[str]:
+        """The options that were typed, to be typed again."""
+        return ["--without-token"] if self.without_token else []
 
 
 def choose_cluster(asked: str | None) -> str:

@@ -55,14 +55,20 @@ def _error_of(trial: Any) -> Exception | None:
 class Autopsy(FIFOScheduler):
     """Tells the searcher why a trial's worker ended; Tune itself tells it only that it did."""
 
-    def __init__(self, causes: dict[str, tuple[str, str]], has_team: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        causes: dict[str, tuple[str, str]],
+        has_team: Callable[[], bool] = lambda: False,
+        is_closed: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__()
         self.causes = causes  # trial -> (cause, what was raised), read by the searcher
+        self.is_closed = is_closed  # whether no trial is to start any more
         self.has_team = has_team  # whether a trial runs whose workers have resources of their own
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Return the first that waits. Tune keeps an idle worker and what it holds; a team may be waiting for just that."""
-        trial = super().choose_trial_to_run(tune_controller)
+        trial = None if self.is_closed() else super().choose_trial_to_run(tune_controller)
         if trial is None and self.has_team():
             tune_controller._cleanup_cached_actors(force_all=True)
         return trial

@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
@@ -15,21 +16,22 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.callback import Callback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.tune.experiment import Trial
 
-from raylth.cluster.address import LOCAL, ClusterError
+from raylth.cluster.address import ClusterError, Joining
 from raylth.cluster.board import start_board
-from raylth.cluster.capacity import machines
+from raylth.cluster.capacity import machines, refusals
 from raylth.cluster.checkpoints import start_checkpoint_actors
 from raylth.cluster.failures import Autopsy
 from raylth.cluster.gpus import total_bytes
 from raylth.cluster.lifeline import Lifeline
+from raylth.cluster.meter import Meter, Watchdog
+from raylth.cluster.preflight import check_cluster, on_all_machines, versions
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shared import Shared
 from raylth.cluster.shares import slot_of
 from raylth.cluster.team import room
 from raylth.cluster.trial import StageTrial
-from raylth.cluster.versions import check_versions
 from raylth.core.data import Dataset
 from raylth.resources import ResourcesConfig
 from raylth.stages import STAGES, Graph, Plan, forecast, in_units
@@ -51,6 +53,8 @@ QUIET = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
 
+LOCALLY = Joining()
+MACHINES_SECONDS = 5.0  # between two looks at what the cluster has
 Watch = Callable[[Graph, int, list[str]], None]  # (graph, epochs trained in this run, new notes)
 
 
@@ -62,24 +66,24 @@ def run_on_ray(
     *,
     errors: Location,
     watch: Watch,
-    address: str | None = None,
-    verbose: bool = False,
+    meter: Meter,
+    joining: Joining = LOCALLY,
     imports: tuple[str, ...] = (),
     lost: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Run what `graph` lacks; on return every stage is done, failed or blocked.
+    """Run what `graph` lacks; on return every stage is done, failed or blocked, unless the budget of `meter` is used up.
 
-    Joins the cluster at `address`, or the one that Ray finds by itself, or starts Ray on this machine. `watch` is called
+    `joining` says which cluster is joined, or that Ray is started on this machine. `watch` is called
     about twice a second, and once at the end. A process that is interrupted (SIGINT, SIGTERM) raises KeyboardInterrupt
     here within a second, with everything that had finished in the store. Raises ClusterError for a share of resources
     that no node has. `imports` names modules that workers import first: they may bring stages or networks of their own.
     `lost` is called, from a thread, with the address of a cluster that does not answer any more; this may never return then.
     """
-    _start_ray(address, verbose)
+    _start_ray(joining)
     try:
-        if address not in (None, LOCAL):
-            check_versions()
-        nodes = machines() if address not in (None, LOCAL) else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not joining.is_local:
+            check_cluster(joining.without_token)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if joining.is_local else machines()
         _check_shares(plan.config.resources, nodes)
         _check_object_stores(plan, graph)
         shared = Shared(
@@ -97,17 +101,18 @@ def run_on_ray(
             evaluate_every=plan.config.log.evaluate_every,
             state_every=plan.config.resources.state_every,
             state_seconds=plan.config.resources.state_seconds,
+            versions=versions(),
             imports=imports,
         )
         searcher = GraphSearcher(graph, store, plan.config.resources, gpu_table(), _sums(nodes))
         head = ray.get_runtime_context().gcs_address
         with Lifeline(head, lambda: lost(head)):
-            _run_tune(searcher, shared, watch, verbose)
+            _run_tune(searcher, shared, watch, joining.verbose, meter)
     finally:
         ray.shutdown()
 
 
-def _run_tune(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bool) -> None:
+def _run_tune(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bool, meter: Meter) -> None:
     folder = tempfile.mkdtemp(prefix="raylth-tune-")
     try:
         with _Interrupt() as interrupt:
@@ -115,7 +120,7 @@ def _run_tune(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bo
                 tune.with_parameters(StageTrial, shared=shared),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=Autopsy(searcher.causes, searcher.has_team),
+                    scheduler=Autopsy(searcher.causes, searcher.has_team, lambda: searcher.is_closed),
                     num_samples=-1,
                     reuse_actors=True,
                 ),
@@ -123,21 +128,29 @@ def _run_tune(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bo
                     storage_path=folder,
                     name="tune",
                     verbose=1 if verbose else 0,
-                    callbacks=[_Pulse(searcher, shared.board, watch, interrupt)],
+                    callbacks=[_Pulse(searcher, shared.board, watch, interrupt, meter)],
                     failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
-            tuner.fit()
+            with contextlib.suppress(_Closed):
+                tuner.fit()
     finally:
+        meter.save()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Closed(Exception):  # the end of a loop, no error
+    """Nothing runs any more, and nothing is to start."""
 
 
 class _Pulse(Callback):
     """Tune's loop calls this at every turn: it passes progress on and stops the loop when asked to."""
 
-    def __init__(self, searcher: GraphSearcher, board: Any, watch: Watch, interrupt: "_Interrupt") -> None:
-        self.searcher, self.board, self.watch, self.interrupt = searcher, board, watch, interrupt
+    def __init__(self, searcher: GraphSearcher, board: Any, watch: Watch, interrupt: "_Interrupt", meter: Meter) -> None:
+        self.searcher, self.board, self.watch, self.interrupt, self.meter = searcher, board, watch, interrupt, meter
+        self.watchdog = Watchdog(searcher.resources.capacity_minutes, refusals)
+        self.looked_at = float("-inf")
         self.epochs = 0
         self.pending: Any = None
         searcher.on_turn = self.turn
@@ -147,18 +160,34 @@ class _Pulse(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.turn()
+        if self.searcher.is_closed and not any(trial.status == Trial.RUNNING for trial in trials):
+            raise _Closed
 
     def turn(self) -> None:
         """Pass on what is new; KeyboardInterrupt when the sweep is to stop."""
         if self.interrupt.asked:
             raise KeyboardInterrupt
         self._read_board()
+        self._look_at_machines()
         notes, self.searcher.notes = self.searcher.notes, []
         self.watch(self.searcher.graph, self.epochs, notes)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         notes, self.searcher.notes = self.searcher.notes, []
         self.watch(self.searcher.graph, self.epochs, notes)
+
+    def _look_at_machines(self) -> None:
+        """Now and then: charge for them, say that none comes, stop when the budget is used up."""
+        if time.monotonic() - self.looked_at < MACHINES_SECONDS:
+            return
+        self.looked_at = time.monotonic()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.meter.tick(nodes)
+        if (silence := self.watchdog.look(nodes, self.searcher.asked())) is not None:
+            self.searcher.notes.append(silence)
+        if self.meter.exhausted and not self.searcher.is_closed:
+            self.searcher.is_closed = True
+            self.searcher.notes.append(f"{self.meter.exhausted}: no stage is started any more, those that run are finished")
 
     def _read_board(self) -> None:
         """Ask the board without waiting; the answer is taken at a later turn."""
@@ -196,16 +225,16 @@ class _Interrupt:
             signal.signal(number, handler)
 
 
-def _start_ray(address: str | None, verbose: bool) -> None:
+def _start_ray(joining: Joining) -> None:
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    level = logging.INFO if verbose else logging.CRITICAL  # what goes wrong is told by us, once
+    level = logging.INFO if joining.verbose else logging.CRITICAL  # what goes wrong is told by us, once
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(level)
-    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "ignore_reinit_error": False}
+    options: dict[str, Any] = {"log_to_driver": joining.verbose, "logging_level": level, "ignore_reinit_error": False}
     try:
-        ray.init(address=address, include_dashboard=None, **options)
+        ray.init(address=joining.address, include_dashboard=None, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        where = "on this machine" if address in (None, "local") else f"at {address}"
+        where = "on this machine" if joining.is_local else f"at {joining.address}"
         raise ClusterError(f"cannot reach or start Ray {where}: {str(error).splitlines()[0]}") from error
 
 
@@ -223,10 +252,8 @@ def _check_object_stores(plan: Plan, graph: Graph) -> None:
 
 def gpu_table() -> list[tuple[str, int]]:
     """Return the name and the bytes of memory of every GPU of the cluster."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    ask = ray.remote(num_cpus=0)(total_bytes)
-    asked = [ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes]
-    return [gpu for found in ray.get(asked) for gpu in found]
+    found = on_all_machines(total_bytes, only=lambda node: bool(node["Resources"].get("GPU")))
+    return [gpu for each in found.values() for gpu in each]
 
 
 def _sums(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -73,6 +73,7 @@ class GraphSearcher(Searcher):
         self.elsewhere: Counter[str] = Counter()  # stage key -> how often another sweep was found at it
         self.delayed: list[tuple[float, str]] = []  # heap of (when, stage key)
         self.on_turn: Callable[[], None] = lambda: None  # while all is held, Tune's loop asks here and turns nowhere else
+        self.is_closed = False  # no stage is started any more
         self.notes: list[str] = []  # what a person should be told, in order
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,6 +82,8 @@ class GraphSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
         """Return the next stage that may run, None to be asked again later, FINISHED at the end."""
         self.on_turn()
+        if self.is_closed:
+            return None if self.running else Searcher.FINISHED
         while self.delayed and self.delayed[0][0] <= time.monotonic():
             self.graph.retry(heapq.heappop(self.delayed)[1])
         while (stage := self.graph.next_ready()) is not None:
@@ -112,6 +115,10 @@ class GraphSearcher(Searcher):
                 "measure": measure,
             }
         return Searcher.FINISHED if self.graph.finished else None
+
+    def asked(self) -> list[tuple[str, Slot, int]]:
+        """Return what the stages that were suggested and have not ended take: kind, share, and the fewest workers."""
+        return [(stages[0].kind, slot, self.shares.fewest(stages[0])) for stages, slot in self.running.values()]
 
     def has_team(self) -> bool:
         """Whether several workers train a network now, or wait to."""

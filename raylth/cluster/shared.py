@@ -30,6 +30,7 @@ class Shared:
     evaluate_every: int
     state_every: int
     state_seconds: float
+    versions: dict[str, str]  # what every worker's machine must run
     imports: tuple[str, ...] = ()  # modules that a worker imports before its first stage
 
     def context(

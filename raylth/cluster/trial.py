@@ -20,6 +20,7 @@ from ray import tune
 from raylth.cluster import gpus
 from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader
+from raylth.cluster.preflight import compare, versions
 from raylth.cluster.shared import Shared
 from raylth.cluster.trace import Trace
 from raylth.store import BrokenArtefact, Lease, StorageUnreachable, Store, locate
@@ -42,6 +43,7 @@ class StageTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]  # with_parameters adds it
         """Take the handles; data and torch come with the first stage."""
+        compare(shared.versions, {ray.util.get_node_ip_address(): versions()})  # of a machine that came later
         self.shared = shared
         gpus.see_only(ray.get_gpu_ids())
         self.store = Store(shared.root)

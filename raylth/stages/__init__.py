@@ -7,6 +7,7 @@ graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-
 from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.forecast import Forecast, forecast, free_bytes, in_units
 from raylth.stages.graph import Graph
+from raylth.stages.hours import Hours, hours
 from raylth.stages.mask import export_mask
 from raylth.stages.plan import Plan, make_plan
 from raylth.stages.resume import Preempted
@@ -21,6 +22,7 @@ __all__ = [
     "Context",
     "Forecast",
     "Graph",
+    "Hours",
     "Plan",
     "Preempted",
     "Stage",
@@ -29,6 +31,7 @@ __all__ = [
     "export_mask",
     "forecast",
     "free_bytes",
+    "hours",
     "in_units",
     "load_data",
     "make_context",

@@ -1,20 +1,16 @@
 """The cluster files: what Ray makes of them, what AWS is asked for, and that they share what must not differ."""
 
-from pathlib import Path
-
 import boto3
 import pytest
 import yaml
-from moto import mock_aws
-from ray.autoscaler._private import commands
 from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raylth.cluster import down
 from raylth.cluster.capacity import machines, startable
 from raylth.cluster.team import room
+from tests.clouds.aws import ROOT, account, bootstrapped, instances
 
-ROOT = Path(__file__).parents[2]
 FILES = {"aws": ROOT / "cluster.yaml", "gcp": ROOT / "clusters/gcp.yaml", "local": ROOT / "clusters/local.yaml"}
 SHARED = ("file_mounts", "setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
 WORKERS = ("spot-l40s", "spot-l4", "spot-a10g", "on-demand-l4")
@@ -83,21 +79,8 @@ def test_a_sweep_counts_on_the_machines_that_may_come(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory):
     """What AWS holds after the roles were made, the head, and one worker of each type, up to where SSH would begin."""
-    with pytest.MonkeyPatch.context() as patch, mock_aws():
-        home = tmp_path_factory.mktemp("home")
-        (home / ".ssh").mkdir()
-        patch.setenv("HOME", str(home))
-        patch.chdir(ROOT)
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-west-2")
-        boto3.client("cloudformation").create_stack(
-            StackName="raylth-roles",
-            TemplateBody=(ROOT / "clusters/aws-roles.yaml").read_text(),
-            Parameters=[{"ParameterKey": "Bucket", "ParameterValue": "my-bucket"}],
-            Capabilities=["CAPABILITY_NAMED_IAM"],
-        )
-        config = commands._bootstrap_config(prepare_config(read("aws")), no_config_cache=True)
+    with account(tmp_path_factory.mktemp("home")):
+        config = bootstrapped()
         provider = _get_node_provider(config["provider"], config["cluster_name"])
         for name, kind in config["available_node_types"].items():
             tags = {"ray-node-type": "head" if name == "head" else "worker", "ray-user-node-type": name}
@@ -105,13 +88,8 @@ def aws(tmp_path_factory):
         yield boto3.client("ec2")
 
 
-def instances(aws):
-    found = [machine for group in aws.describe_instances()["Reservations"] for machine in group["Instances"]]
-    return {tag["Value"]: machine for machine in found for tag in machine["Tags"] if tag["Key"] == "ray-user-node-type"}
-
-
 def test_aws_is_asked_for_spot_machines_and_one_kind_without(aws):
-    found = instances(aws)
+    found = dict(instances())
     assert set(found) == {"head", *WORKERS}
     assert {name: machine.get("InstanceLifecycle") for name, machine in found.items()} == {
         "head": None, "spot-l40s": "spot", "spot-l4": "spot", "spot-a10g": "spot", "on-demand-l4": None,
@@ -123,7 +101,7 @@ def test_aws_is_asked_for_spot_machines_and_one_kind_without(aws):
 
 
 def test_nothing_but_ssh_comes_in_from_outside(aws):
-    groups = {group["GroupId"] for machine in instances(aws).values() for group in machine["SecurityGroups"]}
+    groups = {group["GroupId"] for machine in dict(instances()).values() for group in machine["SecurityGroups"]}
     (group,) = [found for found in aws.describe_security_groups()["SecurityGroups"] if found["GroupId"] in groups]
     assert group["GroupName"] == "raylth"
     assert {tag["Key"]: tag["Value"] for tag in group["Tags"]}["ray-cluster-name"] == "raylth"
@@ -134,12 +112,12 @@ def test_nothing_but_ssh_comes_in_from_outside(aws):
 
 
 def test_machines_have_roles_instead_of_keys_and_names_by_which_they_are_found(aws):
-    for name, machine in instances(aws).items():
+    for name, machine in dict(instances()).items():
         profile = machine["IamInstanceProfile"]["Arn"].rpartition("/")[2]
         assert profile == ("raylth-head" if name == "head" else "raylth-worker")
         assert {tag["Key"]: tag["Value"] for tag in machine["Tags"]}["ray-cluster-name"] == "raylth"
     tagged = aws.describe_volumes(Filters=[{"Name": "tag:ray-cluster-name", "Values": ["raylth"]}])["Volumes"]
-    assert len(tagged) == len(instances(aws)), "disks are found by the same name"
+    assert len(tagged) == len(dict(instances())), "disks are found by the same name"
     policies = boto3.client("iam").list_role_policies(RoleName="raylth-worker")["PolicyNames"]
     assert policies == ["bucket"], "a worker can reach the bucket, and start nothing"
     text = (ROOT / "cluster.yaml").read_text()
@@ -149,7 +127,7 @@ def test_machines_have_roles_instead_of_keys_and_names_by_which_they_are_found(a
 def test_the_way_down_names_what_costs_on(aws, capsys):
     """Last of all: Ray ends the machines, one comes back, and a disk stays behind."""
     file, seen = str(FILES["aws"]), []
-    numbers = [machine["InstanceId"] for machine in instances(aws).values()]
+    numbers = [machine["InstanceId"] for machine in dict(instances()).values()]
     stranger = aws.run_instances(ImageId="ami-12345678", MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
 
     def ray_down(asked):

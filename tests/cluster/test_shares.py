@@ -132,6 +132,8 @@ import sys
 from ray.cluster_utils import Cluster
 from raylth.cluster import launch
 from raylth.stages import load_data, make_plan, scan
+from raylth.cluster.address import Joining
+from raylth.cluster.meter import Meter
 from raylth.store import Store
 from tests.cluster.test_shares import GIB, fake_sweep
 
@@ -140,7 +142,8 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus
 plan, store = make_plan(fake_sweep("auto")), Store(sys.argv[1])
 graph = scan(plan, store)
 launch.run_on_ray(
-    plan, graph, store, load_data(plan.config.data), errors=store.root / "errors", address=cluster.address,
+    plan, graph, store, load_data(plan.config.data), errors=store.root / "errors",
+    meter=Meter(None, None, store.root / "used.json"), joining=Joining(cluster.address),
     watch=lambda graph, epochs, notes: [print(note) for note in notes], imports=("tests.fake_gpus",),
 )
 cluster.shutdown()

@@ -1,0 +1,105 @@
+"""What a sweep would do, before anything is started: `python -m raylth.sweep FILE --dry-run`."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from raylth.cluster.shares import slot_of
+from raylth.config import SweepConfig
+from raylth.core.data import check_dataset
+from raylth.stages import Forecast, Graph, Hours, Plan, forecast, free_bytes, hours, in_units, make_plan, scan
+from raylth.store import Store
+from raylth.sweepfile import BadSweep
+
+__all__ = ["check_space", "plan_of", "print_plan", "scan_of"]
+
+
+def print_plan(config: SweepConfig) -> None:
+    """Print what a sweep would do, by kind of stage, what the store already holds, and what it will cost."""
+    plan, store = plan_of(config), Store(config.storage)
+    graph = scan_of(plan, store, print)
+    if not graph.finished:
+        check_dataset(config.data.name, root=config.data.root, layout=config.data.layout, download=config.data.download)
+    table = Table(title=f"plan of {config.name}", title_justify="left")
+    ahead = forecast(plan, graph, os.cpu_count() or 1)
+    for heading in ("stage", "planned", "in the store", "to run", "trainings", "epochs to train", "to write"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    totals: Counter[str] = Counter()
+    for kind in dict.fromkeys(stage.kind for stage in plan.stages):
+        stages = [stage for stage in plan.stages if stage.kind == kind]
+        todo = [stage for stage in stages if graph.states[stage.key] != "done"]
+        row = {
+            "planned": len(stages),
+            "held": len(stages) - len(todo),
+            "todo": len(todo),
+            "trainings": sum(stage.epochs > 0 for stage in todo),
+            "epochs": sum(stage.epochs for stage in todo),
+        }
+        totals.update(row)
+        table.add_row(kind, *(f"{number:,}" for number in row.values()), in_units(ahead.published[kind]))
+    table.add_section()
+    numbers = (f"{totals[name]:,}" for name in ("planned", "held", "todo", "trainings", "epochs"))
+    table.add_row("all", *numbers, in_units(sum(ahead.published.values())))
+    Console().print(table)
+    held = f"each node's object store holds the data ({in_units(ahead.dataset)}) and checkpoints (up to "
+    print(f"{held}{in_units(ahead.checkpoint)} each); states of running trainings: {in_units(ahead.states)}")
+    for line in _costs(config, hours(plan, graph, store, _share(config)), ahead):
+        print(line)
+    free = free_bytes(store.root)
+    print(f"storage: {config.storage}{'' if free is None else f', {in_units(free)} free'}; nothing was started")
+    check_space(config, ahead, free)
+
+
+def _share(config: SweepConfig) -> Callable[[str], tuple[int, float]]:
+    def share(kind: str) -> tuple[int, float]:
+        slot = slot_of(getattr(config.resources, kind))
+        return slot.cpus * slot.workers, slot.gpus * slot.workers
+
+    return share
+
+
+def _costs(config: SweepConfig, time: Hours, ahead: Forecast) -> list[str]:
+    """Say how long the trainings take, how that is known, and what it costs at the sweep's prices."""
+    if not time.num_measured + time.num_counted:
+        return []
+    parts = [f"{number:,.3g} {unit}" for number, unit in ((time.gpus, "GPU-hours"), (time.cpus, "core-hours")) if number]
+    known = [f"{time.num_measured} like those that this plan has trained"] if time.num_measured else []
+    if time.num_counted:
+        known.append(f"{time.num_counted} by counted operations, at {' and '.join(time.sources)}; small networks take longer")
+    lines = [f"trainings: about {' and '.join(parts)} ({'; '.join(known)})"]
+    prices = config.prices
+    if prices is not None:
+        usd = time.gpus * prices.gpu_hour + time.cpus * prices.cpu_hour
+        source = f" ({prices.source})" if prices.source else ""
+        month = ahead.storage / 1e9 * prices.gb_month
+        besides = f"{prices.hour:g} USD for each hour besides, {month:,.2f} USD a month to store"
+        lines.append(f"money: about {usd:,.2f} USD, {besides}{source}")
+    return lines
+
+
+def plan_of(config: SweepConfig) -> Plan:
+    """Return a sweep's plan; BadSweep for one that cannot be."""
+    try:
+        return make_plan(config)
+    except ValueError as error:
+        raise BadSweep(str(error)) from error
+
+
+def check_space(config: SweepConfig, ahead: Forecast, free: int | None) -> None:
+    """Raise BadSweep when the disk cannot hold what the sweep will write."""
+    if free is not None and ahead.storage > free:
+        raise BadSweep(
+            f"storage: {config.storage}: the sweep writes about {in_units(ahead.storage)} and {in_units(free)} are free: "
+            f"{in_units(ahead.storage - free)} ({ahead.storage - free:,} bytes) are missing"
+        )
+
+
+def scan_of(plan: Plan, store: Store, note: Callable[[str], None]) -> Graph:
+    """Return which stages of a plan the store holds; BadSweep for a store that cannot be read."""
+    try:
+        return scan(plan, store, note)
+    except OSError as error:
+        raise BadSweep(f"storage: {plan.config.storage} cannot be read: {error.strerror or error}") from error

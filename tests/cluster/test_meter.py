@@ -1,0 +1,133 @@
+"""Budget and capacity with a clock of the test's own; and a sweep that its budget ends."""
+
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+
+from raylth.cluster.meter import Meter, Watchdog
+from raylth.cluster.shares import Slot
+from raylth.costs import BudgetConfig, PricesConfig
+from raylth.report import load_results
+from raylth.store import Store
+from tests.conftest import tiny_sweep
+
+HEAD, WORKER = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def meter_of(tmp_path, clock, **budget) -> Meter:
+    prices = PricesConfig(gpu_hour=1.5, cpu_hour=0.05, hour=0.2)
+    return Meter(BudgetConfig(**budget), prices, Store(tmp_path).root / "used.json", clock)
+
+
+def test_all_machines_are_charged_for_as_long_as_they_were_there(tmp_path, clock):
+    meter = meter_of(tmp_path, clock, gpu_hours=6)
+    meter.tick([HEAD])
+    clock.now += 1800
+    meter.tick([HEAD, WORKER])  # it came just now
+    assert meter.used == {"gpu_hours": 0.0, "usd": pytest.approx(0.5 * (0.2 + 4 * 0.05))}
+    clock.now += 3600
+    meter.tick([HEAD, WORKER, WORKER])
+    assert meter.used["gpu_hours"] == 2.0
+    assert meter.used["usd"] == pytest.approx(0.2 + (0.2 + 4 * 0.05 + 2 * 1.5), abs=1e-4), "a GPU's price has its cores"
+    clock.now += 3599
+    meter.tick([HEAD])
+    assert meter.exhausted is None
+    clock.now += 3600
+    meter.tick([HEAD])
+    assert meter.used["gpu_hours"] == pytest.approx(5.9989, abs=1e-4), "nobody pays for machines that are gone"
+    assert meter.exhausted is None
+    meter.tick([WORKER])
+    clock.now += 10
+    meter.tick([WORKER])
+    assert meter.exhausted == "budget.gpu_hours: 6.00 of 6 GPU-hours are used"
+
+
+def test_a_later_run_goes_on_counting_and_a_larger_budget_is_one(tmp_path, clock):
+    meter = meter_of(tmp_path, clock, usd=3)
+    meter.tick([WORKER])
+    clock.now += 3600
+    meter.tick([WORKER])
+    assert meter.exhausted == "budget.usd: 3.20 of 3 USD are used"
+    again = meter_of(tmp_path, clock, usd=3)
+    assert again.exhausted == meter.exhausted
+    assert meter_of(tmp_path, clock, usd=4).exhausted is None
+    clock.now += 1e6
+    again.tick([WORKER])
+    assert again.usd == pytest.approx(3.2), "while no sweep ran nothing is charged"
+
+
+def test_that_no_machine_comes_is_said_after_so_many_minutes_and_then_less_and_less_often(clock):
+    refused = {"spot-l4": "InsufficientInstanceCapacity"}
+    watchdog, told = Watchdog(10, lambda: refused, clock), []
+    asked = [("sparse", Slot(8, 1.0), 1), ("dense", Slot(8, 0.5), 1)]
+    for minute in range(60):
+        if (line := watchdog.look([HEAD], asked)) is not None:
+            told.append((minute, line))
+        clock.now += 60
+    assert [minute for minute, _ in told] == [10, 20, 40]
+    assert told[0][1].startswith("no machine with 8 CPU, 1 GPU has come for 10 min (spot-l4: InsufficientInstanceCapacity).")
+    assert "resources.sparse.gpus" in told[0][1]
+
+
+def test_the_watchdog_is_quiet_while_anything_fits_or_nothing_waits(clock):
+    watchdog = Watchdog(10, dict, clock)
+    for _ in range(30):
+        clock.now += 60
+        assert watchdog.look([HEAD, WORKER], [("sparse", Slot(16, 1.0), 1), ("imp", Slot(1, 0.0), 1)]) is None
+        assert watchdog.look([HEAD], []) is None
+    team = [("dense", Slot(4, 1.0, workers=4), 3)]
+    lines = []
+    for _ in range(12):
+        clock.now += 60
+        lines.append(watchdog.look([HEAD, WORKER], team))
+    assert sum(line is not None for line in lines) == 1, "two of three workers are not enough"
+
+
+def test_a_sweep_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path):
+    """A day costs so much that the first look at the machines uses it up; what runs is finished, and counted."""
+    settings = tiny_sweep().model_dump(mode="json", exclude_defaults=True) | {"storage": str(tmp_path / "store")}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(settings | {"budget": {"usd": 1}, "prices": {"hour": 3000}}))
+
+    def sweep(*words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "raylth.sweep", str(file), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+    first = sweep()
+    assert first.returncode == 3, first.stdout + first.stderr
+    assert "no stage is started any more, those that run are finished" in first.stdout
+    (used,) = re.findall(r"^budget\.usd: ([\d.]+) of 1 USD are used; raise it\.", first.stdout, flags=re.MULTILINE)
+    assert float(used) >= 1
+    done = len(Store(tmp_path / "store").held())
+    assert done > 0
+    second = sweep()
+    assert second.returncode == 3
+    assert "Ray" not in second.stdout, "nothing is started for it"
+    status = subprocess.run(
+        [sys.executable, "-m", "raylth.status", str(tmp_path / "store")], capture_output=True, text=True, check=True
+    ).stdout
+    assert f"used so far: {float(used):.2f} USD" in status
+    assert "stopped" in status
+    third = sweep("budget=null")
+    assert third.returncode == 0, third.stdout + third.stderr
+    rows = load_results(tmp_path / "store")
+    assert set(rows["status"]) == {"done"}
+    assert isinstance(rows, pd.DataFrame)
+    assert len(rows.query("stage == 'sparse'")) == 24
