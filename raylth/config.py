@@ -14,6 +14,7 @@ from raylth.core.models import MODELS, build_shapes
 from raylth.core.precision import Precision
 from raylth.core.train import Recipe
 from raylth.costs import BudgetConfig, PricesConfig
+from raylth.logs import LogConfig
 from raylth.resources import ResourcesConfig
 from raylth.values import (
     AUTO,
@@ -227,17 +228,6 @@ class SparseConfig(OptimizerConfig):
         min_length=1,
         description="File with A's mask, instead of IMP: masks alone, or a network pruned by torch.nn.utils.prune, which is "
         "then A. {replicate}, {sparsity} and {width} in it are filled in.",
-    )
-
-
-class LogConfig(Settings):
-    """What is recorded on the way; nothing here changes a result."""
-
-    evaluate_every: Integer = Field(10, ge=0, description="Epochs between test evaluations of a curve; 0: only at the end.")
-    tensorboard: str | None = Field(
-        None,
-        min_length=1,
-        description="Folder of the driver's machine for TensorBoard files, a run per network; null is none.",
     )
 
 

@@ -19,8 +19,9 @@ import psutil
 from rich.console import Console
 from rich.text import Text
 
-from raylth.cluster.address import ClusterError, Joining, choose_cluster
+from raylth.cluster.address import LOCAL, ClusterError, Joining, choose_cluster
 from raylth.cluster.meter import Meter
+from raylth.cluster.remote import send
 from raylth.config import SweepConfig
 from raylth.core.data import DataError, Dataset
 from raylth.core.data.images import ImageFiles, has_ffcv
@@ -41,6 +42,7 @@ EPILOG = """\
 examples:
   python -m raylth.sweep sweeps/quickstart.yaml
   python -m raylth.sweep sweeps/quickstart.yaml --dry-run
+  python -m raylth.sweep sweeps/imagenet.yaml --cluster cluster.yaml
   python -m raylth.sweep sweeps/quickstart.yaml seeds.replicates=5 'sparse.rewinds=[0, 10]'
 
 exit status: 0 every stage is done (a network that diverged is a result); 1 a stage failed or is blocked;
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what the store already holds")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of a sweep file")
     parser.add_argument("--address", help="a Ray cluster's address (default: the one Ray finds, or this machine)")
+    parser.add_argument("--cluster", metavar="FILE", help="send the sweep to the cluster that `ray up FILE` made")
     parser.add_argument("--without-token", action="store_true", help="join several machines that ask nobody for a token")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own messages")
     options = parser.parse_intermixed_args(arguments)
@@ -69,11 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
+    if options.cluster and options.address:
+        parser.error("--cluster sends the sweep to a cluster's head, --address joins a cluster from here: one of them")
     try:
-        joining = Joining(choose_cluster(options.address), options.without_token, options.verbose)
+        address = LOCAL if options.cluster else choose_cluster(options.address)
+        joining = Joining(address, options.without_token, options.verbose)
         terminal.raise_at_ctrl_c()
         config, places = read_sweep_and_places(options.file, options.overrides)
         try:
+            if options.cluster and not options.dry_run:
+                words = [*options.overrides, *joining.words]
+                status, told = send(options.cluster, options.file, words, config.storage)
+                print(told, file=sys.stderr if status else sys.stdout)
+                return status
             if options.dry_run:
                 print_plan(config)
                 return EXIT_OK

@@ -15,7 +15,7 @@ LAYERS = [  # lowest first; a module may import from its own room and from rooms
     ("seeding", "registry", "steps", "terminal"),
     ("core", "store"),
     ("values",),
-    ("analyses", "resources", "costs"),
+    ("analyses", "resources", "costs", "logs"),
     ("config", "report"),
     ("sweepfile", "stages"),
     ("tensorboard",),
@@ -171,3 +171,9 @@ def test_files_and_functions_stay_small(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
             assert node.end_lineno - node.lineno < 70, node.name
+
+
+def test_the_command_line_does_not_import_ray():
+    """Which reads at its import whether to send a token; that is decided after the command line was read."""
+    code = "import sys, raylth.sweep; sys.exit('ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from raylth.cluster.address import ClusterError
+from raylth.cluster.remote import read_cluster_file
 
 __all__ = ["left_on_aws", "main"]
 
@@ -22,11 +23,11 @@ def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | Non
     parser.add_argument("file", help="the cluster file that `ray up` was given")
     options = parser.parse_args(arguments)
     try:
-        config = yaml.safe_load(Path(options.file).read_text())
-        name, provider = config["cluster_name"], config["provider"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        print(f"{options.file}: is no cluster file: {error}", file=sys.stderr)
+        config = read_cluster_file(options.file)
+    except ClusterError as error:
+        print(error, file=sys.stderr)
         return EXIT_BAD
+    name, provider = config["cluster_name"], config["provider"]
     status = (ray or _ray_down)(options.file)
     if provider["type"] != "aws":
         print(f"what is left can be listed for AWS only, and this is {provider['type']}: look there yourself")

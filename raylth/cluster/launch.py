@@ -29,8 +29,7 @@ from raylth.cluster.meter import Meter, Watchdog
 from raylth.cluster.preflight import check_cluster, on_all_machines, versions
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shared import Shared
-from raylth.cluster.shares import slot_of
-from raylth.cluster.team import room
+from raylth.cluster.shares import room, slot_of
 from raylth.cluster.trial import StageTrial
 from raylth.core.data import Dataset
 from raylth.resources import ResourcesConfig

@@ -5,15 +5,13 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from raylth.cluster.shares import Slot
-from raylth.cluster.team import room
+from raylth.cluster.shares import Nodes, Slot, room
 from raylth.costs import BudgetConfig, PricesConfig
 from raylth.store import Location
 
 __all__ = ["Meter", "Watchdog"]
 
 SAVE_SECONDS = 30.0  # between two writes of what was used
-Nodes = Sequence[Mapping[str, float]]  # what each machine has
 
 
 class Meter:

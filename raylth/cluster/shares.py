@@ -1,6 +1,7 @@
 """Which share of a machine a stage gets: what the sweep file says, or what was measured, grown where it did not suffice."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,10 @@ from raylth.stages import Stage
 from raylth.store import Store, fingerprint
 from raylth.values import AUTO
 
-__all__ = ["MARGIN", "Shares", "Slot", "share_of_gpu", "slot_of"]
+__all__ = ["MARGIN", "Nodes", "Shares", "Slot", "room", "share_of_gpu", "slot_of"]
 
 MARGIN = 1.15  # of memory, over what was measured: evaluation and fragmentation are not in it
+Nodes = Sequence[Mapping[str, float]]  # what each machine has
 MOST_PER_GPU = 32  # processes on one GPU, whatever its memory
 
 
@@ -124,3 +126,10 @@ def share_of_gpu(taken: int, total: int) -> float:
     if taken <= 0:
         return 1.0
     return 1 / max(1, min(MOST_PER_GPU, int(total / (MARGIN * taken))))
+
+
+def room(nodes: Nodes, cpus: int, gpus: float) -> int:
+    """Count the workers that machines have room for."""
+    return sum(
+        int(min(node.get("CPU", 0.0) // cpus, node.get("GPU", 0.0) // gpus if gpus else float("inf"))) for node in nodes
+    )

@@ -4,7 +4,7 @@ import importlib
 import os
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -14,17 +14,17 @@ from raylth.cluster import failures
 from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader
 from raylth.cluster.shared import Shared
+from raylth.cluster.shares import Nodes, room
 from raylth.cluster.trace import Trace
 from raylth.core.team import Team
 from raylth.stages import Preempted, Stage, run_stage
 from raylth.store import Store
 
-__all__ = ["TeamLost", "num_workers", "room", "run_team"]
+__all__ = ["TeamLost", "num_workers", "run_team"]
 
 START_SECONDS = 30  # until it is looked again how many workers there is room for
 COPYING_SECONDS = 86400  # that one worker may wait for another whose machine copies images; Ray sees those that are dead
 NOTICE_STEPS = 20  # of a training, between two questions whether a machine is to go
-Nodes = Sequence[Mapping[str, float]]  # what each machine has
 
 
 class TeamLost(RuntimeError):
@@ -33,13 +33,6 @@ class TeamLost(RuntimeError):
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(detail)
         self.cause = cause
-
-
-def room(nodes: Nodes, cpus: int, gpus: float) -> int:
-    """Count the workers that machines have room for."""
-    return sum(
-        int(min(node.get("CPU", 0.0) // cpus, node.get("GPU", 0.0) // gpus if gpus else float("inf"))) for node in nodes
-    )
 
 
 def num_workers(nodes: Nodes, config: Mapping[str, Any]) -> int:

@@ -20,6 +20,7 @@ from ray import tune
 from raylth.cluster import gpus
 from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader
+from raylth.cluster.drain import Drain
 from raylth.cluster.preflight import compare, versions
 from raylth.cluster.shared import Shared
 from raylth.cluster.trace import Trace
@@ -48,6 +49,7 @@ class StageTrial(tune.Trainable):
         gpus.see_only(ray.get_gpu_ids())
         self.store = Store(shared.root)
         self.reader = CheckpointReader(shared.checkpoints, self.store)
+        self.drain = Drain()
         self.chalk, self.trace = Chalk(shared.board), Trace()
         self.contexts: dict[str, Context] = {}  # device -> what stages run with, for the life of the process
         self.is_busy = self.is_asked_to_stop = False
@@ -64,6 +66,7 @@ class StageTrial(tune.Trainable):
         for module in self.shared.imports:
             importlib.import_module(module)
         self.is_busy = True
+        self.is_asked_to_stop |= self.drain()
         import torch
 
         torch.set_num_threads(self.config["cpus"])
@@ -215,6 +218,7 @@ class StageTrial(tune.Trainable):
         """Whether the training is to be saved and left: the process must end, or it was to be tried only."""
         if self.steps_left is not None:
             self.steps_left -= 1
+        self.is_asked_to_stop |= self.drain()
         return self.is_asked_to_stop or (self.steps_left is not None and self.steps_left < 0)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:

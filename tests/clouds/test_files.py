@@ -8,7 +8,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raylth.cluster import down
 from raylth.cluster.capacity import machines, startable
-from raylth.cluster.team import room
+from raylth.cluster.shares import room
 from tests.clouds.aws import ROOT, account, bootstrapped, instances
 
 FILES = {"aws": ROOT / "cluster.yaml", "gcp": ROOT / "clusters/gcp.yaml", "local": ROOT / "clusters/local.yaml"}

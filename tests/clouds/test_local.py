@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -76,6 +78,20 @@ class Cluster:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def raylth(self, *words: object) -> subprocess.CompletedProcess:
+        """Run a command of ours at the laptop."""
+        options = {"env": self.environment, "cwd": self.folder, "timeout": 120}
+        command = [sys.executable, "-m", f"raylth.{words[0]}", *map(str, words[1:])]
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+    def wait_for_end(self, asking: str) -> None:
+        """Ask how the sweep gets on, as it told us to, until it has finished."""
+        deadline, told = time.monotonic() + 180, ""
+        while "far" not in told or ": finished, told" not in told:
+            assert time.monotonic() < deadline, told
+            time.sleep(2)
+            told = self.ray(*shlex.split(asking))
+
     def wait_for_nodes(self, number: int) -> None:
         """The head's autoscaler sets the workers up, after `ray up` has ended."""
         command = "RAY_AUTH_MODE=token ~/raylth/venv/bin/ray status"
@@ -117,10 +133,19 @@ def test_ray_up_a_sweep_and_ray_down(cluster):
     token = cluster.machines.home(1) / ".ray/auth_token"
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.read_text() == (cluster.home / ".ray/auth_token").read_text()
-    sweep = cluster.machines.home(0) / "far.yaml"
+    sweep = cluster.folder / "far.yaml"
     sweep.write_text(SWEEP.format(store=cluster.folder / "store", cores=os.cpu_count()))
-    output = cluster.ray("exec", str(cluster.file), "~/raylth/venv/bin/python -m raylth.sweep ~/far.yaml", timeout=180)
-    assert "joining Ray at" in output, output
+    wrong = cluster.raylth("sweep", sweep, "sparse.arms=[naiv]", "--cluster", cluster.file)
+    assert wrong.returncode == 2
+    assert "naiv" in wrong.stderr, "said here, before anything is sent"
+    missing = cluster.raylth("sweep", sweep, "data.name=digits", "resources.dense.cpus=4000", "--cluster", cluster.file)
+    assert missing.returncode == 2, "said there"
+    assert "4000" in missing.stderr
+    sent = cluster.raylth("sweep", sweep, "--cluster", cluster.file)
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    assert "joining Ray at" in sent.stdout, sent.stdout
+    assert cluster.machines.num_processes(0, "raylth.sweep sent/far.yaml"), "it goes on without us"
+    cluster.wait_for_end(re.findall(r"^how it gets on: ray (exec .*)$", sent.stdout, re.MULTILINE)[0])
     rows = load_results(cluster.folder / "store")
     assert set(rows["status"]) == {"done"}
     assert set(rows.query("stage == 'dense'")["workers"]) == {2}, "one of all cores of each machine"

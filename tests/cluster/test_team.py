@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from raylth.cluster import failures
 from raylth.cluster.searcher import GraphSearcher
-from raylth.cluster.shares import Slot, slot_of
-from raylth.cluster.team import TeamLost, _cause, num_workers, room
+from raylth.cluster.shares import Slot, room, slot_of
+from raylth.cluster.team import TeamLost, _cause, num_workers
 from raylth.config import SweepConfig
 from raylth.resources import ResourcesConfig, TrainingShare
 from raylth.stages import Graph, Preempted, Stage, make_plan

@@ -1,8 +1,12 @@
 """Processes that are killed while a sweep runs: the sweep ends with the undisturbed run's bits."""
 
+import http.server
+import os
 import re
 import signal
 import subprocess
+import sys
+import threading
 import time
 
 import psutil
@@ -10,6 +14,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from raylth.cluster import notice
 from raylth.report import load_results
 from tests.buckets import BucketServer
 from tests.faults.conftest import assert_undisturbed, wait_until
@@ -270,3 +275,55 @@ def test_a_training_goes_on_with_fewer_workers_where_it_may(cluster, start_sweep
     assert incidents(output), "the node's end is reported"
     assert_dense_as_by_one(reference, sweep)
     assert load_results(sweep.store.root.path).query("stage == 'dense'")["workers"].min() == 1
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """The metadata server of a spot machine on AWS; `notice` is what it will be told."""
+
+    notice = None
+
+    def do_PUT(self):
+        self.answer("a token" if self.path == "/latest/api/token" else None)
+
+    def do_GET(self):
+        asked = self.path == "/latest/meta-data/spot/instance-action"
+        self.answer(Metadata.notice if asked and self.headers["X-aws-ec2-metadata-token"] == "a token" else None)
+
+    def answer(self, text):
+        self.send_response(200 if text else 404)
+        self.end_headers()
+        self.wfile.write((text or "").encode())
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def metadata():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        Metadata.notice = None
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_spot_machine_with_a_notice_saves_its_training_and_another_goes_on(cluster, start_sweep, reference, metadata):
+    """The notice is two minutes; nothing of what the machine trained is trained again."""
+    first = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
+    words = [sys.executable, "-m", "raylth.cluster.notice", cluster.address, "--address", "127.0.0.2"]
+    watcher = subprocess.Popen(words, env={**os.environ, "RAYLTH_METADATA": metadata}, stdout=subprocess.PIPE, text=True)
+    sweep = start_sweep("--address", cluster.address, "--without-token", "resources.state_every=0")
+    wait_until(lambda: len(artefacts(sweep)) >= 3 and sweep.num_epochs() % 10 == 5, "three artefacts, and a training")
+    assert watcher.poll() is None, "while there is no notice it watches"
+    Metadata.notice = '{"action": "terminate", "time": "2026-11-22T08:22:00Z"}'
+    assert watcher.communicate(timeout=30)[0] == "drained: AWS will terminate this machine at 2026-11-22T08:22:00Z\n"
+    wait_until(lambda: not sweep.workers(under=raylet_of(first).pid), "end of the work on that machine")
+    cluster.add_node(num_cpus=1)
+    output = sweep.finish()
+    assert set(incidents(output)) == {"preempted"}, output
+    assert_computed_twice(reference, sweep, stages=1, epochs=0)
+    assert_undisturbed(reference, sweep.store)
+
+
+def test_where_there_is_no_metadata_server_nothing_is_watched():
+    assert notice.watch("http://127.0.0.1:9", sleep=lambda seconds: None) is None

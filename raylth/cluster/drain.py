@@ -1,0 +1,30 @@
+"""Whether this machine is to go: Ray's head knows, whoever told it."""
+
+import time
+from typing import Any
+
+import ray
+from ray._private.worker import global_worker
+
+__all__ = ["Drain"]
+
+ASK_SECONDS = 2.0  # a spot machine has two minutes after its notice, a pod half a minute
+
+
+class Drain:
+    """Asks the head now and then. A drained machine is given no new work, but what runs there is told nothing by Ray."""
+
+    def __init__(self) -> None:
+        self.node, self.asked_at, self.is_draining = ray.get_runtime_context().get_node_id(), time.monotonic(), False
+
+    def __call__(self) -> bool:
+        """Whether the machine drains, as of at most some seconds ago."""
+        if not self.is_draining and time.monotonic() - self.asked_at >= ASK_SECONDS:
+            self.asked_at = time.monotonic()
+            try:
+                client: Any = global_worker
+                draining = client.gcs_client.get_draining_nodes(timeout=ASK_SECONDS)
+            except ray.exceptions.RayError:  # a head that does not answer drains nobody
+                return False
+            self.is_draining = self.node in {node if isinstance(node, str) else node.hex() for node in draining}
+        return self.is_draining
