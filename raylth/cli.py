@@ -14,6 +14,7 @@ COMMANDS = {  # name -> (module with a `main`, what it does)
     "cluster": ("raylth.cluster.down", "end a cluster, and list what it left"),
     "data": ("raylth.data", "write ImageNet in the form that sweeps read"),
     "status": ("raylth.status", "show how the sweeps of a store get on"),
+    "completion": ("raylth.completion", "print what the shell needs to complete these commands"),
 }
 
 
@@ -27,7 +28,7 @@ def main() -> int:
             print(f"raylth: unknown command {wanted!r}", file=stream)
         print("usage: raylth COMMAND ...", file=stream)
         for name, (_, purpose) in COMMANDS.items():
-            print(f"  {name:8} {purpose} (raylth {name} --help)", file=stream)
+            print(f"  {name:10} {purpose} (raylth {name} --help)", file=stream)
         return 0 if asked_for_help else 2
     terminal.end_at_ctrl_c()
     module = importlib.import_module(COMMANDS[sys.argv[1]][0])

@@ -10,12 +10,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raylth.analyses import AnalysesConfig, Cells, MatchedLineConfig
 from raylth.core.data import DATASETS
-from raylth.core.models import MODELS, build_shapes
+from raylth.core.models import build_shapes
 from raylth.core.precision import Precision
 from raylth.core.train import Recipe
 from raylth.costs import BudgetConfig, PricesConfig
 from raylth.logs import LogConfig
 from raylth.resources import ResourcesConfig
+from raylth.searching import SearchConfig
+from raylth.subjects import DataConfig, ModelConfig
 from raylth.values import (
     AUTO,
     Count,
@@ -25,9 +27,7 @@ from raylth.values import (
     Real,
     Settings,
     Sparsity,
-    Width,
     is_place,
-    known,
     unique,
 )
 
@@ -53,61 +53,6 @@ class SeedsConfig(Settings):
 
     base: Integer = Field(0, ge=0, lt=2**63, description="Base seed of the sweep.")
     replicates: Count = Field(3, description="Independent pairs of networks A and B; the paper has 3.")
-
-
-class DataConfig(Settings):
-    """The data set; its files' place does not enter a key, their layout does (the images can differ)."""
-
-    name: Annotated[str, known(DATASETS)] = Field(description="Data set, by name.")
-    root: str | None = Field(None, description="Folder of its files; data sets that come embedded need none.")
-    layout: Literal["torchvision", "parquet"] = Field(
-        "torchvision", description="How the files lie: torchvision's, or Parquet as the Hugging Face hub stores images."
-    )
-    download: bool = Field(False, description="Let torchvision download missing files to data.root.")
-    resolution: Count | None = Field(
-        None, description="Side of training and evaluation crops, in pixels, where images stay in files; null is 224."
-    )
-    augment: Literal["auto", "none", "flip_crop", "resized_crop"] = Field(
-        "auto",
-        description="Training augmentation; auto is flip and crop with padding 4 for CIFAR, random resized crop and flip for "
-        "ImageNet, none elsewhere.",
-    )
-    num_train: Count | None = Field(None, description="Keep only the first training samples.")
-    num_test: Count | None = Field(None, description="Keep only the first test samples.")
-
-    @model_validator(mode="after")
-    def _complete(self) -> "DataConfig":
-        info = DATASETS[self.name]
-        if info.from_files and self.root is None:
-            raise ValueError(f"root: {self.name} lies in files, so data.root must name their folder")
-        for field, available in (("num_train", info.num_train), ("num_test", info.num_test)):
-            asked = getattr(self, field)
-            if asked is not None and asked > available:
-                raise ValueError(f"{field}: {self.name} has {available} such samples, not {asked}")
-        if self.augment == "flip_crop" and (len(info.in_shape) != 3 or info.is_streamed):
-            raise ValueError(
-                f"augment: flip_crop needs images in memory, not samples of shape {info.in_shape} as {self.name} has"
-            )
-        if self.augment == "resized_crop" and not info.is_streamed:
-            raise ValueError(f"augment: resized_crop is for images that stay in files, which those of {self.name} do not")
-        if self.resolution is not None and not info.is_streamed:
-            raise ValueError(f"resolution: the samples of {self.name} have the shape {info.in_shape}")
-        return self
-
-    @property
-    def in_shape(self) -> tuple[int, ...]:
-        """One sample's shape."""
-        shape = DATASETS[self.name].in_shape
-        return shape if self.resolution is None else (shape[0], self.resolution, self.resolution)
-
-
-class ModelConfig(Settings):
-    """The architecture; each width is a sweep axis of its own."""
-
-    name: Annotated[str, known(MODELS)] = Field(description="Network, by name.")
-    widths: Annotated[list[Width], Field(min_length=1), AfterValidator(unique)] = Field(
-        [1.0], description="Multipliers of every hidden width; the paper has 1 to 16."
-    )
 
 
 class OptimizerConfig(Settings):
@@ -250,6 +195,7 @@ class SweepConfig(Settings):
     connect: MatchedLineConfig | None = Field(None, description="Lines and barriers between pi(A) and B; null is none.")
     sparse: SparseConfig = SparseConfig()
     analyses: AnalysesConfig = AnalysesConfig()
+    search: SearchConfig | None = Field(None, description="Look for each arm's best settings first; null: train as written.")
     resources: ResourcesConfig = ResourcesConfig()
     budget: BudgetConfig | None = Field(None, description="What the sweep may use before no stage is started any more.")
     prices: PricesConfig | None = Field(None, description="What the cluster costs; null: no money is counted.")
@@ -299,7 +245,7 @@ class SweepConfig(Settings):
                     build_shapes(self.model.name, width=width, num_classes=info.num_classes, in_shape=self.data.in_shape)
                 except ValueError as error:
                     raise ValueError(f"{field}: {error}") from error
-        num_train = self.data.num_train or info.num_train
+        num_train = (self.data.num_train or info.num_train) - self.data.holdout
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
         for kind in ("dense", "imp", "sparse"):

@@ -17,7 +17,7 @@ from raylth.core.data.imagenet import FILES
 from raylth.core.data.images import has_ffcv
 from raylth.core.data.sources import Source, open_source
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 EPILOG = """\
 SRC holds train/ and val/ with a folder of images per class (ImageNet as torchvision unpacks it), or train*.parquet and
@@ -32,8 +32,8 @@ exit status: 0 both files are there; 2 bad input or broken images; 130 interrupt
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m raylth.data", description="Write data sets in the form that sweeps read.", epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs (default 90)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: as many as cores)")
     parser.add_argument("--most-broken", type=int, default=10, help="images of a split that may be undecodable (default 10)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     terminal.raise_at_ctrl_c()
     if not (0 <= options.jpeg_share <= 1 and 1 <= options.quality <= 100 and options.max_side >= 1 and options.workers >= 1):

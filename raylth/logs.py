@@ -1,10 +1,42 @@
 """What is recorded on the way, and where else it is written: settings that change no result."""
 
-from pydantic import Field
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
 
 from raylth.values import Integer, Settings
 
-__all__ = ["LogConfig"]
+__all__ = ["LogConfig", "WandbConfig"]
+
+TRACKING = r"sqlite:///.+|file:.+|https?://[^/]+.*|(postgresql|mysql|mssql)(\+\w+)?://.+"
+
+
+def _is_project(name: str) -> str:
+    """Refuse what W&B does not take as a project's name."""
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", name):
+        raise ValueError(f"{name!r} is no name of a W&B project: up to 128 characters, none of / \\ # ? % :")
+    return name
+
+
+def _is_tracking(uri: str) -> str:
+    """Refuse what is no place for MLflow's runs, and credentials, which results would repeat."""
+    if not re.fullmatch(TRACKING, uri):
+        raise ValueError(f"{uri!r} is no tracking URI: expected sqlite:///FILE, file:FOLDER, http(s)://HOST or a database")
+    if re.match(r"[^/]+://[^/@]*:[^/@]*@", uri):
+        raise ValueError("a password belongs in the environment, such as MLFLOW_TRACKING_PASSWORD, not in the address")
+    return uri
+
+
+class WandbConfig(Settings):
+    """Weights & Biases: a run per network, a group per sweep."""
+
+    project: Annotated[str, AfterValidator(_is_project)] = Field("raylth", description="W&B's project.")
+    mode: Literal["online", "offline"] = Field(
+        "offline",
+        description="online: to the server that W&B knows a key for; offline: to files, which `wandb sync` sends later.",
+    )
+    folder: str = Field("raylth-wandb", min_length=1, description="Folder of the driver's machine for W&B's files.")
 
 
 class LogConfig(Settings):
@@ -15,4 +47,8 @@ class LogConfig(Settings):
         None,
         min_length=1,
         description="Folder of the driver's machine for TensorBoard files, a run per network; null is none.",
+    )
+    wandb: WandbConfig | None = Field(None, description="Weights & Biases, a run per network; null is none.")
+    mlflow: Annotated[str, AfterValidator(_is_tracking)] | None = Field(
+        None, description="MLflow's tracking URI, such as sqlite:///mlflow.db or a server, a run per network; null is none."
     )

@@ -1,8 +1,13 @@
-"""One registry class, one instance per kind of thing that a sweep file can name."""
+"""One registry class, one instance per kind of thing that a sweep file can name.
+
+A name is one that was registered, that of an entry point of an installed package, or an import path "package.module:name".
+"""
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -22,8 +27,10 @@ def nearest(name: str, known: list[str]) -> str:
 class Registry(Generic[T]):
     """Named things of one kind, filled by decorator: `@MODELS.register("mlp")`."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, group: str = "", resolve: Callable[[str], T | None] = lambda name: None) -> None:
         self.kind = kind
+        self.group = group  # of entry points, by which installed packages bring more
+        self.resolve = resolve  # makes an entry of a name that is not filed, None for one that it does not know
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -39,9 +46,28 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
+            found = self._brought(name)
+            if found is not None:
+                return self._entries.setdefault(name, found)
             known = ", ".join(self)
             raise UnknownName(f"unknown {self.kind} {name!r}{nearest(name, list(self))} (known: {known})")
         return self._entries[name]
+
+    def _brought(self, name: str) -> T | None:
+        """Return what an import path, a library or an installed package's entry point brings under a name."""
+        module, separator, attribute = name.partition(":")
+        try:
+            if (found := self.resolve(name)) is not None:
+                return found
+            if separator:
+                value: Any = importlib.import_module(module)
+                for part in attribute.split("."):
+                    value = getattr(value, part)
+                return cast(T, value)
+            points = entry_points(group=self.group, name=name) if self.group else ()
+            return next((cast(T, point.load()) for point in points), None)
+        except (ImportError, AttributeError) as error:
+            raise UnknownName(f"{self.kind} {name!r} cannot be imported: {error}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))

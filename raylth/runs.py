@@ -1,6 +1,5 @@
 """A run: one sweep's settings in one store, with its manifest, rows, figure and error reports."""
 
-import contextlib
 import functools
 import importlib.metadata
 import json
@@ -16,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from raylth.config import SweepConfig
+from raylth.exporters import Background, make_exporters, networks
 from raylth.stages import Graph, Plan, result_rows
 from raylth.store import Location, Store, fingerprint
 from raylth.store.tables import DATASETS, append_rows, compact_table, write_table
-from raylth.tensorboard import TensorBoard
 
 __all__ = ["Recorder", "Run"]
 
-NOT_SCIENCE = {"storage": True, "resources": True, "budget": True, "prices": True, "log": True, "data": {"root", "download"}}
+ASIDE = ("storage", "resources", "budget", "prices", "search", "log")
+NOT_SCIENCE = {**dict.fromkeys(ASIDE, True), "data": {"root", "download"}}
 SHOWN_FAILURES = 200  # in the manifest
 PACKAGES = ("raylth", "torch", "torchvision", "ray", "numpy", "scipy", "pyarrow", "pydantic", "safetensors")
 
@@ -112,8 +112,7 @@ class Recorder:
         self.batch, self.seconds = batch, seconds
         self.num_written = 0  # of `graph.ended`
         self.tried_at, self.has_failed = time.monotonic(), False
-        folder = run.config.log.tensorboard
-        self.tensorboard = TensorBoard(folder, run.config.name) if folder else None
+        self.exports = [Background(exporter) for exporter in make_exporters(run.config.log, run.config.name, run.name)]
 
     def update(self) -> None:
         """Write what has ended since the last time, if it is a batch or time has come."""
@@ -128,11 +127,20 @@ class Recorder:
             except OSError:  # a store that does not answer: tried again later
                 self.has_failed = True
 
-    def close(self) -> None:
-        """Write the rest and join all parts."""
-        while self.num_written < len(self.graph.ended):
-            self._write()
-        self.run.compact(self.graph)
+    def close(self, seconds: float = float("inf")) -> None:
+        """Write the rest and join all parts; wait for the exporters while they get on, or at most that many seconds."""
+        try:
+            while self.num_written < len(self.graph.ended):
+                self._write()
+            self.run.compact(self.graph)
+        finally:
+            end = time.monotonic() + seconds
+            for export in self.exports:
+                export.close(end - time.monotonic())
+
+    def take_notes(self) -> list[str]:
+        """Return what the exporters have to say since the last time, a line each."""
+        return [note for export in self.exports for note in export.take_notes()]
 
     def _write(self) -> None:
         ended = self.graph.ended[self.num_written : self.num_written + self.batch]
@@ -140,9 +148,8 @@ class Recorder:
         rows = result_rows(self.plan, self.graph, self.run.store, self.run.name, keys)
         self.run.append(rows, self.graph)
         self.num_written += len(ended)
-        if self.tensorboard is not None:
-            with contextlib.suppress(OSError):  # a folder that cannot be written must not cost the results
-                self.tensorboard.write(rows, self.graph)
+        for export in self.exports:
+            export.add(networks(rows, self.graph))
 
 
 @functools.cache

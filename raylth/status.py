@@ -16,16 +16,28 @@ from raylth.progress import duration, read_status
 from raylth.stages.graph import STATES
 from raylth.store import locate
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 SILENCE = 150.0  # seconds without a word after which a running sweep's driver counts as gone
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 2 when there is no sweep in that folder."""
-    parser = argparse.ArgumentParser(prog="python -m raylth.status", description="Show how the sweeps of a store get on.")
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raylth.status",
+        description="Show how the sweeps of a store get on.\n\nexamples:\n  python -m raylth.status raylth-store\n"
+        "  python -m raylth.status s3://my-bucket/store --json",
+        epilog="exit status: 0; 2 no sweep has run there",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("store", metavar="STORE", help="the store's folder (`storage` in the sweep file)")
     parser.add_argument("--json", action="store_true", help="print it as JSON, one object per sweep")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 2 when there is no sweep in that folder."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     try:
         runs = locate(options.store) / "runs"

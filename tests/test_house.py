@@ -15,15 +15,18 @@ LAYERS = [  # lowest first; a module may import from its own room and from rooms
     ("seeding", "registry", "steps", "terminal"),
     ("core", "store"),
     ("values",),
-    ("analyses", "resources", "costs", "logs"),
+    ("analyses", "resources", "costs", "logs", "searching", "subjects"),
     ("config", "report"),
-    ("sweepfile", "stages"),
-    ("tensorboard",),
+    ("sweepfile", "stages", "settings"),
+    ("exporters",),
     ("runs", "progress"),
-    ("view", "status", "data", "cluster"),
+    ("view", "status", "data", "cluster", "export", "results"),
     ("dryrun",),
+    ("runner",),
+    ("search",),
     ("sweep",),
     ("cli",),
+    ("completion",),
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 FORBIDDEN = {  # room -> packages that must not be imported there

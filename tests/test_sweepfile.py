@@ -160,9 +160,12 @@ def number_settings():
             if below and '"array"' in text:
                 inside = [override.split("=", 1) for override in walk(schema["$defs"][below[1]], [])]
                 yield from (f"{'.'.join([*path, name])}=[{{{key}: {value}}}]" for key, value in inside)
+            elif below and '"additionalProperties"' in text:
+                inside = [override.split("=", 1) for override in walk(schema["$defs"][below[1]], [])]
+                yield from (f"{'.'.join([*path, name])}={{x: {{{key}: {value}}}}}" for key, value in inside)
             elif below:
                 yield from walk(schema["$defs"][below[1]], [*path, name])
-            elif '"integer"' in text or '"number"' in text:
+            elif ('"integer"' in text or '"number"' in text) and '"boolean"' not in text:
                 value = "{x: yes}" if '"additionalProperties"' in text else "[yes]" if '"array"' in text else "yes"
                 yield f"{'.'.join([*path, name])}={value}"
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from raylth.report import paper_accuracy
+from raylth.search import final_of, judged_by
 from raylth.stages import Graph, Plan, Stage, make_plan
 from raylth.sweepfile import read_sweep
 
@@ -25,6 +26,16 @@ COUNTS = r"([\d,]+) trainings(?:, ([\d,]+) epochs)?"
 @cache
 def plan_of(name: str) -> Plan:
     return make_plan(read_sweep(SWEEPS / name))
+
+
+def searched(name: str) -> tuple[int, int]:
+    """Trainings and epochs of a search at most: what trials share, every trial to its end, and the winners."""
+    config = read_sweep(SWEEPS / name)
+    judged, final = (make_plan(part(config)).stages for part in (judged_by, final_of))
+    shared = counts([stage for stage in judged if stage.kind != "sparse"])
+    trials = counts([stage for stage in judged if stage.kind == "sparse"])
+    winners = counts(list(final))
+    return tuple(shared[i] + config.search.trials * trials[i] + winners[i] for i in range(2))
 
 
 def header(name: str) -> str:
@@ -50,7 +61,7 @@ def test_the_command_of_the_header_runs_the_file_itself(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_header_says_what_is_trained(name):
-    planned = counts(list(plan_of(name).stages))
+    planned = searched(name) if plan_of(name).config.search else counts(list(plan_of(name).stages))
     stated = re.search(rf"^Cost +: {COUNTS}", header(name), re.MULTILINE)
     assert stated
     trainings, epochs = read_counts(*stated.groups())

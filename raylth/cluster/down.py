@@ -10,17 +10,28 @@ from typing import Any
 from raylth.cluster.address import ClusterError
 from raylth.cluster.remote import read_cluster_file
 
-__all__ = ["left_on_aws", "main"]
+__all__ = ["left_on_aws", "main", "make_parser"]
 
 EXIT_LEFT, EXIT_BAD = 1, 2
 TAG = "ray-cluster-name"
 
 
-def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | None = None) -> int:
-    """Run `ray down`, then list by tag what is still alive; 0 when that is nothing, 1 when something costs on."""
-    parser = argparse.ArgumentParser(prog="python -m raylth.cluster", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raylth.cluster",
+        description=f"{__doc__}\n\nexample:\n  python -m raylth.cluster down cluster.yaml",
+        epilog="exit status: 0 nothing that costs is left; 1 something is; 2 no cluster file; else what ray down says",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("command", choices=["down"], help="end the cluster, and list what it left")
     parser.add_argument("file", help="the cluster file that `ray up` was given")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | None = None) -> int:
+    """Run `ray down`, then list by tag what is still alive; 0 when that is nothing, 1 when something costs on."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     try:
         config = read_cluster_file(options.file)

@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -37,7 +37,7 @@ from raylth.stages import STAGES, Graph, Plan, forecast, in_units
 from raylth.store import Location, Store
 from raylth.values import AUTO
 
-__all__ = ["run_on_ray"]
+__all__ = ["joined", "run_on_ray"]
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -78,10 +78,7 @@ def run_on_ray(
     that no node has. `imports` names modules that workers import first: they may bring stages or networks of their own.
     `lost` is called, from a thread, with the address of a cluster that does not answer any more; this may never return then.
     """
-    _start_ray(joining)
-    try:
-        if not joining.is_local:
-            check_cluster(joining.without_token)
+    with joined(joining):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if joining.is_local else machines()
         _check_shares(plan.config.resources, nodes)
         _check_object_stores(plan, graph)
@@ -107,6 +104,16 @@ def run_on_ray(
         head = ray.get_runtime_context().gcs_address
         with Lifeline(head, lambda: lost(head)):
             _run_tune(searcher, shared, watch, joining.verbose, meter)
+
+
+@contextlib.contextmanager
+def joined(joining: Joining) -> Iterator[Any]:
+    """Give the ray module, with Ray started here or the cluster joined as for a sweep."""
+    _start_ray(joining)
+    try:
+        if not joining.is_local:
+            check_cluster(joining.without_token)
+        yield ray
     finally:
         ray.shutdown()
 

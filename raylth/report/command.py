@@ -8,20 +8,29 @@ from collections.abc import Sequence
 from raylth.report.page import write_report
 from raylth.store import Location, locate
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 EXIT_OK, EXIT_NOTHING = 0, 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 2 when there is nothing to report on."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m raylth.report",
-        description="Write the report of a sweep, finished or not: report.html, figures and tables.",
+        description="Write the report of a sweep, finished or not: report.html, figures and tables.\n\nexamples:\n"
+        "  python -m raylth.report raylth-store\n  python -m raylth.report raylth-store/runs/RUN --out report --watch 60",
+        epilog="exit status: 0; 2 nothing is there to report",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("place", metavar="STORE_OR_RUN", help="a store, for all its sweeps, or one run, <store>/runs/<run>")
     parser.add_argument("--out", help="folder for the report (default: <run>/report; of a store: <out>/<run>)")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="write it again that often, until Ctrl-C")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 2 when there is nothing to report on."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     try:
         place = locate(options.place)

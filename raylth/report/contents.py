@@ -20,6 +20,7 @@ from raylth.report.results import (
     load_planes,
     load_results,
 )
+from raylth.report.searches import load_search, search_figure, search_table
 from raylth.report.statistics import paired_differences
 from raylth.report.tables import (
     accuracy_table,
@@ -49,6 +50,7 @@ class Frames:
     permutations: pd.DataFrame
     masks: pd.DataFrame
     ensembles: pd.DataFrame
+    search: pd.DataFrame
 
     @classmethod
     def load(cls, run: Location) -> "Frames":
@@ -64,7 +66,7 @@ class Frames:
             except FileNotFoundError:
                 found[name] = pd.DataFrame()
             found[name] = found[name].reindex(columns=DATASETS[name].names)
-        return cls(load_results(run), **found)
+        return cls(load_results(run), **found, search=load_search(run))
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Entry(Generic[Make]):
     title: str
     text: str  # what a reader must know of it
     make: Make
+    has_place: Callable[[Frames], bool] = lambda frames: True  # whether a page of these shows it at all
 
 
 FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
@@ -89,6 +92,13 @@ FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
         "What the permutation gains",
         "Permuted minus naive, paired: both arms of a replicate start from the same weights and see the same batches.",
         lambda frames, title: difference_plot(frames.results, title),
+    ),
+    Entry(
+        "search",
+        "The search",
+        "Trials that went to their end, judged on held-out training samples; lines: the best so far, or the Pareto front.",
+        lambda frames, title: search_figure(frames.search, title),
+        lambda frames: not frames.search.empty,
     ),
     Entry(
         "accuracy_vs_sparsity",
@@ -154,6 +164,13 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         "Permuted against naive",
         "Difference in percentage points, paired by replicate, with its 95 % confidence interval (Student's t).",
         lambda frames: paired_differences(frames.results),
+    ),
+    Entry(
+        "search",
+        "Best settings",
+        "What the search found best, with its accuracy on the held-out training samples; trials that were stopped early.",
+        lambda frames: search_table(frames.search),
+        lambda frames: not frames.search.empty,
     ),
     Entry(
         "paper",

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from raylth.report.contents import FIGURES, TABLES, Frames
 from raylth.report.findings import findings
+from raylth.report.searches import search_findings
 from raylth.report.tables import wide_accuracy
 from raylth.store import Location
 
@@ -48,7 +49,10 @@ def write_report(run: Location, out: Location) -> Location:
         done=done,
         total=total,
         counts=counts.to_html(classes="numbers", border=0),
-        findings=findings(frames.results, frames.barriers, frames.ensembles, frames.masks),
+        findings=[
+            *search_findings(frames.search, frames.results),
+            *findings(frames.results, frames.barriers, frames.ensembles, frames.masks),
+        ],
         figures=figures,
         tables=tables,
         failures=manifest.get("failures", []),
@@ -70,7 +74,7 @@ def _manifest(run: Location) -> dict[str, Any]:
 
 def _figures(frames: Frames, name: str, out: Location) -> list[Shown]:
     shown = []
-    for entry in FIGURES:
+    for entry in (entry for entry in FIGURES if entry.has_place(frames)):
         file, title, text = entry.name, entry.title, entry.text
         try:
             figure = entry.make(frames, f"{name}: {title[0].lower()}{title[1:]}")
@@ -90,7 +94,7 @@ def _figures(frames: Frames, name: str, out: Location) -> list[Shown]:
 
 def _tables(frames: Frames, out: Location) -> list[Shown]:
     shown = []
-    for entry in TABLES:
+    for entry in (entry for entry in TABLES if entry.has_place(frames)):
         file, title, text = entry.name, entry.title, entry.text
         frame = entry.make(frames)
         if frame.empty:

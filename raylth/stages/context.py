@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class Context:
     publish: Callable[[str, Artefact], None] = _publishes_nothing  # what is finished before its stage is
     uploads: Uploads = field(default_factory=Uploads)  # writes that go on behind the stage
     team: Team = ALONE  # the processes that run the same stage together; the first of them writes
+    measured: Callable[[str, dict[str, Any]], None] = lambda key, point: None  # told each evaluated point of a curve
 
 
 def load_data(data: DataConfig, staging: str | None = None) -> Dataset:
@@ -58,6 +60,8 @@ def load_data(data: DataConfig, staging: str | None = None) -> Dataset:
         num_train=data.num_train,
         num_test=data.num_test,
     )
+    if data.holdout:
+        return dataset.holding_out(data.holdout)
     return dataset.staged(staging) if isinstance(dataset, ImageFiles) else dataset
 
 
@@ -74,6 +78,7 @@ def make_context(
     state_seconds: float = 0.0,
     stopping: Callable[[], bool] = lambda: False,
     team: Team = ALONE,
+    measured: Callable[[str, dict[str, Any]], None] = lambda key, point: None,
 ) -> Context:
     """Copy the data to the device once and make torch's kernels reproducible there."""
     if device == "cpu":
@@ -94,4 +99,5 @@ def make_context(
         state_seconds,
         stopping,
         team=team,
+        measured=measured,
     )

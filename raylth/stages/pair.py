@@ -11,7 +11,7 @@ from raylth.analyses import ConnectConfig
 from raylth.config import SweepConfig
 from raylth.core.data import DATASETS
 from raylth.core.masks import mask_sparsity, prunable_names
-from raylth.core.models import build_shapes
+from raylth.core.models import MODELS, build_shapes, code_of
 from raylth.core.permutation import derive_spec
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.seeding import derive_seed
@@ -36,23 +36,22 @@ class Pair:
             "num_classes": info.num_classes,
             "in_shape": list(config.data.in_shape),
         }
+        if (code := code_of(MODELS[config.model.name])) is not None:
+            self.model["code"] = code
         self.augment = info.augment if config.data.augment == "auto" else config.data.augment
         self.train_data: dict[str, Any] = {
             "name": config.data.name,
             "layout": info.layout(config.data.layout),
-            "num_train": config.data.num_train or info.num_train,
+            "num_train": (config.data.num_train or info.num_train) - config.data.holdout,
         }
         if info.is_streamed:
             self.train_data["resolution"] = config.data.in_shape[-1]
-        self.test_data = {"num_test": config.data.num_test or info.num_test}
+        data = config.data
+        self.test_data = {"holdout": data.holdout} if data.holdout else {"num_test": data.num_test or info.num_test}
         base = config.seeds.base
         self.seeds = {name: derive_seed(base, "replicate", replicate, name) % 2**32 for name in ("A", "B")}
-        self.labels = {
-            "width": width,
-            "replicate": replicate,
-            "seed_a": self.seeds["A"],
-            "seed_b": self.seeds["B"],
-        }
+        seeds = {"seed_a": self.seeds["A"], "seed_b": self.seeds["B"]}
+        self.labels = {"width": width, "replicate": replicate, **seeds}
         self.order_seed = derive_seed(base, "replicate", replicate, "sparse data") % 2**32
         self.control_seed = derive_seed(base, "replicate", replicate, "control") % 2**32
         self.match_seed = derive_seed(base, "replicate", replicate, "match") % 2**32

@@ -30,6 +30,7 @@ def new_network(settings: dict[str, Any], seed: int, device: str) -> nn.Module:
         width=model["width"],
         num_classes=model["num_classes"],
         in_shape=tuple(model["in_shape"]),
+        code=model.get("code"),
     )
     return built.to(device)
 
@@ -109,6 +110,8 @@ def _fit_group(
             if math.isfinite(point["train_loss"]):
                 curve.append(point)
                 trainee.on_epoch(completed, program.member(number))
+                if "test_accuracy" in point:
+                    context.measured(trainee.stage.key, point)
             context.progress(trainee.stage.key, 1)
 
     def seconds() -> float:

@@ -138,6 +138,10 @@ class Store:
         """Return the names of an artefact's files."""
         return tuple(self._manifest(key)["files"])
 
+    def kind(self, key: str) -> str:
+        """Return the kind of stage that published an artefact."""
+        return str(self._manifest(key)["kind"])
+
     def metrics(self, key: str) -> Any:
         """Return what was published as the artefact's metrics; BrokenArtefact when the manifest is damaged."""
         return self._manifest(key)["metrics"]

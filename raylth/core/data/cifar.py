@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raylth.core.data.dataset import DATASETS, ArrayDataset, DataError, DatasetInfo
+from raylth.core.data.dataset import DATASETS, ArrayDataset, DataError, DatasetInfo, Scale
 
 __all__ = ["cifar10", "cifar100"]
 
@@ -175,5 +175,6 @@ for _name, _load_function in (("cifar10", cifar10), ("cifar100", cifar100)):
             SHAPE, CLASSES[_name], 50_000, 10_000, augment="flip_crop", from_files=True, load=_load_function,
             dtype="uint8",
             check=functools.partial(check, _name),
+            scale=functools.partial(Scale, "pixel values 0..255", MEAN[_name], STD[_name]),
         )
     )  # fmt: skip

@@ -5,6 +5,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "DatasetInfo",
+    "Scale",
     "Split",
     "normalisation",
     "part_of",
@@ -38,6 +40,13 @@ class Dataset(ABC):
     @abstractmethod
     def first(self, num_train: int | None, num_test: int | None) -> "Dataset":
         """Keep the first samples of each split; DataError when a split has fewer."""
+
+    def holding_out(self, count: int) -> "Dataset":
+        """Return the data set whose test split is its last `count` training samples; its own test split is let go.
+
+        Raises DataError where no part can be held back.
+        """
+        raise DataError("data.holdout: of these samples no part can be held back")
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -76,6 +85,17 @@ class ArrayDataset(Dataset):
             test_y=self.test_y[:num_test],
         )
 
+    def holding_out(self, count: int) -> "ArrayDataset":
+        """Return the data set whose test split is its last `count` training samples; its own test split is let go."""
+        kept = len(self.train_y) - count
+        return dataclasses.replace(
+            self,
+            train_x=self.train_x[:kept],
+            train_y=self.train_y[:kept],
+            test_x=self.train_x[kept:],
+            test_y=self.train_y[kept:],
+        )
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of all samples and labels."""
         digest = hashlib.sha256()
@@ -104,6 +124,14 @@ def normalisation(
     return torch.tensor(mean, device=device).reshape(shape), torch.tensor(std, device=device).reshape(shape)
 
 
+class Scale(NamedTuple):
+    """How samples become the input of a network: (x - mean) / std per channel, where there are such; x is in `units`."""
+
+    units: str = "the samples as their data set gives them to a network"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """What a sweep can know of a data set before anything is loaded."""
@@ -118,13 +146,14 @@ class DatasetInfo:
     dtype: str = "float32"  # of the samples
     check: Callable[..., None] = lambda **_: None  # raises DataError for files that are missing; reads next to nothing
     is_streamed: bool = False  # images stay in their files, and come at any resolution
+    scale: Callable[[], Scale] = Scale  # for those who use a network elsewhere
 
     def layout(self, asked: str) -> str:
         """Return how the samples lie, where `asked` is what a sweep file says of files."""
         return "beton" if self.is_streamed else asked if self.from_files else "embedded"
 
 
-DATASETS: Registry[DatasetInfo] = Registry("data set")
+DATASETS: Registry[DatasetInfo] = Registry("data set", "raylth.datasets")
 
 
 WHOLE = (0, 1)  # part 0 of 1

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from raylth.core.data.dataset import DATASETS, ArrayDataset, DatasetInfo
+from raylth.core.data.dataset import DATASETS, ArrayDataset, DatasetInfo, Scale
 
 __all__ = ["digits"]
 
@@ -12,12 +12,7 @@ SPLIT_SEED = 0
 
 def digits(**_: object) -> ArrayDataset:
     """Load the digits as (N, 1, 8, 8) float32 images, standardised by the training split, in one fixed random split."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(bunch.target))
-    x = bunch.images[order].astype(np.float32)[:, None]
-    y = bunch.target[order].astype(np.int64)
+    x, y = _in_order()
     train_x, test_x = x[:NUM_TRAIN], x[NUM_TRAIN:]
     mean, std = train_x.mean(), train_x.std()
     return ArrayDataset(
@@ -25,6 +20,20 @@ def digits(**_: object) -> ArrayDataset:
     )
 
 
+def _in_order() -> tuple[np.ndarray, np.ndarray]:
+    """Return all images (N, 1, 8, 8) float32 in 0..16 and their labels, those of the training split first."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(bunch.target))
+    return bunch.images[order].astype(np.float32)[:, None], bunch.target[order].astype(np.int64)
+
+
+def _scale() -> Scale:
+    train_x = _in_order()[0][:NUM_TRAIN]
+    return Scale("pixel values 0..16", (float(train_x.mean()),), (float(train_x.std()),))
+
+
 DATASETS.register("digits")(
-    DatasetInfo((1, 8, 8), 10, num_train=NUM_TRAIN, num_test=360, augment="none", from_files=False, load=digits)
+    DatasetInfo((1, 8, 8), 10, num_train=NUM_TRAIN, num_test=360, augment="none", from_files=False, load=digits, scale=_scale)
 )

@@ -1,8 +1,10 @@
 """ImageNet (ILSVRC 2012) from the two .beton files that `python -m raylth.data imagenet` writes."""
 
+import functools
+
 from raylth.core.data.beton import Beton
-from raylth.core.data.dataset import DATASETS, DataError, DatasetInfo
-from raylth.core.data.images import ImageFiles
+from raylth.core.data.dataset import DATASETS, DataError, DatasetInfo, Scale
+from raylth.core.data.images import CENTER_SHARE, ImageFiles
 from raylth.core.data.places import below
 
 __all__ = ["FILES", "imagenet"]
@@ -11,6 +13,7 @@ FILES = {"train": "train.beton", "test": "val.beton"}
 RESOLUTION = 224
 WHOLE = (1_281_167, 50_000)
 CLASSES = 1000
+UNITS = f"pixel values 0..255 of an image's central square, {CENTER_SHARE:g} of its shorter side, resized"
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the training images, 0..255
 
 
@@ -44,5 +47,6 @@ DATASETS.register("imagenet")(
         dtype="uint8",
         check=check,
         is_streamed=True,
+        scale=functools.partial(Scale, UNITS, MEAN, STD),
     )
 )

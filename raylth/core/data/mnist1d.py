@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raylth.core.data.dataset import DATASETS, ArrayDataset, DatasetInfo
+from raylth.core.data.dataset import DATASETS, ArrayDataset, DatasetInfo, Scale
 
 __all__ = ["mnist1d"]
 
@@ -25,5 +25,8 @@ def mnist1d(**_: object) -> ArrayDataset:
 
 
 DATASETS.register("mnist1d")(
-    DatasetInfo((40,), 10, num_train=4000, num_test=1000, augment="none", from_files=False, load=mnist1d)
-)
+    DatasetInfo(
+        (40,), 10, num_train=4000, num_test=1000, augment="none", from_files=False, load=mnist1d,
+        scale=lambda: Scale("the values as they are"),
+    )
+)  # fmt: skip

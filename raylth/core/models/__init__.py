@@ -8,41 +8,50 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from raylth.core.models.brought import code_of
 from raylth.core.models.mlp import mlp
 from raylth.core.models.registry import MODELS
 from raylth.core.models.resnet import resnet20
 from raylth.core.models.resnet50 import resnet50
 from raylth.core.models.vgg import vgg11
 
-__all__ = ["MODELS", "build_model", "build_shapes", "init_model", "mlp", "resnet20", "resnet50", "vgg11"]
+__all__ = ["MODELS", "build_model", "build_shapes", "code_of", "init_model", "mlp", "resnet20", "resnet50", "vgg11"]
 
 
-def build_model(name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
+def build_model(
+    name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...], code: str | None = None
+) -> nn.Module:
     """Build the named network with its own default initialisation drawn from torch's current random state.
 
     `in_shape` is one sample's shape without the batch: (C, H, W) for images, (L,) for signals; `width` multiplies
-    every hidden width. Raises UnknownName for a name that is not registered, ValueError for a shape or width that
-    the network cannot have.
+    every hidden width. `code` is what `code_of` told of a user's own network. Raises UnknownName for a name that is not
+    registered, ValueError for a shape or width that the network cannot have, RuntimeError where its code is another.
     """
+    if code is not None and code_of(MODELS[name]) != code:
+        raise RuntimeError(f"model {name!r} is not the same code here as where the sweep was planned")
     if not (math.isfinite(width) and width > 0):
         raise ValueError(f"width must be a positive number, not {width}")
     return MODELS[name](width=width, num_classes=num_classes, in_shape=tuple(in_shape))
 
 
-def init_model(seed: int, name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
+def init_model(
+    seed: int, name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...], code: str | None = None
+) -> nn.Module:
     """Build the named network from a seed of its own, and leave torch's random state as it was.
 
     The weights are drawn on the CPU, so that one seed means one initialisation on every device.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_model(name, width=width, num_classes=num_classes, in_shape=in_shape)
+        return build_model(name, width=width, num_classes=num_classes, in_shape=in_shape, code=code)
 
 
-def build_shapes(name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
+def build_shapes(
+    name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...], code: str | None = None
+) -> nn.Module:
     """Build the named network without values, on torch's meta device: what it would have, at no cost."""
     with torch.device("meta"), _NoDraws():
-        return build_model(name, width=width, num_classes=num_classes, in_shape=in_shape)
+        return build_model(name, width=width, num_classes=num_classes, in_shape=in_shape, code=code)
 
 
 class _NoDraws(TorchFunctionMode):

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from torch import nn
 
+from raylth.core.models.brought import from_library
 from raylth.registry import Registry
 
 __all__ = ["MODELS", "channels", "he_initialise"]
 
-MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model", "raylth.models", from_library)
 
 
 def channels(base: int, width: float) -> int:

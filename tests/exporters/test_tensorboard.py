@@ -3,6 +3,7 @@
 import pytest
 from tensorboardX.proto import event_pb2
 
+from raylth.exporters.tensorboard import TensorBoard
 from raylth.report import load_curves
 from raylth.runs import Recorder, Run
 from raylth.stages import make_plan, run_plan
@@ -47,3 +48,15 @@ def test_every_network_has_a_run_with_its_curve(tmp_path):
         assert written["train_loss"] == [(row.epoch, pytest.approx(row.train_loss)) for row in own.itertuples()]
         tested = own.dropna(subset="test_accuracy")
         assert written["test_accuracy"] == [(row.epoch, pytest.approx(row.test_accuracy)) for row in tested.itertuples()]
+
+
+def test_a_run_that_was_cut_off_is_written_anew(trained, tmp_path):
+    TensorBoard(str(tmp_path), "tiny").write(trained[0])
+    (place,) = tmp_path.glob("tiny/*/*")
+    (file,) = place.iterdir()
+    whole = [value.tag for event in events(file) for value in event.summary.value]
+    place.rename(place.with_name(f".{place.name}"))  # as a driver leaves it that is killed
+    TensorBoard(str(tmp_path), "tiny").write(trained[0])
+    (file,) = place.iterdir()
+    assert [value.tag for event in events(file) for value in event.summary.value] == whole
+    assert [path.name for path in place.parent.iterdir()] == [place.name]

@@ -1,0 +1,163 @@
+"""The Tune trial of a search: trains the networks of one point, and reports their accuracy as it comes about."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+
+from raylth.cluster import gpus
+from raylth.cluster.shares import slot_of
+from raylth.config import SweepConfig
+from raylth.settings import changed
+from raylth.store import Lease, Store
+
+if TYPE_CHECKING:
+    from raylth.stages import Context, Stage
+
+__all__ = ["EPOCHS", "Given", "PointTrial"]
+
+EPOCHS = "epochs"  # by which trainings are compared
+LEASE_SECONDS = 1.0  # between two looks at what another trial computes
+
+
+@dataclass(frozen=True)
+class Given:
+    """What every trial of a search is given."""
+
+    root: str
+    config: dict[str, Any]  # of the sweep, with its holdout
+    dataset: list[Any]  # [reference to the Dataset in the object store]
+    data_sha256: str
+    every: int  # epochs between two reports
+
+
+class PointTrial(tune.Trainable):
+    """Trains the networks of one point, and reports their accuracy on the holdout as it comes about.
+
+    They are stages as any: what the store holds already is not trained, and what several points share is trained once. The
+    training runs in a thread that waits at each report until Tune wants the next.
+    """
+
+    def setup(self, config: dict[str, Any], given: Given, arms: list[str]) -> None:  # type: ignore[override]
+        """Take the handles."""
+        self.given, self.arms = given, arms
+        gpus.see_only(ray.get_gpu_ids())
+        self.store = Store(given.root)
+        self.context_of: Context | None = None
+        self.thread: threading.Thread | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next point into the same process."""
+        self._stop_training()
+        self.config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Wait for the next report."""
+        if self.thread is None:
+            self.reports: queue.Queue[dict[str, Any] | BaseException] = queue.Queue(maxsize=1)
+            self.is_over = threading.Event()
+            self.thread = threading.Thread(target=self._train, daemon=True)
+            self.thread.start()
+        report = self.reports.get()
+        if isinstance(report, BaseException):
+            raise report
+        return report
+
+    def cleanup(self) -> None:
+        """End the training that Tune stopped."""
+        self._stop_training()
+
+    def _stop_training(self) -> None:
+        if self.thread is None:
+            return
+        self.is_over.set()
+        while self.thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self.reports.get(timeout=0.05)
+        self.thread = None
+
+    def _train(self) -> None:
+        from raylth.stages import Preempted
+
+        try:
+            self._train_all()
+        except Preempted:
+            return
+        except BaseException as error:  # the thread that waits raises it
+            self.reports.put(error)
+
+    def _train_all(self) -> None:
+        """Compute all stages of the point that the store lacks, and report."""
+        import torch
+
+        from raylth.stages import make_plan
+
+        config = SweepConfig.model_validate(self.given.config)
+        torch.set_num_threads(config.resources.sparse.cpus)
+        plan = make_plan(changed(config, {**self.config, "sparse.arms": self.arms}))
+        sparse = [stage for stage in plan.stages if stage.kind == "sparse"]
+        accuracies: list[float] = []
+        sparsities: list[float] = []
+        for stage in plan.stages:
+            self._compute(stage, accuracies, len(sparse))
+            if stage.kind == "sparse":
+                metrics = self.store.metrics(stage.key)
+                accuracies.append(metrics.get("test_accuracy") or 0.0)  # a network that diverged has learned nothing
+                sparsities.append(metrics.get("model_sparsity") or 0.0)
+        report = {
+            "accuracy": sum(accuracies) / len(accuracies),
+            "model_sparsity": sum(sparsities) / len(sparsities),
+            EPOCHS: sum(stage.epochs for stage in sparse),
+        }
+        self.reports.put({**report, "finished": True, "done": True})
+
+    def _compute(self, stage: "Stage", before: Sequence[float], number: int) -> None:
+        """Compute one stage, unless the store has it, or another trial is at it."""
+        from raylth.stages import Preempted, run_stage
+
+        while not self.store.has(stage.key):
+            if self.is_over.is_set():
+                raise Preempted("the trial was stopped")
+            with Lease(self.store, stage.key) as lease:
+                if not lease.held:
+                    time.sleep(LEASE_SECONDS)
+                    continue
+                try:
+                    run_stage(stage, self._context(stage, before))
+                except Preempted:
+                    self.store.drop_state(stage.key)
+                    raise
+
+    def _context(self, stage: "Stage", before: Sequence[float]) -> "Context":
+        """Return what a stage runs with; arms report as they are evaluated."""
+        from raylth.stages import make_context
+
+        if self.context_of is None:
+            slot = slot_of(SweepConfig.model_validate(self.given.config).resources.sparse)
+            self.context_of = make_context(
+                self.store,
+                ray.get(self.given.dataset[0]),
+                data_sha256=self.given.data_sha256,
+                device=gpus.device(slot.gpus),
+                evaluate_every=self.given.every,
+                stopping=self._must_stop,
+            )
+
+        def measured(key: str, point: dict[str, Any]) -> None:
+            if stage.kind == "sparse" and point["epoch"] < stage.epochs:
+                accuracy = (sum(before) + point["test_accuracy"]) / (len(before) + 1)
+                self.reports.put(
+                    {"accuracy": accuracy, EPOCHS: len(before) * stage.epochs + point["epoch"], "finished": False}
+                )
+
+        return replace(self.context_of, measured=measured)
+
+    def _must_stop(self) -> bool:
+        return self.is_over.is_set()

@@ -1,0 +1,236 @@
+"""One search: Ray Tune runs the trials that an Optuna study suggests, and stops weak ones early."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from ray.tune.callback import Callback
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from raylth.cluster.meter import Meter
+from raylth.cluster.point import EPOCHS, Given, PointTrial
+from raylth.cluster.shares import room, slot_of
+from raylth.config import SweepConfig
+from raylth.registry import nearest
+from raylth.searching import SearchConfig, Space, StopConfig
+
+__all__ = ["Study", "check_sampler", "search_on_ray"]
+
+LOOK_SECONDS = 5.0  # between two looks at what the cluster has
+
+
+@dataclass
+class Study:
+    """An Optuna study of some arms, kept in a journal file: what was tried before is known when it goes on."""
+
+    name: str
+    arms: list[str]
+    config: SweepConfig
+    file: Path
+    record: optuna.Study = field(init=False)
+
+    def __post_init__(self) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.storage = optuna.storages.JournalStorage(JournalFileBackend(str(self.file)))
+        self.record = optuna.create_study(
+            storage=self.storage,
+            study_name=self.name,
+            directions=["maximize"] * len(self.search.objectives),
+            load_if_exists=True,
+        )
+
+    @property
+    def search(self) -> SearchConfig:
+        """The search's settings."""
+        assert self.config.search is not None
+        return self.config.search
+
+    def ended(self) -> list[FrozenTrial]:
+        """Return the trials that need not be run again."""
+        return self.record.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+    def winners(self) -> list[FrozenTrial]:
+        """Return the best trial, or the Pareto front; none when no training went to its end."""
+        try:
+            return [self.record.best_trial] if len(self.search.objectives) == 1 else list(self.record.best_trials)
+        except ValueError:
+            return []
+
+    def forget_what_was_cut_off(self) -> list[dict[str, Any]]:
+        """Return the points of trials whose process ended before they did, and close them: they are tried first again."""
+        points = []
+        for trial in self.record.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            points.append(dict(trial.params or trial.system_attrs.get("fixed_params", {})))
+            if trial.state == TrialState.WAITING:
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+            self.record.tell(trial.number, state=TrialState.FAIL)
+        return [point for point in points if point]
+
+
+class StudySearch(OptunaSearch):
+    """Tune's searcher, which also tells Optuna that a training was stopped early: it did not end at a low accuracy."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Take in a trial's end."""
+        if result is not None and not error and not result.get("finished"):
+            study: Any = self._ot_study
+            study.tell(self._ot_trials[trial_id], state=TrialState.PRUNED)
+            self._completed_trials.add(trial_id)
+            return
+        super().on_trial_complete(trial_id, result, error)
+
+
+def search_on_ray(
+    study: Study, given: Given, left: int, told: Callable[[str], None], storage: str, meter: Meter | None = None
+) -> None:
+    """Run what is left of a study's trials; Ray is there already. `told` is called with a line for each trial's end.
+
+    Ends early when the budget of `meter` is used up.
+    """
+    search = study.search
+    slot = slot_of(study.config.resources.sparse)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    again = study.forget_what_was_cut_off()
+    first = [] if study.ended() or again else (search.start or [own_point(study.config)])
+    objectives: Any = search.objectives if len(search.objectives) > 1 else search.objectives[0]
+    searcher = StudySearch(
+        {name: distribution(space) for name, space in search.space.items()},
+        metric=objectives,
+        mode=["max"] * len(search.objectives) if len(search.objectives) > 1 else "max",
+        points_to_evaluate=[*again, *first],
+        sampler=sampler(study),
+        study_name=study.name,
+        storage=study.storage,
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(PointTrial, given=given, arms=study.arms), {"CPU": slot.cpus, "GPU": slot.gpus}
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler(search.stops, study.config, len(study.arms)),
+            num_samples=left,
+            max_concurrent_trials=search.concurrent or max(1, room(nodes, slot.cpus, slot.gpus)),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=storage,
+            name=study.name,
+            verbose=0,
+            callbacks=[_Teller(study, told, meter)],
+            failure_config=tune.FailureConfig(max_failures=study.config.resources.retries),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    with contextlib.suppress(_Exhausted):
+        tuner.fit()
+
+
+def own_point(config: SweepConfig) -> dict[str, Any]:
+    """Return what the sweep file itself says of the settings that are looked for."""
+    assert config.search is not None
+    raw: Any = config.model_dump(mode="json")
+    point = {}
+    for name in config.search.space:
+        value = raw
+        for part in name.split("."):
+            value = value[part]
+        point[name] = value[0] if isinstance(value, list) else value
+    return point
+
+
+def distribution(space: Space) -> optuna.distributions.BaseDistribution:
+    """Return a space as Optuna's distribution."""
+    if space.choices is not None:
+        return optuna.distributions.CategoricalDistribution(space.choices)
+    assert space.low is not None
+    assert space.high is not None
+    if space.type == "int":
+        step = int(space.step or 1)
+        return optuna.distributions.IntDistribution(int(space.low), int(space.high), log=space.log, step=step)
+    return optuna.distributions.FloatDistribution(space.low, space.high, log=space.log, step=space.step)
+
+
+def sampler(study: Study) -> optuna.samplers.BaseSampler:
+    """Make the sampler that the file names. What it draws goes on from what was tried, and so does its seed."""
+    asked = study.search.sampler
+    settings = dict(asked.settings)
+    if asked.name == "TPESampler":
+        settings = {"constant_liar": True, "seed": study.config.seeds.base % 2**31 + len(study.ended()), **settings}
+    return _make_sampler(asked.name, settings)
+
+
+def check_sampler(search: SearchConfig) -> None:
+    """Raise ValueError for a sampler that Optuna does not have, or that does not take its settings."""
+    _make_sampler(search.sampler.name, search.sampler.settings)
+
+
+def _make_sampler(name: str, settings: dict[str, Any]) -> optuna.samplers.BaseSampler:
+    kind = getattr(optuna.samplers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, optuna.samplers.BaseSampler)):
+        known = [name for name in optuna.samplers.__all__ if name.endswith("Sampler")]
+        raise ValueError(f"search.sampler.name: unknown sampler {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+    try:
+        made: optuna.samplers.BaseSampler = kind(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"search.sampler.settings: {error}") from error
+    return made
+
+
+def scheduler(stop: StopConfig | None, config: SweepConfig, num_arms: int) -> TrialScheduler:
+    """Make Tune's scheduler that stops weak trainings."""
+    assert config.search is not None
+    if stop is None:
+        return FIFOScheduler()
+    common: dict[str, Any] = {"time_attr": EPOCHS, "metric": "accuracy", "mode": "max"}
+    if stop.name == "median":
+        return MedianStoppingRule(grace_period=stop.grace_epochs, hard_stop=True, **common)
+    cells = len(config.sparse.sparsities) * len(config.sparse.rewinds) * len(config.model.widths)
+    longest = config.dense.epochs * config.search.replicates * cells * num_arms
+    return AsyncHyperBandScheduler(
+        grace_period=stop.grace_epochs, reduction_factor=stop.factor, max_t=max(longest, stop.grace_epochs + 1), **common
+    )
+
+
+class _Exhausted(Exception):  # the end of a loop, no error
+    """The budget is used up. What a trial trained when that came is lost, as a search judges trials that end."""
+
+
+class _Teller(Callback):
+    """Tells each trial's end, and charges for the machines."""
+
+    def __init__(self, study: Study, told: Callable[[str], None], meter: Meter | None) -> None:
+        self.study, self.told, self.meter = study, told, meter
+        self.looked_at = float("-inf")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.meter is None or time.monotonic() - self.looked_at < LOOK_SECONDS:
+            return
+        self.looked_at = time.monotonic()
+        self.meter.tick([node["Resources"] for node in ray.nodes() if node["Alive"]])
+        if self.meter.exhausted:
+            raise _Exhausted
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        number = len(self.study.ended())
+        point = ", ".join(f"{name} {trial.config[name]:.4g}" if isinstance(trial.config[name], float) else
+                          f"{name} {trial.config[name]}" for name in self.study.search.space)  # fmt: skip
+        how = "" if result.get("finished") else f" after {result.get(EPOCHS, 0)} epochs, stopped"
+        self.told(f"{self.study.name} {number}/{self.study.search.trials}: {result.get('accuracy', 0.0):.1f} %{how}: {point}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        lines = str(trial.error_file and Path(trial.error_file).read_text()).strip().splitlines()
+        self.told(f"{self.study.name}: a trial failed: {lines[-1] if lines else 'no reason known'}")

@@ -1,0 +1,86 @@
+"""What is studied: the data set and the network."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, AliasChoices, Field, model_validator
+
+from raylth.core.data import DATASETS
+from raylth.core.models import MODELS
+from raylth.values import Count, Integer, Settings, Width, known, unique
+
+__all__ = ["DataConfig", "ModelConfig"]
+
+
+class DataConfig(Settings):
+    """The data set; its files' place does not enter a key, their layout does (the images can differ)."""
+
+    name: Annotated[str, known(DATASETS)] = Field(
+        validation_alias=AliasChoices("name", "import"),
+        description="Data set: a name of this package or of an installed one's entry point, or the import path "
+        "package.module:object of a DatasetInfo of one's own.",
+    )
+    root: str | None = Field(None, description="Folder of its files; data sets that come embedded need none.")
+    layout: Literal["torchvision", "parquet"] = Field(
+        "torchvision", description="How the files lie: torchvision's, or Parquet as the Hugging Face hub stores images."
+    )
+    download: bool = Field(False, description="Let torchvision download missing files to data.root.")
+    resolution: Count | None = Field(
+        None, description="Side of training and evaluation crops, in pixels, where images stay in files; null is 224."
+    )
+    augment: Literal["auto", "none", "flip_crop", "resized_crop"] = Field(
+        "auto",
+        description="Training augmentation; auto is flip and crop with padding 4 for CIFAR, random resized crop and flip for "
+        "ImageNet, none elsewhere.",
+    )
+    num_train: Count | None = Field(None, description="Keep only the first training samples.")
+    num_test: Count | None = Field(None, description="Keep only the first test samples.")
+    holdout: Integer = Field(
+        0,
+        ge=0,
+        description="Last training samples that are held back from training, and on which networks are evaluated instead of "
+        "the test split, which is not read; 0: none. A search judges by them.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "DataConfig":
+        info = DATASETS[self.name]
+        if info.from_files and self.root is None:
+            raise ValueError(f"root: {self.name} lies in files, so data.root must name their folder")
+        for field, available in (("num_train", info.num_train), ("num_test", info.num_test)):
+            asked = getattr(self, field)
+            if asked is not None and asked > available:
+                raise ValueError(f"{field}: {self.name} has {available} such samples, not {asked}")
+        if self.holdout:
+            if info.is_streamed:
+                raise ValueError(f"holdout: the images of {self.name} stay in their files, and no part can be held back")
+            if self.holdout >= (self.num_train or info.num_train):
+                total = self.num_train or info.num_train
+                raise ValueError(f"holdout: {self.holdout} of {total} samples leaves none to train on")
+        if self.augment == "flip_crop" and (len(info.in_shape) != 3 or info.is_streamed):
+            raise ValueError(
+                f"augment: flip_crop needs images in memory, not samples of shape {info.in_shape} as {self.name} has"
+            )
+        if self.augment == "resized_crop" and not info.is_streamed:
+            raise ValueError(f"augment: resized_crop is for images that stay in files, which those of {self.name} do not")
+        if self.resolution is not None and not info.is_streamed:
+            raise ValueError(f"resolution: the samples of {self.name} have the shape {info.in_shape}")
+        return self
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """One sample's shape."""
+        shape = DATASETS[self.name].in_shape
+        return shape if self.resolution is None else (shape[0], self.resolution, self.resolution)
+
+
+class ModelConfig(Settings):
+    """The architecture; each width is a sweep axis of its own."""
+
+    name: Annotated[str, known(MODELS)] = Field(
+        validation_alias=AliasChoices("name", "import"),
+        description="Network: a name of this package or of an installed one's entry point, torchvision:NAME, timm:NAME, or "
+        "the import path package.module:function of one's own, called with width, num_classes and in_shape.",
+    )
+    widths: Annotated[list[Width], Field(min_length=1), AfterValidator(unique)] = Field(
+        [1.0], description="Multipliers of every hidden width; the paper has 1 to 16."
+    )
