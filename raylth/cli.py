@@ -14,6 +14,8 @@ COMMANDS = {  # name -> (module with a `main`, what it does)
     "cluster": ("raylth.cluster.down", "end a cluster, and list what it left"),
     "data": ("raylth.data", "write ImageNet in the form that sweeps read"),
     "status": ("raylth.status", "show how the sweeps of a store get on"),
+    "export": ("raylth.export.command", "write one trained network into a folder for others"),
+    "results": ("raylth.results", "ask the results in SQL"),
     "completion": ("raylth.completion", "print what the shell needs to complete these commands"),
 }
 

@@ -22,7 +22,7 @@ from raylth.store.tables import DATASETS
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 EXIT_OK, EXIT_BAD_INPUT = 0, 2
 SHOWN = 200  # rows of a table
@@ -48,8 +48,8 @@ LOADERS: dict[str, Callable[[Location], pd.DataFrame]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 2 for a store or SQL that cannot be read."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m raylth.results",
         description=DESCRIPTION,
@@ -58,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("place", metavar="STORE", help="a store, for all its sweeps, or one run, <store>/runs/<run>")
     parser.add_argument("sql", metavar="SQL", nargs="?", help="a query; each kind of result is a table")
     parser.add_argument("--csv", metavar="FILE", help="write all rows as CSV to a file; - is standard output")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 2 for a store or SQL that cannot be read."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if options.csv and not options.sql:
         parser.error("--csv needs SQL")

@@ -18,6 +18,7 @@ from raylth.config import SweepConfig
 from raylth.core.data import Dataset
 from raylth.core.data.images import ImageFiles, has_ffcv
 from raylth.dryrun import check_space, plan_of, scan_of
+from raylth.exporters import check_exporters
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
 from raylth.stages import Graph, Plan, forecast, free_bytes, in_units, load_data
@@ -29,6 +30,7 @@ __all__ = ["EXIT_BUDGET", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "compute
 
 EXIT_OK, EXIT_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 3, terminal.EXIT_INTERRUPTED
 
+INTERRUPTED_SECONDS = 5.0  # for exporters to end after Ctrl-C
 NO_FFCV = "FFCV is not installed here: PIL reads the same images, several times slower (make ffcv; README, ImageNet)"
 
 
@@ -49,17 +51,15 @@ def run_sweep(
     console = Console()
     store = Store(config.storage)
     plan, run = plan or plan_of(config), run or Run.open(config, store)
-    try:
-        store.root.check_writable()
-    except OSError as error:
-        raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror or error}") from error
+    _check(config, store)
     graph = scan_of(plan, store, lambda line: console.print(Text(line, style="yellow")))
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
     meter = meter or Meter(config.budget, config.prices, run.folder / "used.json")
 
-    def also(graph: Graph, epochs: int) -> None:
+    def also(graph: Graph, epochs: int) -> list[str]:
         recorder.update()
         status.update(graph, epochs, meter.used)
+        return recorder.take_notes()
 
     if graph.finished:
         console.print(_nothing_to_train(graph, config.name), highlight=False, soft_wrap=True)
@@ -74,13 +74,15 @@ def run_sweep(
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while the last things are saved
             with contextlib.suppress(OSError):  # the same command writes them
-                recorder.close()
+                recorder.close(seconds=INTERRUPTED_SECONDS)
             status.update(graph, 0, meter.used, state="stopped")
             console.print(f"\nstopped: {_how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
             return EXIT_INTERRUPTED
     status.update(graph, 0, meter.used, state="finished" if graph.finished else "stopped")
     try:
         recorder.close()
+        for note in recorder.take_notes():
+            console.print(Text(note, style="yellow"), soft_wrap=True)
         _show_results(graph, run, console)
     except OSError as error:
         text = f"the results could not be written: {error.strerror or error}; the same command writes them"
@@ -92,6 +94,18 @@ def run_sweep(
         console.print(f"{meter.exhausted}; raise it. {_how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
         return EXIT_BUDGET
     return EXIT_FAILED if {"failed", "blocked"} & set(graph.states.values()) else EXIT_OK
+
+
+def _check(config: SweepConfig, store: Store) -> None:
+    """Raise BadSweep for exporters that cannot work here, and for a store that cannot be written."""
+    try:
+        check_exporters(config.log)
+    except ValueError as error:
+        raise BadSweep(str(error)) from error
+    try:
+        store.root.check_writable()
+    except OSError as error:
+        raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror or error}") from error
 
 
 def _hints(dataset: Dataset) -> list[str]:
@@ -114,9 +128,9 @@ def compute(
     command: Sequence[str],
     joining: Joining,
     meter: Meter,
-    also: Callable[[Graph, int], None] = lambda graph, epochs: None,
+    also: Callable[[Graph, int], list[str]] = lambda graph, epochs: [],
 ) -> None:
-    """Compute what a graph lacks, with a live table; `also` is called with every turn of it."""
+    """Compute what a graph lacks, with a live table; `also` is called with every turn of it, and returns what to tell."""
     from raylth.cluster.launch import run_on_ray
 
     name = plan.config.name
@@ -127,8 +141,7 @@ def compute(
     with SweepView(console, f"{name}: {todo} of {len(plan.stages)} stages to run{held}") as view:
 
         def watch(graph: Graph, epochs: int, notes: list[str]) -> None:
-            view.update(graph, epochs, notes)
-            also(graph, epochs)
+            view.update(graph, epochs, [*notes, *also(graph, epochs)])
 
         def lost(head: str) -> None:
             how = _how_to_go_on(graph, command)

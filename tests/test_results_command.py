@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -195,3 +196,16 @@ def test_help_begins_with_examples(capsys):
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert shown.index("examples:") < shown.index("options:")
+
+
+def test_the_readmes_queries_run(store, tmp_path, monkeypatch):
+    """Word for word, from a folder in which `raylth-store` is the store."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    queries = re.findall(r'^python -m raylth\.results raylth-store "(.*?)"( --csv (\S+))?$', text, re.MULTILINE | re.DOTALL)
+    assert len(queries) >= 2
+    (tmp_path / "raylth-store").symlink_to(store)
+    monkeypatch.chdir(tmp_path)
+    for sql, option, file in queries:
+        assert main(["raylth-store", sql, *(["--csv", file] if option else [])]) == 0
+        if option:
+            assert len(pd.read_csv(file)) > 1

@@ -18,8 +18,15 @@ from raylth.export.network import find_network
 from raylth.export.snippets import snippet
 from raylth.store import BrokenArtefact, NewerStore, Store
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
+ABOUT = """\
+Write one trained network into a folder.
+
+examples:
+  python -m raylth.export raylth-store 3f1c0a2b9d4e
+  python -m raylth.export s3://bucket/store 3f1c0a --format onnx --out ticket
+"""
 EPILOG = """\
 KEY is the column `key` of the results, or enough of its beginning; networks are dense, pruned (imp) or sparse.
 
@@ -30,25 +37,26 @@ formats:
   hf           as safetensors, with a card that the Hugging Face hub reads; `hf upload USER/NAME FOLDER` uploads it
 Each has a model card (README.md), config.json, and load.py, which loads the network without raylth.
 
-examples:
-  python -m raylth.export raylth-store 3f1c0a2b9d4e
-  python -m raylth.export s3://bucket/store 3f1c0a --format onnx --out ticket
-
 exit status: 0 the folder is there; 2 bad input, and nothing was written; 130 interrupted
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m raylth.export", description="Write one trained network into a folder.", epilog=EPILOG,
+        prog="python -m raylth.export", description=ABOUT, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("store", metavar="STORE", help="the store (`storage` in the sweep file)")
     parser.add_argument("key", metavar="KEY", help="the network's `key` in the results, or enough of its beginning")
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="(default: safetensors)")
     parser.add_argument("--out", metavar="FOLDER", help="a new folder (default: ./<first 12 of KEY>-<format>)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = make_parser().parse_args(arguments)
     terminal.raise_at_ctrl_c()
     try:
         check_packages(options.format)

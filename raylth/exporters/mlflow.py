@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raylth.exporters.network import Network
@@ -15,14 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["Mlflow", "packages"]
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-SQLITE = "sqlite:///"
 PATIENCE = {  # a server is asked again by who calls
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_FILE_STORE": "true",  # who writes file: in a sweep has asked for it
 }
-METRICS = 1000  # that MLflow takes at once
+MANY = 1000  # metrics that MLflow takes, and runs that it gives, at once
 
 
 class Mlflow:
@@ -43,15 +41,15 @@ class Mlflow:
 
     def write(self, network: Network) -> None:
         """Write a network: labels as params, the curve by epoch and the final numbers as metrics, the rest as tags."""
-        client = self._open() if self.client is None else self.client
+        if self.client is None:
+            self.client = self._open()
         if network.key in self.written:
             return
         place = f"tags.`raylth.key` = '{network.key}' and tags.`raylth.run` = '{self.run}'"
-        found = client.search_runs([self.experiment], place, max_results=1)
+        found = self.client.search_runs([self.experiment], place, max_results=1)
         if not found or found[0].info.status != "FINISHED":
-            self._write(client, network, found[0] if found else None)
+            self._write(self.client, network, found[0] if found else None)
         self.written.add(network.key)
-        self.client = client
 
     def _write(self, client: "MlflowClient", network: Network, half: "Run | None") -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -69,8 +67,8 @@ class Mlflow:
                 numbers.setdefault((name, network.final.get("epochs", 0)), value)
         metrics = [Metric(name, value, now, step) for (name, step), value in numbers.items() if (name, step) not in held]
         client.log_batch(identity, params=[Param(name, str(value)) for name, value in network.labels.items()], tags=texts)
-        for start in range(0, len(metrics), METRICS):
-            client.log_batch(identity, metrics=metrics[start : start + METRICS])
+        for start in range(0, len(metrics), MANY):
+            client.log_batch(identity, metrics=metrics[start : start + MANY])
         client.set_terminated(identity)
 
     def _open(self) -> "MlflowClient":
@@ -78,14 +76,12 @@ class Mlflow:
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        if self.uri.startswith(SQLITE):
-            Path(self.uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=self.uri)
         experiment = client.get_experiment_by_name(self.sweep)
         self.experiment = client.create_experiment(self.sweep) if experiment is None else experiment.experiment_id
         finished, token = f"tags.`raylth.run` = '{self.run}' and attributes.status = 'FINISHED'", None
         while True:
-            page = client.search_runs([self.experiment], finished, max_results=METRICS, page_token=token)
+            page = client.search_runs([self.experiment], finished, max_results=MANY, page_token=token)
             self.written |= {run.data.tags["raylth.key"] for run in page if "raylth.key" in run.data.tags}
             token = page.token
             if not token:

@@ -57,7 +57,7 @@ def test_every_network_has_a_run_with_its_labels_curve_and_numbers(uri, finished
 
 def test_a_run_that_was_cut_off_is_gone_on_with(trained, tmp_path, monkeypatch):
     uri, network = f"sqlite:///{tmp_path}/runs.db", next(network for network in trained if len(network.curve) > 2)
-    monkeypatch.setattr("raylth.exporters.mlflow.METRICS", 2)
+    monkeypatch.setattr("raylth.exporters.mlflow.MANY", 2)
     real, calls = mlflow.MlflowClient.log_batch, []
 
     def dies(*arguments, **keywords):
@@ -85,6 +85,33 @@ def test_the_runs_of_other_settings_of_the_sweep_are_others(trained, tmp_path):
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("tiny").experiment_id
     assert len(client.search_runs([experiment])) == 2
+
+
+def test_two_drivers_of_one_sweep_write_a_network_once(trained, tmp_path):
+    uri, (first, second, *_) = f"sqlite:///{tmp_path}/runs.db", trained
+    drivers = [Mlflow(uri, "tiny", "tiny-00000000") for _ in range(2)]
+    for network in (first, second):
+        for driver in drivers:
+            driver.write(network)
+    client, written = read(uri)
+    assert len(client.search_runs([written[first.key].info.experiment_id])) == 2
+    for network in (first, second):
+        assert len(points(client, written[network.key], "train_loss")) == len(network.curve)
+
+
+def test_what_a_server_holds_is_asked_for_once(trained, tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path}/runs.db"
+    exporter = Mlflow(uri, "tiny", "tiny-00000000")
+    for network in trained:
+        exporter.write(network)
+    real, asked = mlflow.MlflowClient.search_runs, []
+    monkeypatch.setattr("raylth.exporters.mlflow.MANY", 3)
+    monkeypatch.setattr(mlflow.MlflowClient, "search_runs", lambda *a, **k: asked.append(1) or real(*a, **k))
+    exporter = Mlflow(uri, "tiny", "tiny-00000000")
+    for network in trained:
+        exporter.write(network)
+    assert len(asked) == len(trained) // 3 + 1
+    assert len(read(uri)[1]) == len(trained)
 
 
 def test_a_server_that_never_answers_is_given_up(trained, monkeypatch):

@@ -1,5 +1,7 @@
 """Which networks are told of, and what."""
 
+from dataclasses import replace
+
 from raylth.exporters import networks
 from raylth.stages import Graph, result_rows
 
@@ -12,6 +14,12 @@ def test_what_was_trained_is_told_and_nothing_else(finished, trained):
         assert f"{network.kind}({network.name})" == stage.name
         assert len(network.curve) == stage.epochs == network.final["epochs"]
         assert None not in [*network.labels.values(), *network.final.values()]
+
+
+def test_a_mask_that_was_brought_along_is_no_network(finished):
+    plan, store, graph = finished
+    rows = result_rows(plan, graph, store, "tiny-00000000")
+    assert networks(rows, Graph(replace(stage, epochs=0) for stage in plan.stages)) == []
 
 
 def test_a_network_that_diverged_is_told_with_its_reason_and_one_that_failed_another_time(finished):
