@@ -24,7 +24,7 @@ test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/faults
 
 test-cluster: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/clouds
+	$(BIN)/python -m pytest tests/clouds/test_local.py
 
 ffcv: $(VENV)/.installed-ffcv
 
