@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -18,9 +18,6 @@ from raylth import terminal
 from raylth.report import results
 from raylth.store import Location, locate
 from raylth.store.tables import DATASETS
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
 
 __all__ = ["main", "make_parser"]
 
@@ -120,7 +117,7 @@ def _ask(place: Location, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         for name in DATASETS:
             if re.search(rf"\b{name}\b", sql, re.IGNORECASE):
                 connection.register(name, _load(place, name))
-        _shut(connection)
+        connection.execute("SET enable_external_access = false")  # no file, no network, none of Python's variables
         try:
             found = connection.execute(sql)
             if found is None or found.description is None:
@@ -128,13 +125,6 @@ def _ask(place: Location, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
             return [column[0] for column in found.description], found.fetchall()
         except duckdb.Error as error:
             raise ValueError(" ".join(str(error).partition("\nLINE ")[0].split())) from error
-
-
-def _shut(connection: "DuckDBPyConnection") -> None:
-    """Keep a query from files, the network, Python's variables, and from these settings."""
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET python_enable_replacements = false")
-    connection.execute("SET lock_configuration = true")
 
 
 def _list(place: Location, console: Console) -> None:
