@@ -33,6 +33,7 @@ def main() -> int:
             print(f"  {name:10} {purpose} (raylth {name} --help)", file=stream)
         return 0 if asked_for_help else 2
     terminal.end_at_ctrl_c()
+    sys.path.insert(0, "")  # as python -m has it: a sweep may name networks of the folder where it is started
     module = importlib.import_module(COMMANDS[sys.argv[1]][0])
     return terminal.run(lambda: module.main(sys.argv[2:]))
 

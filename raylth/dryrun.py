@@ -14,7 +14,7 @@ from raylth.stages import Forecast, Graph, Hours, Plan, forecast, free_bytes, ho
 from raylth.store import Store
 from raylth.sweepfile import BadSweep
 
-__all__ = ["check_space", "plan_of", "print_plan", "scan_of"]
+__all__ = ["check_space", "plan_of", "print_plan", "scan_of", "share_of"]
 
 
 def print_plan(config: SweepConfig) -> None:
@@ -46,14 +46,16 @@ def print_plan(config: SweepConfig) -> None:
     Console().print(table)
     held = f"each node's object store holds the data ({in_units(ahead.dataset)}) and checkpoints (up to "
     print(f"{held}{in_units(ahead.checkpoint)} each); states of running trainings: {in_units(ahead.states)}")
-    for line in _costs(config, hours(plan, graph, store, _share(config)), ahead):
+    for line in _costs(config, hours(plan, graph, store, share_of(config)), ahead):
         print(line)
     free = free_bytes(store.root)
     print(f"storage: {config.storage}{'' if free is None else f', {in_units(free)} free'}; nothing was started")
     check_space(config, ahead, free)
 
 
-def _share(config: SweepConfig) -> Callable[[str], tuple[int, float]]:
+def share_of(config: SweepConfig) -> Callable[[str], tuple[int, float]]:
+    """Return what tells the cores and GPUs of a kind of stage, of all its workers together."""
+
     def share(kind: str) -> tuple[int, float]:
         slot = slot_of(getattr(config.resources, kind))
         return slot.cpus * slot.workers, slot.gpus * slot.workers

@@ -85,7 +85,9 @@ class StatusFile:
         self.pace = Pace()
         self.written = float("-inf")
 
-    def update(self, graph: Graph, epochs: int, used: dict[str, float] | None = None, *, state: str = "running") -> None:
+    def update(
+        self, graph: Graph, epochs: int, used: dict[str, float] | None = None, *, state: str = "running", note: str = ""
+    ) -> None:
         """Write what there is to tell, if the last time is long enough ago or the run is no longer "running"."""
         now = time.monotonic()
         if state == "running" and now - self.written < WRITE_INTERVAL:
@@ -108,6 +110,7 @@ class StatusFile:
             "elapsed_seconds": self.pace.elapsed,
             "left_seconds": self.pace.left(graph),
             "used": used or {},
+            "note": note,
             "incidents": dict(graph.incidents),
             "errors": errors,
             "num_errors": len(graph.errors),

@@ -66,8 +66,9 @@ class Registry(Generic[T]):
                 return cast(T, value)
             points = entry_points(group=self.group, name=name) if self.group else ()
             return next((cast(T, point.load()) for point in points), None)
-        except (ImportError, AttributeError) as error:
-            raise UnknownName(f"{self.kind} {name!r} cannot be imported: {error}") from error
+        except Exception as error:  # what a module of someone else's raises at its import can be anything
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UnknownName(f"{self.kind} {name!r} cannot be imported: {why}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))

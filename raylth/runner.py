@@ -26,7 +26,7 @@ from raylth.store import Store
 from raylth.sweepfile import BadSweep
 from raylth.view import SweepView
 
-__all__ = ["EXIT_BUDGET", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "compute", "run_sweep"]
+__all__ = ["EXIT_BUDGET", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "check_places", "compute", "run_sweep"]
 
 EXIT_OK, EXIT_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 3, terminal.EXIT_INTERRUPTED
 
@@ -51,7 +51,7 @@ def run_sweep(
     console = Console()
     store = Store(config.storage)
     plan, run = plan or plan_of(config), run or Run.open(config, store)
-    _check(config, store)
+    check_places(config, store)
     graph = scan_of(plan, store, lambda line: console.print(Text(line, style="yellow")))
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
     meter = meter or Meter(config.budget, config.prices, run.folder / "used.json")
@@ -96,7 +96,7 @@ def run_sweep(
     return EXIT_FAILED if {"failed", "blocked"} & set(graph.states.values()) else EXIT_OK
 
 
-def _check(config: SweepConfig, store: Store) -> None:
+def check_places(config: SweepConfig, store: Store) -> None:
     """Raise BadSweep for exporters that cannot work here, and for a store that cannot be written."""
     try:
         check_exporters(config.log)

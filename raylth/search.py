@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from raylth.analyses import AnalysesConfig
 from raylth.cluster.address import Joining
 from raylth.cluster.meter import Meter
 from raylth.config import SweepConfig
-from raylth.dryrun import plan_of, scan_of
-from raylth.runner import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, compute, run_sweep
+from raylth.dryrun import plan_of, scan_of, share_of
+from raylth.progress import StatusFile
+from raylth.runner import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_places, compute, run_sweep
 from raylth.runs import NOT_SCIENCE, Run
 from raylth.settings import changed
-from raylth.stages import Plan, Stage, load_data
-from raylth.store import Location, Store, fingerprint
+from raylth.stages import Graph, Plan, Stage, hours, load_data
+from raylth.store import Lease, Location, Store, fingerprint
 from raylth.store.location import DiskLocation
 from raylth.sweepfile import BadSweep
 
@@ -42,9 +44,13 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
     console, store = Console(), Store(config.storage)
     judged = judged_by(config)
     _check_space(judged)
-    folder = store.root / "searches" / f"{config.name}-{_fingerprint(judged)}"
+    check_places(config, store)
+    identity = _fingerprint(judged)
+    folder = store.root / "searches" / f"{config.name}-{identity[:8]}"
     meter = Meter(config.budget, config.prices, folder / "used.json")
-    with _journal(folder) as (journal, kept):
+    with Lease(store, identity) as lease, _journal(folder) as (journal, kept):
+        if not lease.held:
+            raise BadSweep(f"search: another process is at this search already ({folder}); let it end, or end it")
         try:
             studies = _search(judged, Run(judged, store, folder.name), journal, kept, console, command, joining, meter)
         except KeyboardInterrupt:
@@ -70,8 +76,9 @@ def judged_by(config: SweepConfig) -> SweepConfig:
     """Return the settings by which trials are judged: on the holdout, with the search's number of pairs."""
     search = config.search
     assert search is not None
+    bare = _bare(config)
     try:
-        return changed(config, {"data.holdout": search.holdout, "seeds.replicates": search.replicates})
+        return changed(bare, {"data.holdout": search.holdout, "seeds.replicates": search.replicates})
     except ValueError as error:
         raise BadSweep(f"search.holdout: {_line(error)}") from error
 
@@ -80,7 +87,19 @@ def final_of(config: SweepConfig) -> SweepConfig:
     """Return the settings of the runs by which the winners are judged: fresh seeds, the test split."""
     search = config.search
     assert search is not None
-    return changed(config, {"seeds.base": search.final.base, "seeds.replicates": search.final.replicates})
+    return changed(_bare(config), {"seeds.base": search.final.base, "seeds.replicates": search.final.replicates})
+
+
+def _bare(config: SweepConfig) -> SweepConfig:
+    """Refuse what would have to be computed for each trial, whose arms are alone; BadSweep."""
+    if config.analyses != AnalysesConfig() or config.connect is not None:
+        section = "analyses" if config.connect is None else "connect"
+        raise BadSweep(
+            f"{section}: not together with search, whose arms have settings of their own; run the winners as a sweep"
+        )
+    if config.resources.sparse.num_workers > 1:
+        raise BadSweep("resources.sparse: several workers for one network, which a search does not do: 1 GPU at most")
+    return config
 
 
 def what_is_searched(config: SweepConfig) -> str:
@@ -88,13 +107,27 @@ def what_is_searched(config: SweepConfig) -> str:
     search = config.search
     assert search is not None
     _check_space(judged_by(config))
-    stages = plan_of(judged_by(config)).stages
-    shared, arms = ([stage for stage in stages if (stage.kind == "sparse") == is_arm] for is_arm in (False, True))
+    judged, store = judged_by(config), Store(config.storage)
+    plan = plan_of(judged)
+    shared, arms = (
+        Plan(judged, tuple(stage for stage in plan.stages if (stage.kind == "sparse") == is_arm)) for is_arm in (False, True)
+    )
+    graph = scan_of(plan, store, print)
     studies = 1 if search.arms == "shared" else len(config.sparse.arms)
-    epochs = [sum(stage.epochs for stage in part) for part in (shared, arms)]
+    epochs = [sum(stage.epochs for stage in part.stages) for part in (shared, arms)]
+    first, each = (hours(part, graph, store, share_of(config)) for part in (shared, arms))
+    parts = [
+        f"{number:,.3g} {unit}"
+        for number, unit in (
+            (first.gpus + search.trials * each.gpus, "GPU-hours"),
+            (first.cpus + search.trials * each.cpus, "core-hours"),
+        )
+        if number
+    ]
     return (
-        f"the plan is that of the winners; before it a search of {studies} x {search.trials} trials, of at most "
-        f"{epochs[0] + search.trials * epochs[1]:,} epochs in all, on {search.holdout:,} held-out training samples"
+        f"the plan is that of the winners; before it a search of {studies} x {search.trials} trials, of about "
+        f"{epochs[0] + search.trials * epochs[1]:,} epochs and {' and '.join(parts) or 'no time'} where none is stopped, "
+        f"on {search.holdout:,} held-out training samples"
     )
 
 
@@ -114,10 +147,11 @@ def _check_space(config: SweepConfig) -> None:
             plan_of(changed(config, point))
         except ValueError as error:
             raise BadSweep(f"{where}: {point}: {_line(error)}") from error
-    from raylth.cluster.study import check_sampler
+    from raylth.cluster.study import check_sampler, first_points
 
     try:
         check_sampler(search)
+        first_points(config)
     except ValueError as error:
         raise BadSweep(str(error)) from error
 
@@ -133,8 +167,10 @@ def _search(
     meter: Meter,
 ) -> "list[Study]":
     """Compute what all trials share, then run what is left of every study."""
-    from raylth.cluster.launch import joined
+    from raylth.cluster.capacity import machines
+    from raylth.cluster.launch import check_shares, joined
     from raylth.cluster.point import Given
+    from raylth.cluster.preflight import versions
     from raylth.cluster.study import Study, search_on_ray
 
     search = config.search
@@ -148,20 +184,29 @@ def _search(
     whole = plan_of(config)
     shared = Plan(config, tuple(stage for stage in whole.stages if stage.kind in ("dense", "imp", "mask", "match")))
     graph = scan_of(shared, run.store, lambda line: console.print(Text(line, style="yellow")))
+    status = StatusFile(run.folder)
+
+    def also(graph: Graph, epochs: int) -> list[str]:
+        status.update(graph, epochs, meter.used)
+        return []
+
     if not graph.finished:
-        compute(shared, graph, run, dataset, console, command, joining, meter)
+        compute(shared, graph, run, dataset, console, command, joining, meter, also)
     with joined(joining) as ray, tempfile.TemporaryDirectory(prefix="raylth-search-") as scratch:
         every = search.stops.grace_epochs if search.stops else config.log.evaluate_every
         settings = config.model_dump(mode="json")
-        given = Given(str(run.store.root.absolute()), settings, [ray.put(dataset)], dataset.fingerprint(), every)
+        given = Given(str(run.store.root.absolute()), settings, [ray.put(dataset)], dataset.fingerprint(), every, versions())
 
         def told(line: str) -> None:
             kept()
+            status.update(graph, 0, meter.used, note=line)
             console.print(line, highlight=False, soft_wrap=True)
 
+        check_shares(config.resources, machines())
         for study in studies:
             if left[study.name] > 0 and not meter.exhausted:
-                search_on_ray(study, given, left[study.name], told, scratch, meter)
+                search_on_ray(study, given, left[study.name], told, scratch, meter, None if joining.is_local else machines())
+    status.update(graph, 0, meter.used, state="finished")
     return studies
 
 
@@ -224,10 +269,13 @@ def _science(config: SweepConfig) -> dict[str, Any]:
 
 
 def _fingerprint(config: SweepConfig) -> str:
-    """Tell searches apart whose trials could not be compared; more trials of the same are the same search."""
+    """Tell searches apart whose trials could not be compared; more trials of the same are the same search.
+
+    The keys of the stages tell of a network's code and a mask's bytes, too.
+    """
     assert config.search is not None
     search = config.search.model_dump(mode="json", exclude={"trials", "concurrent", "final", "sampler", "start"})
-    return fingerprint([_science(config), search])[:8]
+    return fingerprint([_science(config), search, sorted(stage.key for stage in plan_of(config).stages)])
 
 
 def _line(error: ValueError) -> str:

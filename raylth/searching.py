@@ -89,15 +89,15 @@ class SearchConfig(Settings):
         None, description="Points that are tried first; null: the setting that the file itself has."
     )
     sampler: SamplerConfig = SamplerConfig()
-    stop: StopConfig | None = Field(StopConfig(), description="null: every training goes to its end.")
+    stop: StopConfig | None = Field(
+        StopConfig(), description="null: every training goes to its end, as with several objectives it always does."
+    )
     concurrent: Count | None = Field(None, description="Most trials at a time; null: as many as there is room for.")
     final: FinalConfig = FinalConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "SearchConfig":
         unique(self.objectives)
-        if len(self.objectives) > 1 and "stop" in self.model_fields_set and self.stop is not None:
-            raise ValueError("stop: one training cannot be stopped for two objectives: leave it out, or null")
         for point in self.start or []:
             for name in point:
                 if name not in self.space:

@@ -77,6 +77,8 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
     if state == "running" and status["left_seconds"] is not None:
         speed += f", about {duration(status['left_seconds'])} left"
     console.print(speed, highlight=False)
+    if status.get("note"):
+        console.print(Text(status["note"]), soft_wrap=True)
     used = status.get("used", {})
     parts = [f"{used[name]:.2f} {unit}" for name, unit in (("gpu_hours", "GPU-hours"), ("usd", "USD")) if used.get(name)]
     if parts:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
-from raylth.core.data import DATASETS
+from raylth.core.data import DATASETS, DatasetInfo
 from raylth.core.models import MODELS
 from raylth.values import Count, Integer, Settings, Width, known, unique
 
@@ -44,6 +44,8 @@ class DataConfig(Settings):
     @model_validator(mode="after")
     def _complete(self) -> "DataConfig":
         info = DATASETS[self.name]
+        if not isinstance(info, DatasetInfo):
+            raise ValueError(f"name: {self.name!r} is a {type(info).__name__}, not a raylth.core.data.DatasetInfo")
         if info.from_files and self.root is None:
             raise ValueError(f"root: {self.name} lies in files, so data.root must name their folder")
         for field, available in (("num_train", info.num_train), ("num_test", info.num_test)):

@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 cd "$here"
 file=$1
 shift
-log="sent/${file%.yaml}.log"
+log="sent/${file%.*}.log"
 setsid nohup venv/bin/python -m raylth.sweep "sent/$file" "$@" >"$log" 2>&1 </dev/null &
 sweep=$!
 turns=0

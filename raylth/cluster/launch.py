@@ -37,7 +37,7 @@ from raylth.stages import STAGES, Graph, Plan, forecast, in_units
 from raylth.store import Location, Store
 from raylth.values import AUTO
 
-__all__ = ["joined", "run_on_ray"]
+__all__ = ["check_shares", "joined", "run_on_ray"]
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -80,7 +80,7 @@ def run_on_ray(
     """
     with joined(joining):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if joining.is_local else machines()
-        _check_shares(plan.config.resources, nodes)
+        check_shares(plan.config.resources, nodes)
         _check_object_stores(plan, graph)
         shared = Shared(
             root=str(store.root.absolute()),
@@ -266,7 +266,7 @@ def _sums(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
 
 
-def _check_shares(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+def check_shares(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> None:
     """Refuse a share that no node could ever give, instead of waiting for it for ever."""
     for kind in STAGES:
         share = getattr(resources, kind)

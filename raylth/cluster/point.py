@@ -12,6 +12,8 @@ import ray
 from ray import tune
 
 from raylth.cluster import gpus
+from raylth.cluster.drain import Drain
+from raylth.cluster.preflight import compare, versions
 from raylth.cluster.shares import slot_of
 from raylth.config import SweepConfig
 from raylth.settings import changed
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["EPOCHS", "Given", "PointTrial"]
 
 EPOCHS = "epochs"  # by which trainings are compared
+DRAIN_SECONDS = 150.0  # after which a machine that was to go has not gone
 LEASE_SECONDS = 1.0  # between two looks at what another trial computes
 
 
@@ -35,6 +38,7 @@ class Given:
     dataset: list[Any]  # [reference to the Dataset in the object store]
     data_sha256: str
     every: int  # epochs between two reports
+    versions: dict[str, str]  # what every worker's machine must run
 
 
 class PointTrial(tune.Trainable):
@@ -46,7 +50,8 @@ class PointTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any], given: Given, arms: list[str]) -> None:  # type: ignore[override]
         """Take the handles."""
-        self.given, self.arms = given, arms
+        compare(given.versions, {ray.util.get_node_ip_address(): versions()})  # of a machine that came later
+        self.given, self.arms, self.drain = given, arms, Drain()
         gpus.see_only(ray.get_gpu_ids())
         self.store = Store(given.root)
         self.context_of: Context | None = None
@@ -88,8 +93,11 @@ class PointTrial(tune.Trainable):
 
         try:
             self._train_all()
-        except Preempted:
-            return
+        except Preempted as error:
+            if not self.is_over.is_set():  # the machine is to go, and what was trained is saved
+                self.is_over.wait(DRAIN_SECONDS)  # Ray tells that the machine is gone, which Tune does not count as a failure
+                if not self.is_over.is_set():
+                    self.reports.put(error)
         except BaseException as error:  # the thread that waits raises it
             self.reports.put(error)
 
@@ -97,7 +105,7 @@ class PointTrial(tune.Trainable):
         """Compute all stages of the point that the store lacks, and report."""
         import torch
 
-        from raylth.stages import make_plan
+        from raylth.stages import divergence, make_plan
 
         config = SweepConfig.model_validate(self.given.config)
         torch.set_num_threads(config.resources.sparse.cpus)
@@ -106,8 +114,13 @@ class PointTrial(tune.Trainable):
         accuracies: list[float] = []
         sparsities: list[float] = []
         for stage in plan.stages:
-            self._compute(stage, accuracies, len(sparse))
-            if stage.kind == "sparse":
+            self._compute(stage, accuracies)
+            if stage.kind != "sparse":
+                if divergence(self.store.metrics(stage.key)) is not None:  # of a network that all arms begin with
+                    report = {"accuracy": 0.0, "model_sparsity": 0.0, EPOCHS: 1}
+                    self.reports.put({**report, "finished": True, "done": True})
+                    return
+            else:
                 metrics = self.store.metrics(stage.key)
                 accuracies.append(metrics.get("test_accuracy") or 0.0)  # a network that diverged has learned nothing
                 sparsities.append(metrics.get("model_sparsity") or 0.0)
@@ -118,12 +131,12 @@ class PointTrial(tune.Trainable):
         }
         self.reports.put({**report, "finished": True, "done": True})
 
-    def _compute(self, stage: "Stage", before: Sequence[float], number: int) -> None:
+    def _compute(self, stage: "Stage", before: Sequence[float]) -> None:
         """Compute one stage, unless the store has it, or another trial is at it."""
         from raylth.stages import Preempted, run_stage
 
         while not self.store.has(stage.key):
-            if self.is_over.is_set():
+            if self._must_stop():
                 raise Preempted("the trial was stopped")
             with Lease(self.store, stage.key) as lease:
                 if not lease.held:
@@ -132,7 +145,8 @@ class PointTrial(tune.Trainable):
                 try:
                     run_stage(stage, self._context(stage, before))
                 except Preempted:
-                    self.store.drop_state(stage.key)
+                    if self.is_over.is_set():  # a trial that was stopped is not gone on with
+                        self.store.drop_state(stage.key)
                     raise
 
     def _context(self, stage: "Stage", before: Sequence[float]) -> "Context":
@@ -140,13 +154,16 @@ class PointTrial(tune.Trainable):
         from raylth.stages import make_context
 
         if self.context_of is None:
-            slot = slot_of(SweepConfig.model_validate(self.given.config).resources.sparse)
+            resources = SweepConfig.model_validate(self.given.config).resources
+            slot = slot_of(resources.sparse)
             self.context_of = make_context(
                 self.store,
                 ray.get(self.given.dataset[0]),
                 data_sha256=self.given.data_sha256,
                 device=gpus.device(slot.gpus),
                 evaluate_every=self.given.every,
+                state_every=resources.state_every,
+                state_seconds=resources.state_seconds,
                 stopping=self._must_stop,
             )
 
@@ -160,4 +177,4 @@ class PointTrial(tune.Trainable):
         return replace(self.context_of, measured=measured)
 
     def _must_stop(self) -> bool:
-        return self.is_over.is_set()
+        return self.is_over.is_set() or self.drain()

@@ -9,6 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylth.cluster.address import ClusterError
+from raylth.cluster.capacity import machines
 
 __all__ = ["check_cluster", "compare", "on_all_machines", "versions"]
 
@@ -42,6 +43,8 @@ def check_cluster(allow_open: bool = False) -> None:
     compare(versions(), on_all_machines(versions))
     guarded = on_all_machines(_asks_for_token)
     others = sorted(set(guarded) - {ray.util.get_node_ip_address()})
+    if len(machines()) > len(guarded):
+        others.append("those that it may start")
     if others and not all(guarded.values()) and not allow_open:
         raise ClusterError(
             f"this cluster (this machine and {', '.join(others[:3])}) asks nobody for a token: who reaches its port runs "

@@ -13,18 +13,22 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.callback import Callback
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from raylth.cluster.meter import Meter
+from raylth.cluster.capacity import refusals
+from raylth.cluster.meter import Meter, Watchdog
 from raylth.cluster.point import EPOCHS, Given, PointTrial
-from raylth.cluster.shares import room, slot_of
+from raylth.cluster.shares import Nodes, room, slot_of
 from raylth.config import SweepConfig
 from raylth.registry import nearest
 from raylth.searching import SearchConfig, Space, StopConfig
 
-__all__ = ["Study", "check_sampler", "search_on_ray"]
+__all__ = ["Study", "check_sampler", "first_points", "search_on_ray"]
 
+MOST_EPOCHS = 10**7  # beyond any training: a trial ends by itself, never by having come so far
 LOOK_SECONDS = 5.0  # between two looks at what the cluster has
 
 
@@ -61,7 +65,10 @@ class Study:
     def winners(self) -> list[FrozenTrial]:
         """Return the best trial, or the Pareto front; none when no training went to its end."""
         try:
-            return [self.record.best_trial] if len(self.search.objectives) == 1 else list(self.record.best_trials)
+            if len(self.search.objectives) == 1:
+                return [self.record.best_trial]
+            front = {tuple(trial.values): trial for trial in reversed(self.record.best_trials)}  # the first of those that tie
+            return sorted(front.values(), key=lambda trial: trial.number)
         except ValueError:
             return []
 
@@ -79,6 +86,12 @@ class Study:
 class StudySearch(OptunaSearch):
     """Tune's searcher, which also tells Optuna that a training was stopped early: it did not end at a low accuracy."""
 
+    is_closed = False  # the budget is used up: no trial is started any more
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next point, or that there is none."""
+        return Searcher.FINISHED if self.is_closed else super().suggest(trial_id)
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take in a trial's end."""
         if result is not None and not error and not result.get("finished"):
@@ -90,17 +103,23 @@ class StudySearch(OptunaSearch):
 
 
 def search_on_ray(
-    study: Study, given: Given, left: int, told: Callable[[str], None], storage: str, meter: Meter | None = None
+    study: Study,
+    given: Given,
+    left: int,
+    told: Callable[[str], None],
+    storage: str,
+    meter: Meter | None = None,
+    nodes: Nodes | None = None,
 ) -> None:
     """Run what is left of a study's trials; Ray is there already. `told` is called with a line for each trial's end.
 
-    Ends early when the budget of `meter` is used up.
+    `nodes` is what machines have, also those that may come. When the budget of `meter` is used up no trial is started any
+    more, and those that run are finished.
     """
     search = study.search
     slot = slot_of(study.config.resources.sparse)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     again = study.forget_what_was_cut_off()
-    first = [] if study.ended() or again else (search.start or [own_point(study.config)])
+    first = [] if study.ended() or again else first_points(study.config)
     objectives: Any = search.objectives if len(search.objectives) > 1 else search.objectives[0]
     searcher = StudySearch(
         {name: distribution(space) for name, space in search.space.items()},
@@ -117,22 +136,56 @@ def search_on_ray(
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=scheduler(search.stops, study.config, len(study.arms)),
+            scheduler=scheduler(search.stops),
             num_samples=left,
-            max_concurrent_trials=search.concurrent or max(1, room(nodes, slot.cpus, slot.gpus)),
+            max_concurrent_trials=search.concurrent or max(1, room(nodes or _alive(), slot.cpus, slot.gpus)),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             storage_path=storage,
             name=study.name,
             verbose=0,
-            callbacks=[_Teller(study, told, meter)],
+            callbacks=[_Teller(study, told, searcher, meter)],
             failure_config=tune.FailureConfig(max_failures=study.config.resources.retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    with contextlib.suppress(_Exhausted):
-        tuner.fit()
+    try:
+        with contextlib.suppress(_Exhausted):
+            tuner.fit()
+    finally:
+        if meter is not None:
+            meter.save()
+
+
+def _alive() -> Nodes:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def first_points(config: SweepConfig) -> list[dict[str, Any]]:
+    """Return the points to try first: those of `search.start`, completed by the file's own values, or these alone.
+
+    Raises ValueError for a value that is not in its space; the file's own may be outside, and is left out then.
+    """
+    search = config.search
+    assert search is not None
+    own = own_point(config)
+    if search.start is None:
+        return [own] if all(_is_in(search.space[name], value) for name, value in own.items()) else []
+    points = [{**own, **point} for point in search.start]
+    for point in points:
+        for name, value in point.items():
+            if not _is_in(search.space[name], value):
+                raise ValueError(f"search.start: {name}: {value} is not in its space")
+    return points
+
+
+def _is_in(space: Space, value: object) -> bool:
+    among = distribution(space)
+    try:
+        return among._contains(among.to_internal_repr(value))
+    except (ValueError, TypeError):
+        return False
 
 
 def own_point(config: SweepConfig) -> dict[str, Any]:
@@ -186,42 +239,45 @@ def _make_sampler(name: str, settings: dict[str, Any]) -> optuna.samplers.BaseSa
     return made
 
 
-def scheduler(stop: StopConfig | None, config: SweepConfig, num_arms: int) -> TrialScheduler:
+def scheduler(stop: StopConfig | None) -> TrialScheduler:
     """Make Tune's scheduler that stops weak trainings."""
-    assert config.search is not None
     if stop is None:
         return FIFOScheduler()
     common: dict[str, Any] = {"time_attr": EPOCHS, "metric": "accuracy", "mode": "max"}
     if stop.name == "median":
         return MedianStoppingRule(grace_period=stop.grace_epochs, hard_stop=True, **common)
-    cells = len(config.sparse.sparsities) * len(config.sparse.rewinds) * len(config.model.widths)
-    longest = config.dense.epochs * config.search.replicates * cells * num_arms
-    return AsyncHyperBandScheduler(
-        grace_period=stop.grace_epochs, reduction_factor=stop.factor, max_t=max(longest, stop.grace_epochs + 1), **common
-    )
+    return AsyncHyperBandScheduler(grace_period=stop.grace_epochs, reduction_factor=stop.factor, max_t=MOST_EPOCHS, **common)
 
 
 class _Exhausted(Exception):  # the end of a loop, no error
-    """The budget is used up. What a trial trained when that came is lost, as a search judges trials that end."""
+    """The budget is used up, and nothing runs any more."""
 
 
 class _Teller(Callback):
     """Tells each trial's end, and charges for the machines."""
 
-    def __init__(self, study: Study, told: Callable[[str], None], meter: Meter | None) -> None:
-        self.study, self.told, self.meter = study, told, meter
+    def __init__(self, study: Study, told: Callable[[str], None], searcher: StudySearch, meter: Meter | None) -> None:
+        self.study, self.told, self.searcher, self.meter = study, told, searcher, meter
         self.looked_at = float("-inf")
+        self.slot = slot_of(study.config.resources.sparse)
+        self.watchdog = Watchdog(study.config.resources.capacity_minutes, refusals)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if self.meter is None or time.monotonic() - self.looked_at < LOOK_SECONDS:
+        is_running = any(trial.status == Trial.RUNNING for trial in trials)
+        if self.searcher.is_closed and not is_running:
+            raise _Exhausted
+        if time.monotonic() - self.looked_at < LOOK_SECONDS:
             return
         self.looked_at = time.monotonic()
-        self.meter.tick([node["Resources"] for node in ray.nodes() if node["Alive"]])
-        if self.meter.exhausted:
-            raise _Exhausted
+        nodes = _alive()
+        if (silence := self.watchdog.look(nodes, [("sparse", self.slot, 1)])) is not None:
+            self.told(silence)
+        if self.meter is not None:
+            self.meter.tick(nodes)
+            self.searcher.is_closed = self.meter.exhausted is not None
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result

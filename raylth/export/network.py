@@ -100,7 +100,7 @@ def _model(row: Mapping[str, Any], manifest: Mapping[str, Any], origin: Origin |
     if not isinstance(origin, str):
         model: dict[str, Any] = origin.stage.settings["model"]
         return model
-    if code_of(MODELS[row["model"]]) is not None:
+    if code_of(row["model"], MODELS[row["model"]]) is not None:
         raise ValueError(f"{row['key'][:12]}: whether {row['model']!r} is the code that was trained is not known: {origin}")
     info, side = DATASETS[row["dataset"]], manifest["config"]["data"].get("resolution")
     in_shape = [info.in_shape[0], side, side] if side else list(info.in_shape)

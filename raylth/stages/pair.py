@@ -36,7 +36,7 @@ class Pair:
             "num_classes": info.num_classes,
             "in_shape": list(config.data.in_shape),
         }
-        if (code := code_of(MODELS[config.model.name])) is not None:
+        if (code := code_of(config.model.name, MODELS[config.model.name])) is not None:
             self.model["code"] = code
         self.augment = info.augment if config.data.augment == "auto" else config.data.augment
         self.train_data: dict[str, Any] = {
@@ -44,10 +44,12 @@ class Pair:
             "layout": info.layout(config.data.layout),
             "num_train": (config.data.num_train or info.num_train) - config.data.holdout,
         }
+        if (code := code_of(config.data.name, info.load)) is not None:
+            self.train_data["code"] = code
         if info.is_streamed:
             self.train_data["resolution"] = config.data.in_shape[-1]
-        data = config.data
-        self.test_data = {"holdout": data.holdout} if data.holdout else {"num_test": data.num_test or info.num_test}
+        held = config.data.holdout
+        self.test_data = {"holdout": held} if held else {"num_test": config.data.num_test or info.num_test}
         base = config.seeds.base
         self.seeds = {name: derive_seed(base, "replicate", replicate, name) % 2**32 for name in ("A", "B")}
         seeds = {"seed_a": self.seeds["A"], "seed_b": self.seeds["B"]}
@@ -88,8 +90,7 @@ class Pair:
         self.rounds = list(made)
         made += brought.values()
         masks |= {sparsity: stage.key for sparsity, stage in brought.items()}
-        self.theta, self.masks, self.has_network = theta, masks, has_network
-        stages = [*dense.values(), *made]
+        self.theta, self.masks, self.has_network, stages = theta, masks, has_network, [*dense.values(), *made]
         for sparsity, mask in masks.items():
             matches = []
             if permuted:

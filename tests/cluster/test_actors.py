@@ -282,12 +282,12 @@ def test_while_everything_is_held_the_searcher_gives_the_driver_its_turns(tmp_pa
 def test_a_share_that_no_single_node_has_is_refused(monkeypatch):
     nodes = [{"CPU": 64.0, "object_store_memory": 1e9}, {"CPU": 4.0, "GPU": 1.0, "object_store_memory": 5e5}]
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
-    launch._check_shares(ResourcesConfig.model_validate({"sparse": {"cpus": 4, "gpus": 1}, "dense": {"cpus": 64}}), nodes)
+    launch.check_shares(ResourcesConfig.model_validate({"sparse": {"cpus": 4, "gpus": 1}, "dense": {"cpus": 64}}), nodes)
     with pytest.raises(ClusterError, match=r"resources\.sparse: no node has both 8 CPUs and 1 GPU"):
-        launch._check_shares(ResourcesConfig.model_validate({"sparse": {"cpus": 8, "gpus": 1}}), nodes)
+        launch.check_shares(ResourcesConfig.model_validate({"sparse": {"cpus": 8, "gpus": 1}}), nodes)
     team = ResourcesConfig.model_validate({"sparse": {"cpus": 40, "workers": 2}})
     with pytest.raises(ClusterError, match=r"resources\.sparse\.workers: 2 of 40 CPU asked for, but there is room for 1"):
-        launch._check_shares(team, nodes)
+        launch.check_shares(team, nodes)
     plan = make_plan(tiny_sweep(data={"name": "mnist1d", "num_train": 4000}))
     with pytest.raises(ClusterError, match=r"data\.name: mnist1d and one checkpoint take .* bytes\) are missing"):
         launch._check_object_stores(plan, Graph(plan.stages))

@@ -1,6 +1,7 @@
 """Searches: Optuna's suggestions through a real Ray, against objectives whose best points are known."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import subprocess
@@ -14,17 +15,19 @@ import pytest
 import yaml
 from ray import tune
 
+from raylth import search as searches
 from raylth.cluster import study as studies
 from raylth.cluster.address import Joining
 from raylth.cluster.launch import joined
 from raylth.cluster.meter import Meter
 from raylth.cluster.point import EPOCHS, Given
+from raylth.cluster.preflight import versions
 from raylth.cluster.study import Study, search_on_ray
 from raylth.core.data import load_dataset
 from raylth.costs import BudgetConfig, PricesConfig
 from raylth.report import load_results
 from raylth.report.searches import load_search, search_figure, search_findings, search_table
-from raylth.store import locate
+from raylth.store import Lease, Store, locate
 from raylth.sweepfile import BadSweep, read_sweep
 from tests.conftest import tiny_sweep
 
@@ -38,7 +41,8 @@ def search_sweep(tmp_path, **changes):
     ).model_dump(mode="json", exclude_defaults=True)
     search = {"space": {"sparse.lr": LR}, "trials": 3, "holdout": 100, "stop": None, "final": {"replicates": 1}} | changes
     file = tmp_path / "search.yaml"
-    file.write_text(yaml.safe_dump(settings | {"storage": str(tmp_path / "store"), "search": search}))
+    outside = {name: search.pop(name) for name in ("analyses", "resources", "storage") if name in search}
+    file.write_text(yaml.safe_dump(settings | {"storage": str(tmp_path / "store"), "search": search} | outside))
     return file
 
 
@@ -73,7 +77,7 @@ def run_stub(tmp_path, monkeypatch, trials=20, meter=None, **changes):
     monkeypatch.setattr(studies, "PointTrial", Bowl)
     config = read_sweep(search_sweep(tmp_path, trials=trials, **changes))
     study = Study("naive", ["naive"], config, tmp_path / "studies.log")
-    given = Given(str(tmp_path), config.model_dump(mode="json"), [], "", 1)
+    given = Given(str(tmp_path), config.model_dump(mode="json"), [], "", 1, versions())
     search_on_ray(study, given, trials - len(study.ended()), lambda line: None, str(tmp_path / "tune"), meter)
     return study
 
@@ -97,6 +101,7 @@ def test_asha_stops_what_it_should_and_optuna_knows_that_it_was_stopped(ray, tmp
     found = run_stub(tmp_path, monkeypatch, trials=6, start=points, stop=stop, concurrent=1)
     states = {round(trial.params["sparse.lr"], 3): trial.state.name for trial in found.ended()}
     assert states[0.05] == "COMPLETE"
+    assert studies.scheduler(read_sweep(search_sweep(tmp_path, stop=stop)).search.stops)._max_t > 10**6, "none stops at T"
     assert {states[rate] for rate in (0.9, 0.95, 0.001)} == {"PRUNED"}
     assert found.winners()[0].params["sparse.lr"] == pytest.approx(0.05, rel=0.05)
 
@@ -185,25 +190,81 @@ def test_trials_are_judged_on_held_out_training_samples_and_the_test_split_is_le
         assert not np.shares_memory(array, whole.test_y)
 
 
-def test_a_whole_search_never_reads_the_test_split(ray, tmp_path, monkeypatch):
-    """Its labels are nonsense here, and so are its samples: the search finds the same."""
-    from raylth import search as searches
-
+def test_a_whole_search_never_reads_the_test_split(tmp_path, monkeypatch):
+    """Its samples and labels are nonsense the second time: every trial is judged alike."""
     seen = []
-    for poison in (False, True):
-        folder = tmp_path / str(poison)
+    for number, poison in enumerate((False, True)):
+        folder = tmp_path / str(number)
         folder.mkdir()
-        config = read_sweep(search_sweep(folder, trials=2, space={"sparse.lr": LR}))
-        judged = searches.judged_by(config)
-        data = searches.load_data(judged.data)
-        original = load_dataset("mnist1d", num_train=500, num_test=200)
-        if poison:
-            original.test_x[:] = np.nan
-            original.test_y[:] = -1
-        held = original.holding_out(100)
-        seen.append(held.fingerprint())
-        assert held.fingerprint() == data.fingerprint(), "what the search's workers are given"
+
+        def load(*names, poison=poison, **settings):
+            found = load_dataset(*names, **settings)
+            if not poison:
+                return found
+            return dataclasses.replace(
+                found, test_x=np.full_like(found.test_x, np.nan), test_y=np.full_like(found.test_y, -1)
+            )
+
+        monkeypatch.setattr("raylth.stages.context.load_dataset", load)
+        monkeypatch.setattr("raylth.search.run_sweep", lambda *words: 0)  # the winners' training is no part of the search
+        config = read_sweep(search_sweep(folder, trials=2, concurrent=1), ["sparse.arms=[permuted]"])
+        assert searches.run_search(config, ["search.yaml"], Joining("local")) == 0
+        (journal,) = (folder / "store/searches").glob("*/studies.log")
+        (kept,) = (folder / "store/runs").glob("*/search.json")
+        assert journal.stat().st_size
+        seen.append(json.loads(kept.read_text())["studies"])
     assert seen[0] == seen[1]
+    assert len(seen[0][0]["trials"]) == 2
+
+
+def test_a_search_knows_what_its_trials_are_made_of(tmp_path, monkeypatch):
+    """Another code of the network is another search; more trials are the same."""
+    config = read_sweep(search_sweep(tmp_path))
+    before = searches._fingerprint(searches.judged_by(config))
+    more = read_sweep(search_sweep(tmp_path, trials=9))
+    assert searches._fingerprint(searches.judged_by(more)) == before
+    monkeypatch.setattr("raylth.stages.pair.code_of", lambda name, build: "other code" if name == "mnist1d" else None)
+    assert searches._fingerprint(searches.judged_by(config)) != before
+
+
+def test_two_processes_are_not_at_one_search(tmp_path):
+    config = read_sweep(search_sweep(tmp_path))
+    store = Store(config.storage)
+    with (
+        Lease(store, searches._fingerprint(searches.judged_by(config))),
+        pytest.raises(BadSweep, match="search: another process is at this search already"),
+    ):
+        searches.run_search(config, ["search.yaml"], Joining("local"))
+
+
+def test_points_to_start_at_are_completed_and_what_no_space_holds_is_left_out(tmp_path):
+    decay = {"type": "float", "low": 1e-5, "high": 1e-2, "log": True}
+    both = {"sparse.lr": LR, "sparse.weight_decay": decay}
+    some = read_sweep(search_sweep(tmp_path, space=both, start=[{"sparse.lr": 0.1}]))
+    assert studies.first_points(some) == [{"sparse.lr": 0.1, "sparse.weight_decay": 0.0005}]
+    samples = {"match.samples": {"type": "int", "low": 10, "high": 100}}
+    assert studies.first_points(read_sweep(search_sweep(tmp_path, space=samples))) == [], "the file says null: all"
+    with pytest.raises(ValueError, match=r"search\.start: sparse\.lr: 7 is not in its space"):
+        studies.first_points(read_sweep(search_sweep(tmp_path, start=[{"sparse.lr": 7}])))
+
+
+def test_several_objectives_need_no_word_about_stopping(tmp_path):
+    config = read_sweep(search_sweep(tmp_path, objectives=["accuracy", "model_sparsity"], stop={"grace_epochs": 2}))
+    judged = searches.judged_by(config)
+    assert judged.search.stops is None
+    assert read_sweep(search_sweep(tmp_path)).search.stops is None
+
+
+def test_a_dense_network_that_diverges_is_a_bad_point_and_no_failure(ray, tmp_path):
+    space = {"dense.lr": {"type": "categorical", "choices": [0.08, 900.0]}}
+    config = searches.judged_by(read_sweep(search_sweep(tmp_path, trials=2, space=space, start=[{"dense.lr": 900.0}])))
+    data = searches.load_data(config.data)
+    study = Study("naive", ["naive"], config, tmp_path / "studies.log")
+    plain = config.model_dump(mode="json")
+    given = Given(str(tmp_path / "store"), plain, [ray.put(data)], data.fingerprint(), 0, versions())
+    search_on_ray(study, given, 1, lambda line: None, str(tmp_path / "tune"))
+    (trial,) = study.ended()
+    assert (trial.state.name, trial.values) == ("COMPLETE", [0.0])
 
 
 def test_a_wide_search_names_what_cannot_be(tmp_path):
@@ -220,6 +281,9 @@ def test_a_wide_search_names_what_cannot_be(tmp_path):
     )
     assert "unknown sampler 'TPSampler', did you mean 'TPESampler'?" in refused(sampler={"name": "TPSampler"})
     assert "holdout" in refused(holdout=500)
+    assert "whose arms have settings of their own" in refused(analyses={"overlap": {}})
+    assert "several workers for one network" in refused(resources={"sparse": {"workers": 2}})
+    assert "cannot be written" in refused(storage="/proc/nope/store")
     assert "low: 2 is not below high: 1" in refused(space={"sparse.lr": {"type": "float", "low": 2, "high": 1}})
 
 

@@ -11,11 +11,15 @@ import pytest
 import torch
 import yaml
 
+from raylth.config import SweepConfig
+from raylth.core.data import DATASETS
 from raylth.core.masks import full_mask
 from raylth.core.models import MODELS, build_model, build_shapes, code_of, init_model
 from raylth.core.permutation import derive_spec, random_permutation
 from raylth.registry import UnknownName
 from raylth.report import load_results
+from raylth.stages import make_plan
+from raylth.sweepfile import BadSweep, read_sweep
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 (NETWORK,) = re.findall(r"```python\n(# mynets\.py\n.*?)```", README, re.DOTALL)
@@ -48,8 +52,9 @@ def own(tmp_path, monkeypatch):
     yield tmp_path
     for name in ("mynets", "mydata"):
         sys.modules.pop(name, None)
-    for name in [name for name in MODELS if ":" in name]:
-        del MODELS._entries[name]
+    for registry in (MODELS, DATASETS):
+        for name in [name for name in registry if ":" in name]:
+            del registry._entries[name]
 
 
 @pytest.mark.parametrize(("name", "in_shape"), [("torchvision:resnet18", (3, 32, 32)), ("timm:resnet10t", (3, 64, 64))])
@@ -78,16 +83,49 @@ def test_what_a_library_cannot_be_is_said():
 
 def test_the_code_of_ones_own_network_is_known_by_its_syntax(own):
     settings = {"num_classes": 10, "in_shape": (40,)}
-    code = code_of(MODELS["mynets:narrow"])
+    code = code_of("mynets:narrow", MODELS["mynets:narrow"])
     assert code is not None
-    assert code_of(MODELS["mlp"]) is None
+    assert code_of("mlp", MODELS["mlp"]) is None
     build_model("mynets:narrow", code=code, **settings)
     file = own / "mynets.py"
     file.write_text(NETWORK + "  # the end")
-    assert code_of(MODELS["mynets:narrow"]) == code, "a comment"
+    assert code_of("mynets:narrow", MODELS["mynets:narrow"]) == code, "a comment"
     file.write_text(NETWORK.replace("nn.ReLU(), nn.Linear(hidden, hidden)", "nn.GELU(), nn.Linear(hidden, hidden)"))
     with pytest.raises(RuntimeError, match="is not the same code here"):
         build_model("mynets:narrow", code=code, **settings)
+
+
+def test_the_code_behind_a_partial_and_a_data_set_is_ones_own(own):
+    (own / "mynets.py").write_text(NETWORK + "\n\nfrom functools import partial\nhalf = partial(narrow)\n")
+    code = code_of("mynets:half", MODELS["mynets:half"])
+    assert code is not None
+    (own / "mynets.py").write_text(NETWORK + "\n\nfrom functools import partial\nhalf = partial(narrow, x=1)\n")
+    assert code_of("mynets:half", MODELS["mynets:half"]) != code
+    settings = {**SWEEP, "data": {"import": "mydata:blobs"}, "model": {"name": "mlp"}}
+    keys = []
+    for text in (DATA, DATA.replace("* 4", "* 0")):
+        (own / "mydata.py").write_text(text)
+        keys.append([stage.key for stage in make_plan(SweepConfig.model_validate(settings)).stages])
+    assert not set(keys[0]) & set(keys[1])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "line"),
+    [
+        ("mynets.py", "def narrow(", "SyntaxError"),
+        ("mynets.py", "narrow = 3", "TypeError"),
+        ("mynets.py", "def narrow(): pass", "TypeError"),
+        ("mydata.py", "blobs = 3", "not a raylth.core.data.DatasetInfo"),
+    ],
+)
+def test_what_is_wrong_with_ones_own_module_is_one_line(own, file, text, line):
+    (own / file).write_text(text)
+    settings = {**SWEEP, "data": {"import": "mydata:blobs"}, "model": {"import": "mynets:narrow"}}
+    (own / "own.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(BadSweep) as caught:
+        read_sweep(own / "own.yaml")
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def sweep(folder, *words, **environment):
@@ -99,7 +137,8 @@ def sweep(folder, *words, **environment):
 def test_a_sweep_of_ones_own_network_and_data_by_import_path(own):
     settings = {**SWEEP, "data": {"import": "mydata:blobs"}, "model": {"import": "mynets:narrow"}, "storage": "store"}
     (own / "own.yaml").write_text(yaml.safe_dump(settings))
-    done = sweep(own, "own.yaml")
+    command = [str(Path(sys.executable).with_name("raylth")), "sweep", "own.yaml"]  # it looks here, too
+    done = subprocess.run(command, cwd=own, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = load_results(own / "store").query("stage == 'sparse'")
     assert set(rows["arm"]) == {"lth", "permuted", "naive"}

@@ -27,11 +27,19 @@ def build_model(
     every hidden width. `code` is what `code_of` told of a user's own network. Raises UnknownName for a name that is not
     registered, ValueError for a shape or width that the network cannot have, RuntimeError where its code is another.
     """
-    if code is not None and code_of(MODELS[name]) != code:
+    if code is not None and code_of(name, MODELS[name]) != code:
         raise RuntimeError(f"model {name!r} is not the same code here as where the sweep was planned")
     if not (math.isfinite(width) and width > 0):
         raise ValueError(f"width must be a positive number, not {width}")
-    return MODELS[name](width=width, num_classes=num_classes, in_shape=tuple(in_shape))
+    settings: dict[str, Any] = {"width": width, "num_classes": num_classes, "in_shape": tuple(in_shape)}
+    if ":" not in name:
+        return MODELS[name](**settings)
+    try:
+        return MODELS[name](**settings)
+    except ValueError:
+        raise
+    except Exception as error:  # of someone else's network: named, in one line
+        raise ValueError(f"{name} cannot be built: {' '.join(f'{type(error).__name__}: {error}'.split())}") from error
 
 
 def init_model(

@@ -1,6 +1,7 @@
 """Networks that others wrote: by name from torchvision and timm, and a user's own by import path."""
 
 import ast
+import functools
 import hashlib
 import inspect
 import sys
@@ -62,16 +63,20 @@ def _timm(model: str) -> Callable[[int, int], nn.Module]:
     return build
 
 
-def code_of(build: Callable[..., object]) -> str | None:
-    """Return a SHA-256 of the module in which a user's own network is written; None for this package's and libraries'.
+def code_of(name: str, build: Callable[..., object]) -> str | None:
+    """Return a SHA-256 of the modules in which something of a user's own is written; None for this package's and libraries'.
 
-    It is of the syntax, so comments and line breaks do not matter. Modules that this one imports are not in it.
+    They are the one of an import path `name`, and the one of the function `build`. The hash is of the syntax, so comments and
+    line breaks do not matter. Modules that these import are not in it.
     """
-    module = sys.modules.get(getattr(build, "__module__", ""))
-    if module is None or module.__name__.split(".")[0] == __name__.split(".")[0]:
-        return None
-    file = inspect.getsourcefile(module)
-    if file is None:
-        return None
-    tree = ast.dump(ast.parse(Path(file).read_bytes()))
-    return hashlib.sha256(tree.encode()).hexdigest()[:16]
+    path, separator, _ = name.partition(":")
+    while isinstance(build, functools.partial):
+        build = build.func
+    names = [*([path] if separator and path not in LIBRARIES else []), getattr(build, "__module__", "")]
+    own = __name__.split(".")[0]
+    trees = []
+    for module in (sys.modules.get(name) for name in dict.fromkeys(names)):
+        file = None if module is None or module.__name__.split(".")[0] == own else inspect.getsourcefile(module)
+        if file is not None:
+            trees.append(ast.dump(ast.parse(Path(file).read_bytes())))
+    return hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16] if trees else None
