@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 import time
+from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import optuna
+import optuna_dashboard
 import pandas as pd
 import pytest
 import yaml
+from optuna.storages.journal import JournalFileBackend
 from ray import tune
 
 from raylth import search as searches
@@ -131,6 +134,17 @@ def test_a_study_that_goes_on_repeats_what_was_cut_off_first_and_nothing_that_en
     assert len(ended) == 7
     assert ended[4] == cut_off.params
     assert len({trial["sparse.lr"] for trial in ended}) == 7
+
+
+def test_a_study_opens_in_optunas_dashboard(ray, tmp_path, monkeypatch):
+    found = run_stub(tmp_path, monkeypatch, trials=2)
+    answers: list[str] = []
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(found.file)))
+    asked: dict = {"PATH_INFO": "/api/studies"}
+    setup_testing_defaults(asked)
+    body = b"".join(optuna_dashboard.wsgi(storage)(asked, lambda status, headers, error=None: answers.append(status)))
+    assert answers == ["200 OK"]
+    assert [study["study_name"] for study in json.loads(body)["study_summaries"]] == ["naive"]
 
 
 def test_a_search_ends_when_its_budget_does(ray, tmp_path, monkeypatch):
