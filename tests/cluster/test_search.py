@@ -1,7 +1,6 @@
 """Searches: Optuna's suggestions through a real Ray, against objectives whose best points are known."""
 
 import contextlib
-import dataclasses
 import json
 import re
 import subprocess
@@ -26,7 +25,6 @@ from raylth.cluster.meter import Meter
 from raylth.cluster.point import EPOCHS, Given
 from raylth.cluster.preflight import versions
 from raylth.cluster.study import Study, search_on_ray
-from raylth.core.data import load_dataset
 from raylth.costs import BudgetConfig, PricesConfig
 from raylth.report import load_results
 from raylth.report.searches import load_search, search_figure, search_findings, search_table
@@ -192,43 +190,6 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(tmp_path):
     assert not list((tmp_path / "store/states").rglob("*.safetensors")), "nothing is left of trainings that were stopped"
     again = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert "nothing to train" in again.stdout
-
-
-def test_trials_are_judged_on_held_out_training_samples_and_the_test_split_is_let_go():
-    whole = load_dataset("mnist1d", num_train=500, num_test=200)
-    held = whole.holding_out(100)
-    np.testing.assert_array_equal(held.test_x, whole.train_x[400:500])
-    np.testing.assert_array_equal(held.train_x, whole.train_x[:400])
-    for array in (held.train_x, held.train_y, held.test_x, held.test_y):
-        assert not np.shares_memory(array, whole.test_x)
-        assert not np.shares_memory(array, whole.test_y)
-
-
-def test_a_whole_search_never_reads_the_test_split(tmp_path, monkeypatch):
-    """Its samples and labels are nonsense the second time: every trial is judged alike."""
-    seen = []
-    for number, poison in enumerate((False, True)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-
-        def load(*names, poison=poison, **settings):
-            found = load_dataset(*names, **settings)
-            if not poison:
-                return found
-            return dataclasses.replace(
-                found, test_x=np.full_like(found.test_x, np.nan), test_y=np.full_like(found.test_y, -1)
-            )
-
-        monkeypatch.setattr("raylth.stages.context.load_dataset", load)
-        monkeypatch.setattr("raylth.search.run_sweep", lambda *words: 0)  # the winners' training is no part of the search
-        config = read_sweep(search_sweep(folder, trials=2, concurrent=1), ["sparse.arms=[permuted]"])
-        assert searches.run_search(config, ["search.yaml"], Joining("local")) == 0
-        (journal,) = (folder / "store/searches").glob("*/studies.log")
-        (kept,) = (folder / "store/runs").glob("*/search.json")
-        assert journal.stat().st_size
-        seen.append(json.loads(kept.read_text())["studies"])
-    assert seen[0] == seen[1]
-    assert len(seen[0][0]["trials"]) == 2
 
 
 def test_a_search_knows_what_its_trials_are_made_of(tmp_path, monkeypatch):
