@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -42,7 +43,8 @@ def check_cluster(allow_open: bool = False) -> None:
     """
     compare(versions(), on_all_machines(versions))
     guarded = on_all_machines(_asks_for_token)
-    others = sorted(set(guarded) - {ray.util.get_node_ip_address()})
+    ours = {found.address for addresses in psutil.net_if_addrs().values() for found in addresses}
+    others = sorted(set(guarded) - ours - {ray.util.get_node_ip_address()})
     if len(machines()) > len(guarded):
         others.append("those that it may start")
     if others and not all(guarded.values()) and not allow_open:
