@@ -45,7 +45,7 @@ def check_cluster(allow_open: bool = False) -> None:
     guarded = on_all_machines(_asks_for_token)
     ours = {found.address for addresses in psutil.net_if_addrs().values() for found in addresses}
     others = sorted(set(guarded) - ours - {ray.util.get_node_ip_address()})
-    if len(machines()) > len(guarded):
+    if len(machines()) > sum(node["Alive"] for node in ray.nodes()):
         others.append("those that it may start")
     if others and not all(guarded.values()) and not allow_open:
         raise ClusterError(
