@@ -259,7 +259,7 @@ def _check_object_stores(plan: Plan, graph: Graph) -> None:
 def gpu_table() -> list[tuple[str, int]]:
     """Return the name and the bytes of memory of every GPU of the cluster."""
     found = on_all_machines(total_bytes, only=lambda node: bool(node["Resources"].get("GPU")))
-    return [gpu for each in found.values() for gpu in each]
+    return [gpu for _, each in found for gpu in each]
 
 
 def _sums(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -41,13 +41,13 @@ def check_cluster(allow_open: bool = False) -> None:
 
     A cluster of this machine alone may do without. `allow_open` lets the others do so, too. Raises ClusterError.
     """
-    compare(versions(), on_all_machines(versions))
+    compare(versions(), dict(on_all_machines(versions)))
     guarded = on_all_machines(_asks_for_token)
     ours = {found.address for addresses in psutil.net_if_addrs().values() for found in addresses}
-    others = sorted(set(guarded) - ours - {ray.util.get_node_ip_address()})
-    if len(machines()) > sum(node["Alive"] for node in ray.nodes()):
+    others = sorted({address for address, _ in guarded} - ours - {ray.util.get_node_ip_address()})
+    if len(machines()) > len(guarded):
         others.append("those that it may start")
-    if others and not all(guarded.values()) and not allow_open:
+    if others and not all(asks for _, asks in guarded) and not allow_open:
         raise ClusterError(
             f"this cluster (this machine and {', '.join(others[:3])}) asks nobody for a token: who reaches its port runs "
             f"code there. Start Ray with RAY_AUTH_MODE=token on every machine, or allow it with --without-token"
@@ -56,24 +56,20 @@ def check_cluster(allow_open: bool = False) -> None:
 
 def on_all_machines(
     function: Callable[[], Any], only: Callable[[Mapping[str, Any]], bool] = lambda node: True
-) -> dict[str, Any]:
-    """Call a function on every live machine that `only` takes; returns the answers by address. One that dies has none."""
+) -> list[tuple[str, Any]]:
+    """Call a function on every live machine that `only` takes; returns (address, answer) of each. One that dies has none."""
     nodes = [node for node in ray.nodes() if node["Alive"] and only(node)]
     ask: Any = ray.remote(num_cpus=0, max_retries=0)(function)
-    asked = [
-        (
-            node["NodeManagerAddress"],
-            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(),
-        )
-        for node in nodes
-    ]
-    found = {}
-    for address, reference in asked:
+    there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    asked = [ask.options(scheduling_strategy=place).remote() for place in there]
+    found = []
+    for node, reference in zip(nodes, asked, strict=True):
         try:
-            found[address] = ray.get(reference)
+            found.append((node["NodeManagerAddress"], ray.get(reference)))
         except ray.exceptions.RayError as error:
-            if any(node["Alive"] and node["NodeManagerAddress"] == address for node in ray.nodes()):
-                raise ClusterError(f"{address} does not answer: {str(error).strip().splitlines()[0]}") from error
+            if any(other["Alive"] and other["NodeID"] == node["NodeID"] for other in ray.nodes()):
+                line = str(error).strip().splitlines()[0]
+                raise ClusterError(f"{node['NodeManagerAddress']} does not answer: {line}") from error
     return found
 
 

@@ -1,16 +1,13 @@
 """A cluster whose machines run something else is refused before anything starts."""
 
-import contextlib
-import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from raylth.cluster.address import ClusterError
 from raylth.cluster.preflight import compare, versions
+from tests.cluster.nodes import environment_with, started
 
 
 def test_the_first_difference_is_named_with_both_versions():
@@ -32,7 +29,7 @@ from raylth.cluster.address import ClusterError
 from raylth.cluster.preflight import check_cluster, on_all_machines
 
 ray.init(address=sys.argv[1], log_to_driver=False)
-print("machines", sorted(on_all_machines(lambda: 1)))
+print("machines", sorted(dict(on_all_machines(lambda: 1))))
 for allow_open in (False, True):
     try:
         check_cluster(allow_open)
@@ -45,26 +42,9 @@ for allow_open in (False, True):
 @pytest.fixture(params=[False, True], ids=["open", "with a token"])
 def two_machines(request, tmp_path):
     """A cluster of two addresses, whether it asks for a token, and the environment of one who has it."""
-    token = tmp_path / "token"
-    token.write_text("0123456789abcdef" * 4)
-    token.chmod(0o600)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    environment |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_MODE": "token" if request.param else "disabled"}
-    common = ["--block", "--num-cpus", "1", "--disable-usage-stats"]
-    ends = (
-        ["--head", "--port", str(port), "--include-dashboard=false"],
-        ["--address", f"127.0.0.1:{port}", "--node-ip-address", "127.0.0.2"],
-    )
-    with contextlib.ExitStack() as stack:
-        for end in ends:
-            words = [str(Path(sys.executable).with_name("ray")), "start", *common, *end]
-            process = stack.enter_context(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True))
-            stack.callback(process.terminate)
-            assert any("Ray runtime started" in line for line in process.stdout), "a node did not start"
-        yield f"127.0.0.1:{port}", request.param, environment
+    environment = environment_with(tmp_path, "token" if request.param else "disabled")
+    with started(environment, "127.0.0.2") as address:
+        yield address, request.param, environment
 
 
 def test_several_machines_that_ask_nobody_for_a_token_are_refused(two_machines):
@@ -79,3 +59,33 @@ def test_several_machines_that_ask_nobody_for_a_token_are_refused(two_machines):
     refused = "this cluster (this machine and 127.0.0.2) asks nobody for a token"
     assert closed == "joined" if asks else closed.startswith(refused)
     assert asks or closed.endswith("or allow it with --without-token")
+
+
+ALONE = """
+import ray
+from ray.cluster_utils import Cluster
+from raylth.cluster import preflight
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+assert [answer for _, answer in preflight.on_all_machines(lambda: 1)] == [1, 1], "each of two nodes on one address"
+preflight.check_cluster()
+print("joined")
+here = preflight.machines()
+preflight.machines = lambda: [*here, {"CPU": 8.0}]
+try:
+    preflight.check_cluster()
+except preflight.ClusterError as error:
+    print(error)
+"""
+
+
+def test_a_cluster_of_this_machine_alone_needs_no_token_unless_it_may_grow(tmp_path):
+    environment = environment_with(tmp_path, "disabled")
+    words = [sys.executable, "-c", ALONE]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    alone, growing = done.stdout.splitlines()
+    assert alone == "joined"
+    assert "(this machine and those that it may start) asks nobody for a token" in growing

@@ -21,6 +21,7 @@ from raylth.stages import make_plan, run_plan
 from raylth.store import Store
 from raylth.sweepfile import read_sweep
 from raylth.terminal import typed_python
+from tests.cluster.nodes import environment_with, started
 from tests.conftest import tiny_sweep
 
 NOT_REPRODUCIBLE = ["seconds", "pack"]
@@ -166,21 +167,8 @@ def test_a_share_that_no_node_has_is_refused_before_anything_is_made(sweep_file,
 @pytest.fixture
 def token_cluster(tmp_path):
     """A cluster of one node that `ray start` made and that asks for a token; the environment to reach it."""
-    token = tmp_path / "token"
-    token.write_text("0123456789abcdef" * 4)
-    token.chmod(0o600)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    environment["RAY_AUTH_TOKEN_PATH"] = str(token)
-    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port", str(port)]
-    start += ["--num-cpus", "1", "--include-dashboard=false", "--disable-usage-stats"]
-    with subprocess.Popen(start, env={**environment, "RAY_AUTH_MODE": "token"}, stdout=subprocess.PIPE, text=True) as head:
-        assert any("Ray runtime started" in line for line in head.stdout), "the cluster did not start"
-        yield f"127.0.0.1:{port}", environment
-        head.terminate()
-        head.wait(timeout=60)
+    with started(environment_with(tmp_path, "token")) as address:
+        yield address, environment_with(tmp_path, None)
 
 
 def test_a_sweep_joins_a_running_cluster_that_asks_for_a_token(first_run, sweep_file, token_cluster, tmp_path):
