@@ -139,10 +139,8 @@ def _check_space(config: SweepConfig) -> None:
     points += [(point, "search.start") for point in search.start or []]
     for point, where in points:
         for name in point:
-            if name.split(".")[0] not in ("dense", "imp", "match", "sparse", "model"):
-                raise BadSweep(
-                    f"search.space: {name} is no setting that a search can change (dense, imp, match, sparse, model)"
-                )
+            if name.split(".")[0] not in SECTIONS:
+                raise BadSweep(f"search.space: {name} is no setting that a search can change ({', '.join(SECTIONS)})")
         try:
             plan_of(changed(config, point))
         except ValueError as error:
