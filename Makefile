@@ -4,7 +4,7 @@
 #   make ffcv         FFCV for ImageNet, and the system packages that it is built with
 #   make cluster-files  the wheel and the token that `ray up cluster.yaml` ships
 #   make test-faults  kill processes and harm files while sweeps run
-#   make test-cluster  ray up over SSH to two machines made of namespaces, a sweep on them, ray down (root; openssh-server)
+#   make test-cluster  ray up over SSH to two machines made of namespaces, a sweep on them, ray down (root)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +24,7 @@ test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/faults
 
 test-cluster: $(VENV)/.installed-dev
+	sh scripts/packages.sh cluster
 	$(BIN)/python -m pytest tests/clouds/test_local.py
 
 ffcv: $(VENV)/.installed-ffcv
@@ -57,8 +58,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-ffcv: scripts/ffcv-packages.sh $(VENV)/.installed
-	sh scripts/ffcv-packages.sh
+$(VENV)/.installed-ffcv: scripts/packages.sh $(VENV)/.installed
+	sh scripts/packages.sh ffcv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[imagenet]'
 	touch $@
 

@@ -53,7 +53,7 @@ if ! "$python" -c 'import ensurepip, sysconfig, os; sys_h = sysconfig.get_path("
   $as_root apt-get update -qq -o DPkg::Lock::Timeout=600
   $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=600 "python$version-venv" "python$version-dev" rsync >/dev/null
 fi
-sh "$here/scripts/ffcv-packages.sh"
+sh "$here/scripts/packages.sh" ffcv
 "$python" -m venv "$here/venv"
 "$here/venv/bin/pip" install --quiet --disable-pip-version-check --force-reinstall --no-deps "$wheel"
 "$here/venv/bin/pip" install --quiet --disable-pip-version-check -c "$here/constraints.txt" "$wheel[imagenet,clouds]"

@@ -56,8 +56,18 @@ def trace(model: nn.Module, *, training: bool = False, lines: bool = False) -> f
         raise UnknownOperation(
             f"{type(model).__name__} cannot be traced: {error}. Its forward pass must not branch on the data"
         ) from error
-    traced.graph.eliminate_dead_code()
+    modules = dict(traced.named_modules())
+    traced.graph.eliminate_dead_code(lambda node: node.is_impure() or _overwrites(node, modules))
     return traced
+
+
+def _overwrites(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether an operation writes into its input, as `torch.relu_(x)` does for whoever reads x later."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    is_asked = any(value is True for value in (*node.args[1:], node.kwargs.get("inplace")))
+    return is_asked or (name.endswith("_") and not name.endswith("__"))
 
 
 class Walk:

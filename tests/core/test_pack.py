@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import densenet121
@@ -18,6 +19,21 @@ from raylth.core.pruning import prune_global_magnitude
 from raylth.core.throughput import fastest_pack
 from raylth.core.train import Diverged, Recipe, evaluate, evaluate_together, train, train_together
 from tests.core.test_train import random_split
+
+
+class Overwritten(nn.Module):
+    """Activations in place whose results are read by another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.head = (nn.Linear(40, 40) for _ in range(4))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        torch.relu_(x := self.first(x))
+        F.relu(y := self.second(x), True)
+        self.relu(z := self.third(y))
+        return self.head(z)
 
 
 class WithNorm(nn.Module):
@@ -148,6 +164,14 @@ def test_the_networks_keep_what_they_had_when_a_training_is_stopped():
         train_together(Program(networks), split, RECIPE, seeds=[1, 2], masks=[None] * 2, on_epoch=stop)
     for one, other in zip(before, networks, strict=True):
         assert any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_an_activation_whose_result_is_read_by_another_name_is_kept_in_a_pack():
+    networks, x = [seeded(Overwritten, seed) for seed in range(2)], torch.randn(6, 2, 40)
+    with torch.no_grad():
+        logits = Program(networks)(x.flatten(0, 1), 6)
+        for number, network in enumerate(networks):
+            torch.testing.assert_close(logits[number], network(x[:, number]))
 
 
 def test_what_cannot_be_packed_is_named():

@@ -273,8 +273,8 @@ class ArraySplit(Split):
             augmentation = Augmentation.side_by_side(draws)
         for index in order.split(batch_size)[first:]:
             flat = index[part_of(len(index), part)].flatten()
-            x = self.x[flat]
-            yield self.normalise(x if augmentation is None else augmentation(x, flat)), self.y[flat]
+            x = self.x.index_select(0, flat)  # 2 to 20 times faster than x[flat] on a CPU
+            yield self.normalise(x if augmentation is None else augmentation(x, flat)), self.y.index_select(0, flat)
 
     def batches(self, batch_size: int, part: tuple[int, int] = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all samples in order."""
