@@ -3,8 +3,8 @@
 The plain side is the procedure of the published code: torchvision's PIL transforms in a DataLoader with 2 workers, float32,
 torch's defaults, and activations that are not computed in place. Both train the same network from the same weights with
 batch 128 and 2 threads on CIFAR-shaped images, each in a process of its own, in turn, several times; the ratio is that
-of the medians. One side waits while the other trains. On a processor with bf16 products raylth's loop is a third side in bf16. `--same-module` gives the plain side raylth's own module, too:
-the ratio is then that of the loops and the input alone.
+of the medians. One side waits while the other trains. On a processor with bf16 products raylth's loop in bf16 is a third.
+`--same-module` gives the plain side raylth's own module, too: the ratio is then that of the loops and the input alone.
 
     python benchmarks/train_cpu.py [--rounds 5] [--images 5120] [--parquet FOLDER] [--same-module] [--json FILE]
 """
