@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torchvision
 
+from raylth.core.precision import has_bf16
+
 
 def describe() -> dict[str, Any]:
     """Return processor, cores, threads and versions as plain data."""
@@ -30,11 +32,6 @@ def describe() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies in bf16; torch computes it elsewhere too, at a tenth of float32's speed."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def tell(report: dict[str, Any], path: Path | None) -> None:

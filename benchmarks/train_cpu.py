@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.fx
 import torch.nn.functional as F
-from hardware import describe, has_bf16, tell
+from hardware import describe, tell
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -32,7 +32,7 @@ from torchvision import transforms
 from raylth.core.data import ArrayDataset, cifar10
 from raylth.core.data.cifar import MEAN, STD
 from raylth.core.models import init_model
-from raylth.core.precision import Precision
+from raylth.core.precision import Precision, has_bf16
 from raylth.core.train import Recipe, train
 from raylth.stages import make_context
 from raylth.store import Store

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from raylth.analyses import AnalysesConfig, Cells, MatchedLineConfig
 from raylth.core.data import DATASETS
 from raylth.core.models import build_shapes
-from raylth.core.precision import Precision
+from raylth.core.precision import Precision, fastest_precision
 from raylth.core.train import Recipe
 from raylth.costs import BudgetConfig, PricesConfig
 from raylth.logs import LogConfig
@@ -55,6 +55,14 @@ class SeedsConfig(Settings):
     replicates: Count = Field(3, description="Independent pairs of networks A and B; the paper has 3.")
 
 
+Asked = Literal["float32", "tf32", "bf16", "auto"]
+
+
+def _settled(precision: Asked) -> Precision:
+    """Settle `auto` when a file is read: the arithmetic moves numbers, so keys and results hold what it was."""
+    return fastest_precision() if precision == "auto" else precision
+
+
 class OptimizerConfig(Settings):
     """SGD; fields that dense, IMP and sparse training share."""
 
@@ -69,10 +77,11 @@ class OptimizerConfig(Settings):
     )
     decay_factor: Real = Field(0.1, gt=0, le=1, description="With decay_every: what part of the rate is left each time.")
     label_smoothing: Real = Field(0.0, ge=0, lt=1, description="Label smoothing of the training loss.")
-    precision: Precision = Field(
+    precision: Annotated[Asked, AfterValidator(_settled)] = Field(
         "float32",
         description="Arithmetic of convolutions and matrix products: float32, tf32 (GPU) or bf16; everything else is "
-        "float32, and so is every evaluation.",
+        "float32, and so is every evaluation. auto: without a GPU bf16 where the processor of the machine that reads "
+        "this multiplies in it, else float32; the results' column precision says which.",
     )
 
     first_resolution: Count | None = Field(
@@ -222,6 +231,21 @@ class SweepConfig(Settings):
                 if why:
                     raise ValueError(f"{field}: need A's own masks, and sparse.mask_from brings others")
         return asked.completed(self.cells, self.seeds.replicates)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_precision_is_float32_on_a_gpu(cls, raw: Any) -> Any:
+        """Settle precision: auto with a GPU, of which the machine that reads the file may know nothing."""
+        resources = raw.get("resources") if isinstance(raw, dict) else None
+        if not isinstance(resources, dict):
+            return raw
+        settled = dict(raw)
+        for kind in ("dense", "imp", "sparse"):
+            settings, share = raw.get(kind), resources.get(kind)
+            is_auto = isinstance(settings, dict) and settings.get("precision") == AUTO
+            if is_auto and isinstance(share, dict) and share.get("gpus", 0) not in (0, "0"):
+                settled[kind] = {**settings, "precision": "float32"}
+        return settled
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepConfig":

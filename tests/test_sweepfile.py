@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from raylth import sweep
 from raylth.config import SweepConfig
+from raylth.core import precision
+from raylth.stages import make_plan
 from raylth.sweepfile import BadSweep, read_sweep, read_sweep_and_places
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -348,3 +350,19 @@ def test_the_console_script_offers_the_same(tmp_path):
     assert run.returncode == 2
     assert "unknown command 'sweeep'" in run.stderr
     assert "sweep" in run.stderr
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_precision_auto_is_settled_when_the_file_is_read(has_bf16, monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda: has_bf16)
+    fastest = "bf16" if has_bf16 else "float32"
+    assert read_sweep(QUICKSTART).sparse.precision == fastest
+    assert read_sweep(QUICKSTART, ["imp.precision=auto"]).imp.precision == fastest
+    assert read_sweep(QUICKSTART, ["sparse.precision=float32"]).sparse.precision == "float32"
+    for gpus, found in (("0", fastest), ("1/2", "float32"), ("auto", "float32"), ("2", "float32")):
+        assert read_sweep(QUICKSTART, [f"resources.sparse.gpus={gpus}"]).sparse.precision == found
+    assert read_sweep(QUICKSTART, ["resources.dense.gpus=1"]).sparse.precision == fastest
+    read = read_sweep(QUICKSTART)
+    recipes = [stage.settings["recipe"] for stage in make_plan(read).stages if stage.kind == "sparse"]
+    assert {recipe.get("precision", "float32") for recipe in recipes} == {fastest}
+    assert type(read).model_validate(read.model_dump()).sparse.precision == fastest

@@ -15,8 +15,6 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.callback import Callback
-from ray.tune.experiment import Trial
 
 from raylth.cluster.address import ClusterError, Joining
 from raylth.cluster.board import start_board
@@ -42,6 +40,7 @@ __all__ = ["check_shares", "joined", "run_on_ray"]
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Parquet is the record
+    "TUNE_MAX_PENDING_TRIALS_PG": "200",  # for a searcher of one's own Tune takes 1: workers would start one after another
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops at once; the store has everything that is finished
     "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),  # of each log file of a Ray that is started here
     "RAY_ROTATION_BACKUP_COUNT": "2",
@@ -54,6 +53,7 @@ QUIET = {
 
 LOCALLY = Joining()
 MACHINES_SECONDS = 5.0  # between two looks at what the cluster has
+BOARD_SECONDS = 0.5  # between two questions to the board: each costs three processes a moment
 Watch = Callable[[Graph, int, list[str]], None]  # (graph, epochs trained in this run, new notes)
 
 
@@ -122,11 +122,12 @@ def _run_tune(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bo
     folder = tempfile.mkdtemp(prefix="raylth-tune-")
     try:
         with _Interrupt() as interrupt:
+            pulse = _Pulse(searcher, shared.board, watch, interrupt, meter)
             tuner = tune.Tuner(
                 tune.with_parameters(StageTrial, shared=shared),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=Autopsy(searcher.causes, searcher.has_team, lambda: searcher.is_closed),
+                    scheduler=Autopsy(searcher.causes, searcher.has_team, lambda: searcher.is_closed, pulse.on_turn),
                     num_samples=-1,
                     reuse_actors=True,
                 ),
@@ -134,13 +135,13 @@ def _run_tune(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bo
                     storage_path=folder,
                     name="tune",
                     verbose=1 if verbose else 0,
-                    callbacks=[_Pulse(searcher, shared.board, watch, interrupt, meter)],
                     failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
             with contextlib.suppress(_Closed):
                 tuner.fit()
+            pulse.pass_on()
     finally:
         meter.save()
         shutil.rmtree(folder, ignore_errors=True)
@@ -150,13 +151,13 @@ class _Closed(Exception):  # the end of a loop, no error
     """Nothing runs any more, and nothing is to start."""
 
 
-class _Pulse(Callback):
+class _Pulse:
     """Tune's loop calls this at every turn: it passes progress on and stops the loop when asked to."""
 
     def __init__(self, searcher: GraphSearcher, board: Any, watch: Watch, interrupt: "_Interrupt", meter: Meter) -> None:
         self.searcher, self.board, self.watch, self.interrupt, self.meter = searcher, board, watch, interrupt, meter
         self.watchdog = Watchdog(searcher.resources.capacity_minutes, refusals)
-        self.looked_at = float("-inf")
+        self.looked_at = self.asked_at = float("-inf")
         self.epochs = 0
         self.pending: Any = None
         searcher.on_turn = self.turn
@@ -164,9 +165,10 @@ class _Pulse(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its inputs for a restore, which the store makes needless
 
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def on_turn(self, any_runs: bool) -> None:
+        """Take a turn; the loop ends when nothing runs any more and nothing is to start."""
         self.turn()
-        if self.searcher.is_closed and not any(trial.status == Trial.RUNNING for trial in trials):
+        if self.searcher.is_closed and not any_runs:
             raise _Closed
 
     def turn(self) -> None:
@@ -175,10 +177,10 @@ class _Pulse(Callback):
             raise KeyboardInterrupt
         self._read_board()
         self._look_at_machines()
-        notes, self.searcher.notes = self.searcher.notes, []
-        self.watch(self.searcher.graph, self.epochs, notes)
+        self.pass_on()
 
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+    def pass_on(self) -> None:
+        """Show where the sweep stands."""
         notes, self.searcher.notes = self.searcher.notes, []
         self.watch(self.searcher.graph, self.epochs, notes)
 
@@ -198,7 +200,9 @@ class _Pulse(Callback):
     def _read_board(self) -> None:
         """Ask the board without waiting; the answer is taken at a later turn."""
         if self.pending is None:
-            self.pending = self.board.read.remote()
+            if time.monotonic() - self.asked_at >= BOARD_SECONDS:
+                self.asked_at = time.monotonic()
+                self.pending = self.board.read.remote()
         elif ray.wait([self.pending], timeout=0)[0]:
             with contextlib.suppress(ray.exceptions.RayError):  # a board that died: only the display suffers
                 self.epochs = max(self.epochs, ray.get(self.pending))

@@ -34,6 +34,8 @@ WHAT = {
 }
 MOST_ELSEWHERE_DELAY = 60.0
 ELSEWHERE_DELAY = 2.0  # seconds until a stage that another sweep computes is asked for again
+ASKED_AS = {"CPU": "cpus", "GPU": "gpus"}  # resource -> field of a slot
+ROUNDING = 1e-6  # of sums of shares
 
 
 class GraphSearcher(Searcher):
@@ -63,7 +65,8 @@ class GraphSearcher(Searcher):
         super().__init__()
         self.graph, self.store, self.resources = graph, store, resources
         self.shares = Shares(resources, store, list(gpus))
-        self.packs = Packs(resources, store, self.shares.name, machines or {})
+        self.machines = dict(machines or {})  # resource -> how much of it all have, also those that may come
+        self.packs = Packs(resources, store, self.shares.name, self.machines)
         self.running: dict[str, tuple[list[Stage], Slot]] = {}  # trial -> its stages, in the order in which it runs them
         self.began: dict[str, float] = {}  # trial -> when it was suggested
         self.seconds: dict[str, float] = {}  # kind -> what a stage of it takes, a running mean
@@ -84,6 +87,8 @@ class GraphSearcher(Searcher):
         self.on_turn()
         if self.is_closed:
             return None if self.running else Searcher.FINISHED
+        if self._one_waits():
+            return None
         while self.delayed and self.delayed[0][0] <= time.monotonic():
             self.graph.retry(heapq.heappop(self.delayed)[1])
         while (stage := self.graph.next_ready()) is not None:
@@ -119,6 +124,14 @@ class GraphSearcher(Searcher):
     def asked(self) -> list[tuple[str, Slot, int]]:
         """Return what the stages that were suggested and have not ended take: kind, share, and the fewest workers."""
         return [(stages[0].kind, slot, self.shares.fewest(stages[0])) for stages, slot in self.running.values()]
+
+    def _one_waits(self) -> bool:
+        """Whether all machines, also those that may come, are taken by what was suggested, and one more waits for room."""
+        for resource, total in self.machines.items():
+            asked = (fewest * getattr(slot, ASKED_AS[resource]) for _, slot, fewest in self.asked())
+            if sum(asked) > total + ROUNDING:
+                return True
+        return False
 
     def has_team(self) -> bool:
         """Whether several workers train a network now, or wait to."""

@@ -147,6 +147,7 @@ def _fit_group(
             "device": device,
             "pack": len(trainees),
             "workers": context.team.size,
+            "precision": recipe.precision,
             "curve": curve,
         }
         for trainee, curve, outcome in zip(trainees, curves, outcomes, strict=True)

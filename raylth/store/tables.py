@@ -55,6 +55,7 @@ DATASETS = {
             ("device", pa.string()),
             ("pack", pa.int64()),  # networks that trained as one program, this one included
             ("workers", pa.int64()),  # processes that trained it together
+            ("precision", pa.string()),  # arithmetic of its products in training
             ("data_sha256", pa.string()),
             ("status", pa.string()),  # done, diverged or failed
             ("error", pa.string()),

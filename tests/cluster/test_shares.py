@@ -52,6 +52,19 @@ def test_a_pack_is_measured_once_and_has_a_gpu_to_itself(tmp_path):
     assert searcher.packs.size(stages[0], Slot(1, 1.0)) == 6, "what was measured lies in the store"
 
 
+def test_as_many_trials_wait_as_machines_that_may_come_have_room_for_and_one_more(tmp_path):
+    """Workers start side by side, and an autoscaler hears of all of them; what is beyond stays free to be dealt out later."""
+    resources = ResourcesConfig.model_validate({"sparse": {"gpus": "1/3"}, "pack": "off"})
+    stages = [*(training(f"s{number}") for number in range(20)), training("team", "dense"), training("other", "dense")]
+    searcher = GraphSearcher(Graph(stages), Store(tmp_path), resources, TABLE, {"CPU": 40.0, "GPU": 2.0})
+    found = [searcher.suggest(f"t{number}") for number in range(10)]
+    assert [each is not None for each in found].index(False) == 7, "six thirds of two GPUs, and one more"
+    done = {"error": None, "broken": None, "computed": True, "seconds": 1.0, "peak_bytes": None, "outcome": "done"}
+    searcher.on_trial_complete("t0", {"outcomes": [done]})
+    assert searcher.suggest("u0") is not None
+    assert searcher.suggest("u1") is None
+
+
 @given(st.integers(1, 12), st.integers(1, 32), st.integers(1, 300))
 def test_trainings_are_dealt_out_evenly(workers, size, number):
     """Workers that take in turn while none has ended get as much as one another, to one, in each round."""

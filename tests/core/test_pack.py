@@ -1,6 +1,7 @@
 """Several networks as one program: each member is trained as it would be alone, and none disturbs another."""
 
 import copy
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -12,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import densenet121
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from raylth.core import throughput
 from raylth.core.masks import full_mask
 from raylth.core.models import init_model
 from raylth.core.pack import NotPackable, Pack, Program
+from raylth.core.precision import fastest_precision
 from raylth.core.pruning import prune_global_magnitude
 from raylth.core.throughput import fastest_pack
 from raylth.core.train import Diverged, Recipe, evaluate, evaluate_together, train, train_together
@@ -63,13 +66,13 @@ NETWORKS = {
 RECIPE = Recipe(4, lr=0.002, batch_size=32, label_smoothing=0.1)
 
 
-def trained_alone(name, size, count=150, masks=None):
+def trained_alone(name, size, count=150, masks=None, recipe=RECIPE):
     shape, build = NETWORKS[name]
     split, networks, losses = random_split(shape, count), [build(seed) for seed in range(size)], []
     for number, network in enumerate(networks):
         mask = masks[number] if masks else None
         augment = "flip_crop" if len(shape) == 3 else "none"
-        losses.append(train(network, split, RECIPE, seed=10 + number, augment=augment, mask=mask))
+        losses.append(train(network, split, recipe, seed=10 + number, augment=augment, mask=mask))
     return split, networks, losses
 
 
@@ -80,12 +83,12 @@ def masks_for(name, size):
     ]
 
 
-def together(name, size, split, masks=None, **options):
+def together(name, size, split, masks=None, recipe=RECIPE, **options):
     shape, build = NETWORKS[name]
     networks = [build(seed) for seed in range(size)]
     program = Program(networks)
     found = train_together(
-        program, split, RECIPE, seeds=[10 + number for number in range(size)],
+        program, split, recipe, seeds=[10 + number for number in range(size)],
         augment="flip_crop" if len(shape) == 3 else "none", masks=masks or [None] * size, **options,
     )  # fmt: skip
     return program, networks, found
@@ -181,12 +184,13 @@ def test_what_cannot_be_packed_is_named():
         Pack([densenet121(num_classes=10) for _ in range(2)])
 
 
-def test_an_mlp_has_the_same_bits_alone_and_in_any_company():
+@pytest.mark.parametrize("precision", dict.fromkeys(["float32", fastest_precision()]))
+def test_an_mlp_has_the_same_bits_alone_and_in_any_company(precision):
     """On a CPU: how trainings are dealt out to workers must not show in a sweep's numbers."""
-    masks = masks_for("mlp", 5)
-    split, alone, _ = trained_alone("mlp", 5, masks=masks)
+    masks, recipe = masks_for("mlp", 5), replace(RECIPE, precision=precision)
+    split, alone, _ = trained_alone("mlp", 5, masks=masks, recipe=recipe)
     for size in (2, 3, 5):
-        _, networks, _ = together("mlp", size, split, masks[:size])
+        _, networks, _ = together("mlp", size, split, masks[:size], recipe)
         for number, network in enumerate(networks):
             expected = alone[number].state_dict()
             assert all(torch.equal(expected[name], tensor) for name, tensor in network.state_dict().items()), (size, number)
@@ -246,3 +250,17 @@ def test_the_fastest_pack_is_one_of_those_measured_and_one_for_what_cannot_be_pa
     assert list(rates) == [1, 2, 4, 8, 16, 32][: len(rates)]
     unpackable = lambda: nn.Sequential(nn.Linear(40, 10), nn.Dropout(0.5))  # noqa: E731
     assert fastest_pack(unpackable, split, RECIPE)[0] == 1
+
+
+def test_measuring_counts_neither_what_sets_a_training_up_nor_one_size_that_was_disturbed(monkeypatch):
+    def train(program, samples, recipe, *, on_epoch, **how):
+        time.sleep(0.01 * program.size)
+        for epoch in range(1, recipe.epochs):
+            time.sleep(0.04 if program.size == 4 else 0.004)
+            on_epoch(epoch, [0.0] * program.size)
+
+    monkeypatch.setattr(throughput, "train_together", train)
+    size, rates = fastest_pack(lambda: NETWORKS["mlp"][1](0), random_split((40,), 512), RECIPE)
+    assert size == 32
+    assert rates[4] < rates[2]
+    assert rates[32] / rates[1] == pytest.approx(32, rel=0.2)
