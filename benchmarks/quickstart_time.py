@@ -3,7 +3,8 @@
 The plain side of the arms is the usual procedure: a DataLoader over tensors, torch.optim.SGD, the mask multiplied in after
 each step, float32, one arm after another in one process per core. A third side is raylth's own loop with one arm at a time.
 All sides train the same MLP with batch 128 on the 4,000 signals, one process per core at the same time, in turn, several
-times; ratios are those of the medians. The sweep is the quickstart without analyses, as a command with a fresh store.
+times, all in float32; ratios are those of the medians. The sweep is the quickstart without analyses, as a command with a
+fresh store: as it is (arms in bf16 where the processor multiplies in it), with its arms in float32, and without packs.
 
     python benchmarks/quickstart_time.py [--rounds 5] [--sweeps 1] [--epochs 10] [--json FILE]
 """
@@ -30,6 +31,7 @@ from raylth.core.data import mnist1d
 from raylth.core.masks import full_mask
 from raylth.core.models import init_model
 from raylth.core.pack import Program
+from raylth.core.precision import fastest_precision
 from raylth.core.pruning import prune_global_magnitude
 from raylth.core.throughput import fastest_pack
 from raylth.core.train import Recipe, train_together
@@ -152,15 +154,16 @@ def time_sweep(*settings: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sweeps", type=int, default=1, help="how often the whole sweep is run, with packs and without")
+    parser.add_argument("--sweeps", type=int, default=1, help="how often the whole sweep is run, in each of three ways")
     parser.add_argument("--epochs", type=int, default=10, help="epochs of an arm")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     arms = measure_arms(options.rounds, options.epochs)
-    sweeps: dict[str, list[float]] = {"auto": [], "off": []}
+    ways = {"as it is": [], "arms in float32": ["sparse.precision=float32"], "one at a time": ["resources.pack=off"]}
+    sweeps: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(options.sweeps):
-        for pack, taken in sweeps.items():
-            taken.append(round(time_sweep(f"resources.pack={pack}"), 1))
+        for way, settings in ways.items():
+            sweeps[way].append(round(time_sweep(*settings), 1))
     packs = arms["raylth, packs"]["arms_per_second"]
     ceiling = matmul_ceiling("cpu", torch.float32, processes=os.cpu_count() or 1)
     report = {
@@ -170,7 +173,8 @@ def main() -> None:
         "packs_over_one_at_a_time": round(packs / arms["raylth, one at a time"]["arms_per_second"], 2),
         "matmul_ceiling_gflops": round(ceiling / 1e9, 1),
         "packs_share_of_ceiling": round(1e9 * arms["raylth, packs"]["gflops"] / ceiling, 2),
-        "sweep_seconds": {pack: taken for pack, taken in sweeps.items() if taken},
+        "sweep_seconds": {way: taken for way, taken in sweeps.items() if taken},
+        "sweep_precision_of_arms": fastest_precision(),
         "hardware": describe(),
     }
     tell(report, options.json)
