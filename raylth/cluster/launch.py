@@ -191,6 +191,7 @@ class _Pulse:
         self.looked_at = time.monotonic()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.meter.tick(nodes)
+        self.searcher.see(_sums(nodes))
         if (silence := self.watchdog.look(nodes, self.searcher.asked())) is not None:
             self.searcher.notes.append(silence)
         if self.meter.exhausted and not self.searcher.is_closed:

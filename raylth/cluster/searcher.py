@@ -125,6 +125,12 @@ class GraphSearcher(Searcher):
         """Return what the stages that were suggested and have not ended take: kind, share, and the fewest workers."""
         return [(stages[0].kind, slot, self.shares.fewest(stages[0])) for stages, slot in self.running.values()]
 
+    def see(self, alive: Mapping[str, float]) -> None:
+        """Take in what the machines have that are there now: more may have come than could be known at the start."""
+        for resource in ASKED_AS:
+            if resource in self.machines:
+                self.machines[resource] = max(self.machines[resource], alive[resource])
+
     def _one_waits(self) -> bool:
         """Whether all machines, also those that may come, are taken by what was suggested, and one more waits for room."""
         for resource, total in self.machines.items():

@@ -63,6 +63,10 @@ def test_as_many_trials_wait_as_machines_that_may_come_have_room_for_and_one_mor
     searcher.on_trial_complete("t0", {"outcomes": [done]})
     assert searcher.suggest("u0") is not None
     assert searcher.suggest("u1") is None
+    searcher.see({"CPU": 60.0, "GPU": 3.0})
+    assert [searcher.suggest(f"v{number}") is not None for number in range(4)] == [True, True, True, False]
+    searcher.see({"CPU": 0.0, "GPU": 0.0})
+    assert searcher.machines == {"CPU": 60.0, "GPU": 3.0}, "those that died may come again"
 
 
 @given(st.integers(1, 12), st.integers(1, 32), st.integers(1, 300))
