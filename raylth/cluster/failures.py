@@ -75,7 +75,11 @@ class Autopsy(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Return the first that waits. Tune keeps an idle worker and what it holds; a team may be waiting for just that."""
-        self.on_turn(any(trial.status == Trial.RUNNING for trial in tune_controller.get_live_trials()))
+        live = list(tune_controller.get_live_trials())
+        self.on_turn(any(trial.status == Trial.RUNNING for trial in live))
+        if self.is_closed():  # those that wait would be started by and by
+            for waiting in (trial for trial in live if trial.status == Trial.PENDING):
+                tune_controller.stop_trial(waiting)
         trial = None if self.is_closed() else super().choose_trial_to_run(tune_controller)
         if trial is None and self.has_team():
             tune_controller._cleanup_cached_actors(force_all=True)

@@ -189,6 +189,10 @@ class GraphSearcher(Searcher):
         stages, slot = self.running.pop(trial_id)
         del self.began[trial_id]
         self.tried.pop(trial_id, None)
+        if self.is_closed and not error and result is None:  # taken back before a worker had it
+            for stage in stages:
+                self.graph.retry(stage.key)
+            return
         if not error and result is not None:
             for stage, ended in zip(stages, result["outcomes"], strict=True):
                 self._ended(stage, slot, ended)

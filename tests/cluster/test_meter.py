@@ -1,17 +1,25 @@
 """Budget and capacity with a clock of the test's own; and a sweep that its budget ends."""
 
+import json
+import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
+from ray.tune.experiment import Trial
 
+from raylth.cluster.failures import Autopsy
 from raylth.cluster.meter import Meter, Watchdog
+from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shares import Slot
 from raylth.costs import BudgetConfig, PricesConfig
 from raylth.report import load_results
+from raylth.resources import ResourcesConfig
+from raylth.stages import Graph, Stage
 from raylth.store import Store
 from tests.conftest import tiny_sweep
 
@@ -100,23 +108,53 @@ def test_the_watchdog_is_quiet_while_anything_fits_or_nothing_waits(clock):
     assert sum(line is not None for line in lines) == 1, "two of three workers are not enough"
 
 
+def test_trials_that_wait_for_a_machine_are_taken_back_when_no_stage_is_to_start(tmp_path):
+    stages = [Stage("sparse", f"s{number}", {}, {}, {}) for number in range(3)]
+    searcher = GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(pack="off"))
+    trials = {name: SimpleNamespace(trial_id=name, status=Trial.PENDING) for name in ("t1", "t2", "t3")}
+    suggested = {name: searcher.suggest(name)["stages"] for name in trials}
+    trials["t1"].status = Trial.RUNNING
+    controller = SimpleNamespace(
+        get_live_trials=lambda: list(trials.values()),
+        get_trials=lambda: list(trials.values()),
+        stop_trial=lambda trial: searcher.on_trial_complete(trial.trial_id),
+    )
+    turns = []
+    autopsy = Autopsy(searcher.causes, searcher.has_team, lambda: searcher.is_closed, turns.append)
+    searcher.is_closed = True
+    assert autopsy.choose_trial_to_run(controller) is None
+    assert turns == [True]
+    assert {key: searcher.graph.states[key] for (key,) in suggested.values()} == {
+        "s0": "running",
+        "s1": "waiting",
+        "s2": "waiting",
+    }
+    assert not searcher.graph.incidents
+    assert searcher.notes == []
+
+
 def test_a_sweep_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path):
     """A day costs so much that the first look at the machines uses it up; what runs is finished, and counted."""
     settings = tiny_sweep().model_dump(mode="json", exclude_defaults=True) | {"storage": str(tmp_path / "store")}
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(settings | {"budget": {"usd": 1}, "prices": {"hour": 3000}}))
 
+    trace = tmp_path / "trace"
+    environment = os.environ | {"RAYLTH_TRACE": str(trace)}
+
     def sweep(*words: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "raylth.sweep", str(file), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
 
     first = sweep()
     assert first.returncode == 3, first.stdout + first.stderr
     assert "no stage is started any more, those that run are finished" in first.stdout
     (used,) = re.findall(r"^budget\.usd: ([\d.]+) of 1 USD are used; raise it\.", first.stdout, flags=re.MULTILINE)
     assert float(used) >= 1
-    done = len(Store(tmp_path / "store").held())
-    assert done > 0
+    events = [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []
+    began, ended = ({event["key"] for event in events if event["event"] == name} for name in ("began", "ended"))
+    assert began == ended, "what ran is finished"
+    assert ended <= Store(tmp_path / "store").held().keys()
     second = sweep()
     assert second.returncode == 3
     assert "Ray" not in second.stdout, "nothing is started for it"
