@@ -81,7 +81,7 @@ class OptimizerConfig(Settings):
         "float32",
         description="Arithmetic of convolutions and matrix products: float32, tf32 (GPU) or bf16; everything else is "
         "float32, and so is every evaluation. auto: without a GPU bf16 where the processor of the machine that reads "
-        "this multiplies in it, else float32; the results' column precision says which.",
+        "this multiplies in it (workers that do not are slow), else float32; the results' column precision says which.",
     )
 
     first_resolution: Count | None = Field(

@@ -53,7 +53,7 @@ class TrainingShare(Share):
 
 
 class ResourcesConfig(Settings):
-    """Where stages run; nothing here changes a result."""
+    """Where stages run; nothing here changes a result, but for a GPU where a training's precision is `auto`."""
 
     dense: TrainingShare = TrainingShare()
     imp: TrainingShare = TrainingShare()

@@ -13,6 +13,8 @@ from raylth.values import AUTO, OFF
 
 __all__ = ["Packs"]
 
+PROCEDURE = 2  # of measuring; what another one found is not used
+
 
 class Packs:
     """How many networks a worker trains as one program: what the sweep file says, or what was measured to be fastest.
@@ -83,7 +85,7 @@ class Packs:
     def _class(self, stage: Stage, slot: Slot) -> dict[str, Any]:
         device = self.device if slot.gpus else f"{slot.cpus} CPU"
         recipe = stage.settings["recipe"]
-        return {"model": stage.settings["model"], "batch_size": recipe["batch_size"], "device": device}
+        return {"model": stage.settings["model"], "batch_size": recipe["batch_size"], "device": device, "by": PROCEDURE}
 
     def _file(self, what: dict[str, Any]) -> Any:
         return self.store.root / "measured" / f"pack-{fingerprint(what)[:16]}.json"

@@ -132,7 +132,7 @@ class GraphSearcher(Searcher):
                 self.machines[resource] = max(self.machines[resource], alive[resource])
 
     def _one_waits(self) -> bool:
-        """Whether all machines, also those that may come, are taken by what was suggested, and one more waits for room."""
+        """Whether more was suggested than all machines together, also those that may come, have room for."""
         for resource, total in self.machines.items():
             asked = (fewest * getattr(slot, ASKED_AS[resource]) for _, slot, fewest in self.asked())
             if sum(asked) > total + ROUNDING:

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from raylth.core.data.augment import Augmentation, flip_and_crop
@@ -12,7 +13,7 @@ from raylth.core.models import init_model
 from raylth.core.pack import Program
 from raylth.core.pruning import prune_global_magnitude
 from raylth.core.sgd import SGD
-from raylth.core.train import Diverged, Recipe, evaluate, train
+from raylth.core.train import Diverged, Recipe, _losses, evaluate, train
 from raylth.steps import crop_side, learning_rate, steps_per_epoch
 
 
@@ -177,3 +178,18 @@ def test_a_sample_is_augmented_alike_in_any_batch():
     draws = Augmentation.draw(4, seed=0, epoch=0, device=torch.device("cpu"))
     one = draws(x[[2]], torch.tensor([2]))
     assert torch.equal(one[0], draws(x, torch.arange(4))[2])
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_several_networks_is_torchs_of_each(classes, smoothing):
+    """Whatever layout it is computed in; gradients are laid out as the logits are, so that layers below keep their bits."""
+    logits, labels = torch.randn(3, 20, classes, requires_grad=True), torch.randint(0, classes, (3, 20))
+    found = _losses(logits, labels, smoothing)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert gradient.is_contiguous()
+    for member in range(3):
+        alone = logits[member].detach().requires_grad_()
+        expected = F.cross_entropy(alone, labels[member], label_smoothing=smoothing, reduction="none")
+        torch.testing.assert_close(found[member], expected)
+        torch.testing.assert_close(gradient[member], torch.autograd.grad(expected.sum(), alone)[0])
