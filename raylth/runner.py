@@ -1,8 +1,6 @@
 """Runs a sweep: what its store lacks, through Ray; then its results, table and report."""
 
 import contextlib
-import functools
-import importlib
 import os
 import shlex
 import signal
@@ -144,8 +142,6 @@ def compute(
 
         def watch(graph: Graph, epochs: int, notes: list[str]) -> None:
             view.update(graph, epochs, [*notes, *also(graph, epochs)])
-            if graph.finished:
-                _import_report()
 
         def lost(head: str) -> None:
             how = _how_to_go_on(graph, command)
@@ -153,12 +149,6 @@ def compute(
             os._exit(EXIT_FAILED)  # what Ray is asked now would wait for it
 
         run_on_ray(plan, graph, run.store, dataset, errors=run.errors, watch=watch, meter=meter, joining=joining, lost=lost)
-
-
-@functools.cache
-def _import_report() -> None:
-    """Import what draws the report, a second's work, while Ray's processes end."""
-    threading.Thread(target=importlib.import_module, args=("raylth.report.page",), daemon=True).start()
 
 
 def _nothing_to_train(graph: Graph, name: str) -> str:
