@@ -5,6 +5,7 @@ import sys
 from typing import NoReturn
 
 from raylth import terminal
+from raylth.importing import uncollected
 
 __all__ = ["COMMANDS", "entry", "main"]
 
@@ -34,7 +35,8 @@ def main() -> int:
         return 0 if asked_for_help else 2
     terminal.end_at_ctrl_c()
     sys.path.insert(0, "")  # as python -m has it: a sweep may name networks of the folder where it is started
-    module = importlib.import_module(COMMANDS[sys.argv[1]][0])
+    with uncollected():
+        module = importlib.import_module(COMMANDS[sys.argv[1]][0])
     return terminal.run(lambda: module.main(sys.argv[2:]))
 
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import psutil
@@ -19,6 +20,7 @@ from raylth.core.data import Dataset
 from raylth.core.data.images import ImageFiles, has_ffcv
 from raylth.dryrun import check_space, plan_of, scan_of
 from raylth.exporters import check_exporters
+from raylth.importing import uncollected
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
 from raylth.stages import Graph, Plan, forecast, free_bytes, in_units, load_data
@@ -30,6 +32,7 @@ __all__ = ["EXIT_BUDGET", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "check_p
 
 EXIT_OK, EXIT_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 3, terminal.EXIT_INTERRUPTED
 
+LAST_START_SECONDS = 1.0  # until the last stages are with their workers
 INTERRUPTED_SECONDS = 5.0  # for exporters to end after Ctrl-C
 NO_FFCV = "FFCV is not installed here: PIL reads the same images, several times slower (make ffcv; README, ImageNet)"
 
@@ -131,17 +134,20 @@ def compute(
     also: Callable[[Graph, int], list[str]] = lambda graph, epochs: [],
 ) -> None:
     """Compute what a graph lacks, with a live table; `also` is called with every turn of it, and returns what to tell."""
-    from raylth.cluster.launch import run_on_ray
+    with uncollected():
+        from raylth.cluster.launch import run_on_ray
 
     name = plan.config.name
     where = "starting Ray on this machine" if joining.is_local else f"joining Ray at {joining.address}"
     console.print(f"{name}: {where}", highlight=False, soft_wrap=True)
     todo = sum(state == "waiting" for state in graph.states.values())
     held = f"; {len(graph.cached)} are in the store already" if graph.cached else ""
+    ahead = _Ahead()
     with SweepView(console, f"{name}: {todo} of {len(plan.stages)} stages to run{held}") as view:
 
         def watch(graph: Graph, epochs: int, notes: list[str]) -> None:
             view.update(graph, epochs, [*notes, *also(graph, epochs)])
+            ahead.turn(graph)
 
         def lost(head: str) -> None:
             how = _how_to_go_on(graph, command)
@@ -164,8 +170,30 @@ def _how_to_go_on(graph: Graph, command: Sequence[str]) -> str:
     return f"{done} of {len(graph.stages)} stages are finished and saved. To go on, run the same again:\n  {typed}"
 
 
+class _Ahead:
+    """Imports what shows the results (a second) while the last stages run, and a core has nothing else to do."""
+
+    def __init__(self) -> None:
+        self.all_run_since: float | None = None
+
+    def turn(self, graph: Graph) -> None:
+        """Import when nothing has waited for a moment: what was taken last is with its worker then."""
+        if "waiting" in graph.states.values():
+            self.all_run_since = None
+        elif self.all_run_since is None:
+            self.all_run_since = time.monotonic()
+        elif time.monotonic() - self.all_run_since > LAST_START_SECONDS:
+            _import_report()
+
+
+def _import_report() -> None:
+    with uncollected():
+        import raylth.report  # noqa: F401
+
+
 def _show_results(graph: Graph, run: Run, console: Console) -> None:
     """Print the table and where everything is; write the report."""
+    _import_report()
     from raylth.report import load_barriers, load_results, render_barriers, render_table, write_report
 
     if graph.num_computed:

@@ -1,6 +1,6 @@
 """The command line of a sweep: `python -m raylth.sweep FILE [key.path=value ...]`. Running it again is the resume."""
 
-from raylth import terminal
+from raylth import importing, terminal
 
 if __name__ == "__main__":  # now: what follows takes seconds to import
     terminal.end_at_ctrl_c()
@@ -10,15 +10,16 @@ import json
 import sys
 from collections.abc import Sequence
 
-from raylth.cluster.address import LOCAL, ClusterError, Joining, choose_cluster
-from raylth.cluster.remote import send
-from raylth.config import SweepConfig
-from raylth.core.data import DataError
-from raylth.dryrun import print_plan
-from raylth.runner import run_sweep
-from raylth.search import final_of, run_search, what_is_searched
-from raylth.store import NewerStore
-from raylth.sweepfile import BadSweep, read_sweep_and_places
+with importing.uncollected():
+    from raylth.cluster.address import LOCAL, ClusterError, Joining, choose_cluster
+    from raylth.cluster.remote import send
+    from raylth.config import SweepConfig
+    from raylth.core.data import DataError
+    from raylth.dryrun import print_plan
+    from raylth.runner import run_sweep
+    from raylth.search import final_of, run_search, what_is_searched
+    from raylth.store import NewerStore
+    from raylth.sweepfile import BadSweep, read_sweep_and_places
 
 __all__ = ["main", "make_parser"]
 

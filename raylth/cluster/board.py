@@ -3,15 +3,13 @@
 import time
 from typing import Any
 
-import ray
-
-__all__ = ["Board", "Chalk", "start_board"]
+__all__ = ["Board", "Chalk"]
 
 INTERVAL = 0.5  # seconds between a worker's messages
 
 
 class Board:
-    """Counts the epochs that all workers have trained in this run."""
+    """Counts the epochs that all workers have trained in this run; an actor can be one beside its work."""
 
     def __init__(self) -> None:
         self.epochs = 0
@@ -23,11 +21,6 @@ class Board:
     def read(self) -> int:
         """Return the number of epochs trained so far."""
         return self.epochs
-
-
-def start_board() -> Any:
-    """Start the board, which takes no CPU."""
-    return ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
 
 
 class Chalk:

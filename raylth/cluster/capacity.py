@@ -9,7 +9,7 @@ import ray
 import yaml
 from ray.experimental.internal_kv import _internal_kv_get
 
-__all__ = ["machines", "refusals", "startable"]
+__all__ = ["machines", "refusals", "startable", "sums"]
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # which `ray up` leaves on the head
 
@@ -34,6 +34,11 @@ def machines(bootstrap: str = BOOTSTRAP) -> list[dict[str, float]]:
         if same:
             coming.remove(same[0])
     return [*alive, *coming]
+
+
+def sums(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return how many CPUs and GPUs machines have together."""
+    return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
 
 
 def refusals() -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from raylth.cluster.board import Board
 from raylth.store import BrokenArtefact, Store, decode_tensors
 
 __all__ = ["CheckpointActor", "CheckpointReader", "start_checkpoint_actors"]
@@ -23,14 +24,16 @@ PATIENCE = 60.0  # seconds for the object store to deliver what the store itself
 HELD_KINDS = ("dense", "imp")  # what the actors are handed right after training
 
 
-class CheckpointActor:
+class CheckpointActor(Board):
     """Holds the files of a share of the keys; what it does not hold it reads, verified, from the store.
 
     It keeps at most `budget` bytes and lets go of what was not asked for longest; a reader that still has an object keeps
-    it alive. Ray spills to disk what the object store cannot hold.
+    it alive. Ray spills to disk what the object store cannot hold. The first of these actors is the board, too: a process of
+    its own would cost the start of a sweep a second.
     """
 
     def __init__(self, root: str, budget: int) -> None:
+        super().__init__()
         self.store, self.budget = Store(root), budget
         self.refs: OrderedDict[tuple[str, str], ray.ObjectRef[np.ndarray]] = OrderedDict()
         self.sizes: dict[tuple[str, str], int] = {}

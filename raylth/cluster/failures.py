@@ -8,6 +8,7 @@ import ray
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
+from raylth.cluster.warm import Warm
 from raylth.stages import Preempted
 
 __all__ = [
@@ -71,6 +72,7 @@ class Autopsy(FIFOScheduler):
         self.on_turn = on_turn  # told at every turn of Tune's loop whether any trial runs; what it raises ends the loop
         self.causes = causes  # trial -> (cause, what was raised), read by the searcher
         self.is_closed = is_closed  # whether no trial is to start any more
+        self.warm = Warm()
         self.has_team = has_team  # whether a trial runs whose workers have resources of their own
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
@@ -80,6 +82,7 @@ class Autopsy(FIFOScheduler):
         if self.is_closed():  # those that wait would be started by and by
             for waiting in (trial for trial in live if trial.status == Trial.PENDING):
                 tune_controller.stop_trial(waiting)
+        self.warm.turn(tune_controller)
         trial = None if self.is_closed() else super().choose_trial_to_run(tune_controller)
         if trial is None and self.has_team():
             tune_controller._cleanup_cached_actors(force_all=True)

@@ -3,41 +3,35 @@
 import contextlib
 import logging
 import os
-import shutil
-import signal
-import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import tune
 
 from raylth.cluster.address import ClusterError, Joining
-from raylth.cluster.board import start_board
-from raylth.cluster.capacity import machines, refusals
+from raylth.cluster.capacity import machines, sums
 from raylth.cluster.checkpoints import start_checkpoint_actors
-from raylth.cluster.failures import Autopsy
 from raylth.cluster.gpus import total_bytes
 from raylth.cluster.lifeline import Lifeline
-from raylth.cluster.meter import Meter, Watchdog
+from raylth.cluster.meter import Meter
 from raylth.cluster.preflight import check_cluster, on_all_machines, versions
-from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shared import Shared
 from raylth.cluster.shares import room, slot_of
-from raylth.cluster.trial import StageTrial
 from raylth.core.data import Dataset
+from raylth.importing import uncollected
 from raylth.resources import ResourcesConfig
 from raylth.stages import STAGES, Graph, Plan, forecast, in_units
 from raylth.store import Location, Store
 from raylth.values import AUTO
 
+if TYPE_CHECKING:
+    from raylth.cluster.loop import Watch
+
 __all__ = ["check_shares", "joined", "run_on_ray"]
 
-QUIET = {
+SETTINGS = {
+    "RAY_prestart_worker_first_driver": "0",  # a Ray that is started here stands a second earlier
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Parquet is the record
     "TUNE_MAX_PENDING_TRIALS_PG": "200",  # for a searcher of one's own Tune takes 1: workers would start one after another
@@ -52,9 +46,6 @@ QUIET = {
 }
 
 LOCALLY = Joining()
-MACHINES_SECONDS = 5.0  # between two looks at what the cluster has
-BOARD_SECONDS = 0.5  # between two questions to the board: each costs three processes a moment
-Watch = Callable[[Graph, int, list[str]], None]  # (graph, epochs trained in this run, new notes)
 
 
 def run_on_ray(
@@ -64,7 +55,7 @@ def run_on_ray(
     dataset: Dataset,
     *,
     errors: Location,
-    watch: Watch,
+    watch: "Watch",
     meter: Meter,
     joining: Joining = LOCALLY,
     imports: tuple[str, ...] = (),
@@ -92,7 +83,6 @@ def run_on_ray(
                 plan.config.resources.checkpoint_actors,
                 plan.config.resources.checkpoint_bytes,
             ),
-            board=start_board(),
             errors=str(errors.absolute()),
             evaluate_every=plan.config.log.evaluate_every,
             state_every=plan.config.resources.state_every,
@@ -100,10 +90,14 @@ def run_on_ray(
             versions=versions(),
             imports=imports,
         )
-        searcher = GraphSearcher(graph, store, plan.config.resources, gpu_table(), _sums(nodes))
+        with uncollected():  # here: it takes a second, in which the actors start
+            from raylth.cluster.loop import run_loop
+            from raylth.cluster.searcher import GraphSearcher
+
+        searcher = GraphSearcher(graph, store, plan.config.resources, gpu_table(), sums(nodes), may_grow=not joining.is_local)
         head = ray.get_runtime_context().gcs_address
         with Lifeline(head, lambda: lost(head)):
-            _run_tune(searcher, shared, watch, joining.verbose, meter)
+            run_loop(searcher, shared, watch, joining.verbose, meter)
 
 
 @contextlib.contextmanager
@@ -118,126 +112,8 @@ def joined(joining: Joining) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _run_tune(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bool, meter: Meter) -> None:
-    folder = tempfile.mkdtemp(prefix="raylth-tune-")
-    try:
-        with _Interrupt() as interrupt:
-            pulse = _Pulse(searcher, shared.board, watch, interrupt, meter)
-            tuner = tune.Tuner(
-                tune.with_parameters(StageTrial, shared=shared),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=Autopsy(searcher.causes, searcher.has_team, lambda: searcher.is_closed, pulse.on_turn),
-                    num_samples=-1,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    storage_path=folder,
-                    name="tune",
-                    verbose=1 if verbose else 0,
-                    failure_config=tune.FailureConfig(max_failures=0),
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                ),
-            )
-            with contextlib.suppress(_Closed):
-                tuner.fit()
-            pulse.pass_on()
-    finally:
-        meter.save()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Closed(Exception):  # the end of a loop, no error
-    """Nothing runs any more, and nothing is to start."""
-
-
-class _Pulse:
-    """Tune's loop calls this at every turn: it passes progress on and stops the loop when asked to."""
-
-    def __init__(self, searcher: GraphSearcher, board: Any, watch: Watch, interrupt: "_Interrupt", meter: Meter) -> None:
-        self.searcher, self.board, self.watch, self.interrupt, self.meter = searcher, board, watch, interrupt, meter
-        self.watchdog = Watchdog(searcher.resources.capacity_minutes, refusals)
-        self.looked_at = self.asked_at = float("-inf")
-        self.epochs = 0
-        self.pending: Any = None
-        searcher.on_turn = self.turn
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its inputs for a restore, which the store makes needless
-
-    def on_turn(self, any_runs: bool) -> None:
-        """Take a turn; the loop ends when nothing runs any more and nothing is to start."""
-        self.turn()
-        if self.searcher.is_closed and not any_runs:
-            raise _Closed
-
-    def turn(self) -> None:
-        """Pass on what is new; KeyboardInterrupt when the sweep is to stop."""
-        if self.interrupt.asked:
-            raise KeyboardInterrupt
-        self._read_board()
-        self._look_at_machines()
-        self.pass_on()
-
-    def pass_on(self) -> None:
-        """Show where the sweep stands."""
-        notes, self.searcher.notes = self.searcher.notes, []
-        self.watch(self.searcher.graph, self.epochs, notes)
-
-    def _look_at_machines(self) -> None:
-        """Now and then: charge for them, say that none comes, stop when the budget is used up."""
-        if time.monotonic() - self.looked_at < MACHINES_SECONDS:
-            return
-        self.looked_at = time.monotonic()
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.meter.tick(nodes)
-        self.searcher.see(_sums(nodes))
-        if (silence := self.watchdog.look(nodes, self.searcher.asked())) is not None:
-            self.searcher.notes.append(silence)
-        if self.meter.exhausted and not self.searcher.is_closed:
-            self.searcher.is_closed = True
-            self.searcher.notes.append(f"{self.meter.exhausted}: no stage is started any more, those that run are finished")
-
-    def _read_board(self) -> None:
-        """Ask the board without waiting; the answer is taken at a later turn."""
-        if self.pending is None:
-            if time.monotonic() - self.asked_at >= BOARD_SECONDS:
-                self.asked_at = time.monotonic()
-                self.pending = self.board.read.remote()
-        elif ray.wait([self.pending], timeout=0)[0]:
-            with contextlib.suppress(ray.exceptions.RayError):  # a board that died: only the display suffers
-                self.epochs = max(self.epochs, ray.get(self.pending))
-            self.pending = None
-
-
-class _Interrupt:
-    """Turns the first SIGINT or SIGTERM into a flag that the loop reads; a second one has its usual effect."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Interrupt":
-        if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-
 def _start_ray(joining: Joining) -> None:
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
     level = logging.INFO if joining.verbose else logging.CRITICAL  # what goes wrong is told by us, once
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(level)
@@ -265,10 +141,6 @@ def gpu_table() -> list[tuple[str, int]]:
     """Return the name and the bytes of memory of every GPU of the cluster."""
     found = on_all_machines(total_bytes, only=lambda node: bool(node["Resources"].get("GPU")))
     return [gpu for _, each in found for gpu in each]
-
-
-def _sums(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
 
 
 def check_shares(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raylth.cluster.shares import Slot
@@ -13,7 +14,7 @@ from raylth.values import AUTO, OFF
 
 __all__ = ["Packs"]
 
-PROCEDURE = 2  # of measuring; what another one found is not used
+PROCEDURE = 3  # of measuring; what another one found is not used
 
 
 class Packs:
@@ -54,6 +55,15 @@ class Packs:
         self.measuring.add(name)
         return is_first
 
+    def example(self, stage: Stage, stages: Iterable[Stage]) -> Stage:
+        """Return the one of `stages` by which a stage's class is to be measured: in the arithmetic of most of its epochs."""
+        alike = [other for other in stages if other.epochs and self._network(other) == self._network(stage)]
+        epochs: Counter[str | None] = Counter()
+        for other in alike:
+            epochs[other.settings["recipe"].get("precision")] += other.epochs
+        most = max(epochs, key=lambda precision: epochs[precision], default=None)
+        return next((other for other in alike if other.settings["recipe"].get("precision") == most), stage)
+
     def learn(self, stage: Stage, slot: Slot, size: int, rates: Mapping[int, float]) -> None:
         """Take in what a worker measured: the fastest size, and samples per second by size."""
         what = self._class(stage, slot)
@@ -75,17 +85,20 @@ class Packs:
         """Return how many of `num_alike` trainings one worker takes now, at most `size`, so that all end at the same time.
 
         `num_left` is the work of all trainings that may run or do run, in trainings like these. It is dealt out in as few
-        rounds as there must be, and those that are alike in equal parts: no worker is left with one small pack at the end.
+        rounds as there must be, and those that are alike in equal parts but for the last round, where a worker takes what is
+        fair beside what the others still have: no worker is left with one small pack at the end.
         """
         workers = self.room(slot)
         rounds = max(1, math.ceil(num_left / (workers * size)))
         most = min(size, max(1, math.ceil(num_left / (workers * rounds))))
-        return math.ceil(num_alike / math.ceil(num_alike / most))
+        return min(most, num_alike) if rounds == 1 else math.ceil(num_alike / math.ceil(num_alike / most))
 
     def _class(self, stage: Stage, slot: Slot) -> dict[str, Any]:
         device = self.device if slot.gpus else f"{slot.cpus} CPU"
-        recipe = stage.settings["recipe"]
-        return {"model": stage.settings["model"], "batch_size": recipe["batch_size"], "device": device, "by": PROCEDURE}
+        return {**self._network(stage), "device": device, "by": PROCEDURE}
+
+    def _network(self, stage: Stage) -> dict[str, Any]:
+        return {"model": stage.settings["model"], "batch_size": stage.settings["recipe"]["batch_size"]}
 
     def _file(self, what: dict[str, Any]) -> Any:
         return self.store.root / "measured" / f"pack-{fingerprint(what)[:16]}.json"

@@ -61,11 +61,13 @@ class GraphSearcher(Searcher):
         resources: ResourcesConfig,
         gpus: Sequence[tuple[str, int]] = (),
         machines: Mapping[str, float] | None = None,
+        may_grow: bool = True,
     ) -> None:
         super().__init__()
         self.graph, self.store, self.resources = graph, store, resources
         self.shares = Shares(resources, store, list(gpus))
         self.machines = dict(machines or {})  # resource -> how much of it all have, also those that may come
+        self.may_grow = may_grow  # whether more may come than that
         self.packs = Packs(resources, store, self.shares.name, self.machines)
         self.running: dict[str, tuple[list[Stage], Slot]] = {}  # trial -> its stages, in the order in which it runs them
         self.began: dict[str, float] = {}  # trial -> when it was suggested
@@ -97,6 +99,9 @@ class GraphSearcher(Searcher):
                 self._hold(stage, TRY_DELAY)  # until it is known what the other took
                 continue
             share = self.shares.of(stage)
+            if not self.may_grow and not self._has_room(stage, share):
+                self.graph.retry(stage.key)
+                return None
             if share.workers > 1 and self._num_teams(share) >= self.packs.room(share):
                 self._hold(stage, TEAM_DELAY)  # its workers would wait for those that train now
                 continue
@@ -117,7 +122,7 @@ class GraphSearcher(Searcher):
                 "min_workers": self.shares.fewest(stage),
                 "steps": TRY_STEPS if is_tried else None,
                 "pack": bool(pack),
-                "measure": measure,
+                "measure": self._example_of(stage).key if measure else None,
             }
         return Searcher.FINISHED if self.graph.finished else None
 
@@ -139,6 +144,15 @@ class GraphSearcher(Searcher):
                 return True
         return False
 
+    def _has_room(self, stage: Stage, slot: Slot) -> bool:
+        """Whether the machines have room for a stage now; chosen later, it may be another that matters more."""
+        for resource, total in self.machines.items():
+            field = ASKED_AS[resource]
+            asked = sum(fewest * getattr(each, field) for _, each, fewest in self.asked())
+            if self.running and asked + self.shares.fewest(stage) * getattr(slot, field) > total + ROUNDING:
+                return False
+        return True
+
     def has_team(self) -> bool:
         """Whether several workers train a network now, or wait to."""
         return any(slot.workers > 1 for _, slot in self.running.values())
@@ -157,6 +171,11 @@ class GraphSearcher(Searcher):
         others = alike[: self.packs.share(self.shares.whole(stage), size, 1 + len(alike), epochs / stage.epochs) - 1]
         self.graph.take(others)
         return others
+
+    def _example_of(self, stage: Stage) -> Stage:
+        """Return the training by which it is measured how many like a stage go together."""
+        left = (other for other in self.graph.stages.values() if self.graph.states[other.key] in ("waiting", "running"))
+        return self.packs.example(stage, left)
 
     def _epochs_left(self) -> float:
         """Return how many epochs are left to the trainings that run, as far as is known."""

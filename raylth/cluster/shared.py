@@ -25,13 +25,17 @@ class Shared:
     dataset: list[Any]  # [reference to the Dataset in the object store]
     data_sha256: str
     checkpoints: list[Any]
-    board: Any
     errors: str  # folder for the tracebacks of failed stages
     evaluate_every: int
     state_every: int
     state_seconds: float
     versions: dict[str, str]  # what every worker's machine must run
     imports: tuple[str, ...] = ()  # modules that a worker imports before its first stage
+
+    @property
+    def board(self) -> Any:
+        """The actor on which trained epochs are chalked up."""
+        return self.checkpoints[0]
 
     def context(
         self,

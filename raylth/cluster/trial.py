@@ -24,6 +24,7 @@ from raylth.cluster.drain import Drain
 from raylth.cluster.preflight import compare, versions
 from raylth.cluster.shared import Shared
 from raylth.cluster.trace import Trace
+from raylth.importing import uncollected
 from raylth.store import BrokenArtefact, Lease, StorageUnreachable, Store, locate
 
 if TYPE_CHECKING:
@@ -67,14 +68,18 @@ class StageTrial(tune.Trainable):
             importlib.import_module(module)
         self.is_busy = True
         self.is_asked_to_stop |= self.drain()
-        import torch
+        with uncollected():
+            import torch
+
+            import raylth.stages  # noqa: F401
 
         torch.set_num_threads(self.config["cpus"])
         try:
             keys = self.config["stages"]
-            measured = self._measure(keys[0]) if self.config["measure"] else {}
-            outcomes = self._run_pack(keys) if self.config["pack"] else [self._run(key) for key in keys]
-            outcomes[0] |= measured
+            if self.config["measure"]:  # then its stage is run with others, as many together as this finds
+                outcomes = [{"outcome": "tried", **self._measure(self.config["measure"])}]
+            else:
+                outcomes = self._run_pack(keys) if self.config["pack"] else [self._run(key) for key in keys]
             return {"done": True, "outcomes": outcomes}
         finally:
             self.is_busy = False

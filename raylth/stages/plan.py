@@ -47,5 +47,16 @@ def make_plan(config: SweepConfig) -> Plan:
         planned = [stage for pair in pairs for stage in pair.stages()]
         for stage in [*planned, *measures(config, pairs)]:
             stages.setdefault(stage.key, stage)
-    ordered = sorted(stages.values(), key=lambda stage: KIND_ORDER.index(stage.kind))
+    ahead = _epochs_ahead(list(stages.values()))
+    ordered = sorted(stages.values(), key=lambda stage: (KIND_ORDER.index(stage.kind), -ahead[stage.key]))
     return Plan(config, tuple(ordered))
+
+
+def _epochs_ahead(stages: list[Stage]) -> dict[str, int]:
+    """Return how many epochs must be trained one after another from each stage on: what most waits for goes first."""
+    ahead = {stage.key: stage.epochs for stage in stages}
+    producer = {key: stage for stage in stages for key in stage.produces}
+    for stage in reversed(stages):  # children before parents
+        for parent in {producer[key].key for key in stage.parents.values()}:
+            ahead[parent] = max(ahead[parent], producer[parent].epochs + ahead[stage.key])
+    return ahead

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from ray.tune.search import Searcher
 
 from raylth.cluster import launch
 from raylth.cluster.address import ClusterError
+from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader, start_checkpoint_actors
 from raylth.cluster.failures import cause_of
+from raylth.cluster.loop import _Interrupt, _Pulse
+from raylth.cluster.meter import Meter
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shares import Shares
 from raylth.resources import ResourcesConfig
@@ -56,6 +60,34 @@ def test_checkpoints_are_held_read_without_a_copy_and_refilled_after_a_crash(clu
         assert reader.load(key, "weights")["w"][-1] == number, "nothing is lost when an actor dies"
 
 
+def test_epochs_are_counted_on_through_the_death_of_the_board(cluster, store):
+    """The first checkpoint actor is the board; one that starts again begins at 0, and the sweep's count does not."""
+    (board,) = start_checkpoint_actors(str(store.root), 1)
+    searcher, meter = SimpleNamespace(resources=ResourcesConfig()), Meter(None, None, store.root / "used.json")
+    pulse = _Pulse(searcher, board, lambda *told: None, _Interrupt(), meter)
+
+    def count() -> int:
+        pulse.asked_at = float("-inf")
+        for _ in range(200):
+            pulse._read_board()
+            time.sleep(0.05)
+            if pulse.pending is None:
+                return pulse.epochs
+        raise TimeoutError
+
+    chalk = Chalk(board)
+    chalk(5)
+    chalk.flush()
+    assert count() == 5
+    os.kill(ray.get(board.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+    time.sleep(0.5)
+    chalk(2)
+    chalk.flush()
+    ray.get(board.hold.remote(KEYS[0], "weights", store.read(KEYS[0], "weights")))  # it is back
+    assert count() == 7
+    assert count() == 7
+
+
 def test_a_broken_checkpoint_is_named_to_the_reader(cluster, store):
     path = next(store.folder(KEYS[2]).path.glob("weights*"))
     path.write_bytes(b"damaged")
@@ -70,7 +102,7 @@ def searcher_of(tmp_path, retries=1):
     return GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(retries=retries, dense={"gpus": "1/2"}))
 
 
-ONE = {"pack": False, "measure": False, "workers": 1, "min_workers": 1}  # what a trial of one network by one worker says
+ONE = {"pack": False, "measure": None, "workers": 1, "min_workers": 1}  # what a trial of one network by one worker says
 
 
 def ends(*outcomes):

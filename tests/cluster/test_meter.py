@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from ray.tune.experiment import Trial
+from ray.tune.utils.object_cache import _ObjectCache
 
 from raylth.cluster.failures import Autopsy
 from raylth.cluster.meter import Meter, Watchdog
@@ -111,10 +112,12 @@ def test_the_watchdog_is_quiet_while_anything_fits_or_nothing_waits(clock):
 def test_trials_that_wait_for_a_machine_are_taken_back_when_no_stage_is_to_start(tmp_path):
     stages = [Stage("sparse", f"s{number}", {}, {}, {}) for number in range(3)]
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(pack="off"))
-    trials = {name: SimpleNamespace(trial_id=name, status=Trial.PENDING) for name in ("t1", "t2", "t3")}
+    waits = {"status": Trial.PENDING, "PENDING": Trial.PENDING, "placement_group_factory": "1 CPU"}
+    trials = {name: SimpleNamespace(trial_id=name, **waits) for name in ("t1", "t2", "t3")}
     suggested = {name: searcher.suggest(name)["stages"] for name in trials}
     trials["t1"].status = Trial.RUNNING
     controller = SimpleNamespace(
+        _actor_cache=_ObjectCache(),
         get_live_trials=lambda: list(trials.values()),
         get_trials=lambda: list(trials.values()),
         stop_trial=lambda trial: searcher.on_trial_complete(trial.trial_id),
@@ -135,7 +138,8 @@ def test_trials_that_wait_for_a_machine_are_taken_back_when_no_stage_is_to_start
 
 def test_a_sweep_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path):
     """A day costs so much that the first look at the machines uses it up; what runs is finished, and counted."""
-    settings = tiny_sweep().model_dump(mode="json", exclude_defaults=True) | {"storage": str(tmp_path / "store")}
+    config = tiny_sweep(dense={"epochs": 150})  # it is not done before the second look at the machines
+    settings = config.model_dump(mode="json", exclude_defaults=True) | {"storage": str(tmp_path / "store")}
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(settings | {"budget": {"usd": 1}, "prices": {"hour": 3000}}))
 

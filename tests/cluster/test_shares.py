@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -37,17 +38,17 @@ def test_a_pack_is_measured_once_and_has_a_gpu_to_itself(tmp_path):
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), resources, TABLE, {"CPU": 8.0, "GPU": 1.0})
     done = {"error": None, "broken": None, "computed": True, "seconds": 1.0, "peak_bytes": None}
     tried = searcher.suggest("t1")
-    assert (tried["stages"], tried["gpus"], tried["steps"], tried["measure"]) == (["s0"], 1.0, 5, False)
+    assert (tried["stages"], tried["gpus"], tried["steps"], tried["measure"]) == (["s0"], 1.0, 5, None)
     searcher.on_trial_complete("t1", {"outcomes": [{**done, "outcome": "tried", "computed": False, "peak_bytes": GIB}]})
     measured = searcher.suggest("t2")
-    assert (measured["gpus"], measured["measure"], measured["pack"]) == (1.0, True, False)
+    assert (measured["gpus"], measured["measure"], measured["pack"]) == (1.0, "s0", False)
     beside = searcher.suggest("t3")
-    assert (beside["gpus"] < 1.0, beside["measure"]) == (True, False), "one measures, the others run alone"
+    assert (beside["gpus"] < 1.0, beside["measure"]) == (True, None), "one measures, the others run alone"
     found = {"pack_size": 6, "pack_rates": {1: 10.0, 6: 30.0}}
-    searcher.on_trial_complete("t2", {"outcomes": [{**done, "outcome": "done", **found}]})
+    searcher.on_trial_complete("t2", {"outcomes": [{**done, "outcome": "tried", "computed": False, **found}]})
     searcher.on_trial_complete("t3", {"outcomes": [{**done, "outcome": "done"}]})
     first, second = searcher.suggest("t4"), searcher.suggest("t5")
-    assert [len(pack["stages"]) for pack in (first, second)] == [4, 4]
+    assert [len(pack["stages"]) for pack in (first, second)] == [5, 4], "with the one by which was measured"
     assert {pack["gpus"] for pack in (first, second)} == {1.0}
     assert searcher.packs.size(stages[0], Slot(1, 1.0)) == 6, "what was measured lies in the store"
 
@@ -69,6 +70,38 @@ def test_as_many_trials_wait_as_machines_that_may_come_have_room_for_and_one_mor
     assert searcher.machines == {"CPU": 60.0, "GPU": 3.0}, "those that died may come again"
 
 
+def test_where_no_machine_can_come_a_trial_is_chosen_when_there_is_room_for_it(tmp_path):
+    """What becomes ready while all machines are busy goes first when one is free, if others wait for it."""
+    stages = [training("trunk", "imp"), *(training(f"s{number}") for number in range(3)), training("next", "imp", of="trunk")]
+    order = sorted(stages, key=lambda stage: stage.kind)
+    resources = ResourcesConfig.model_validate({"sparse": {"cpus": 2}, "pack": "off"})
+    searcher = GraphSearcher(Graph(order), Store(tmp_path), resources, [], {"CPU": 3.0, "GPU": 0.0}, may_grow=False)
+    assert [searcher.suggest(f"t{number}")["stages"] for number in range(2)] == [["trunk"], ["s0"]]
+    assert searcher.suggest("t2") is None, "three CPUs are given out"
+    done = {"error": None, "broken": None, "computed": True, "seconds": 1.0, "peak_bytes": None, "outcome": "done"}
+    searcher.on_trial_complete("t0", {"outcomes": [done]})
+    assert searcher.suggest("t3")["stages"] == ["next"]
+    searcher.on_trial_complete("t3", {"outcomes": [done]})
+    assert searcher.suggest("t4") is None, "one CPU is free, and the next takes two"
+    searcher.on_trial_complete("t1", {"outcomes": [done]})
+    assert searcher.suggest("t5")["stages"] == ["s1"]
+
+
+def test_packs_are_measured_in_the_arithmetic_of_most_epochs(tmp_path):
+    packs = Packs(ResourcesConfig(), Store(tmp_path), "none", {"CPU": 2.0})
+
+    def stage(key, kind, epochs, **recipe):
+        found = training(key, kind)
+        return replace(found, epochs=epochs, settings={**found.settings, "recipe": {"batch_size": 128, **recipe}})
+
+    dense, round_, match = stage("d", "dense", 40), stage("i", "imp", 50), Stage("match", "m", {}, {}, {})
+    arms = [stage(f"s{number}", "sparse", 40, precision="bf16") for number in range(3)]
+    wide = replace(arms[0], key="w", settings={**arms[0].settings, "model": {"name": "resnet20", "width": 4.0}}, epochs=999)
+    assert packs.example(dense, [dense, round_, match, wide, *arms]) == arms[0]
+    assert packs.example(dense, [dense, round_, match, arms[0]]) == dense
+    assert packs.example(wide, [dense, wide, *arms]) == wide
+
+
 @given(st.integers(1, 12), st.integers(1, 32), st.integers(1, 300))
 def test_trainings_are_dealt_out_evenly(workers, size, number):
     """Workers that take in turn while none has ended get as much as one another, to one, in each round."""
@@ -81,8 +114,17 @@ def test_trainings_are_dealt_out_evenly(workers, size, number):
         assert 1 <= taken[-1] <= size
     rounds = [taken[start : start + workers] for start in range(0, len(taken), workers)]
     assert len(rounds) <= -(-number // (workers * size)) + 1
+
     if number <= workers * size:
         assert max(taken) <= -(-number // workers), "one round, nobody takes more than a fair part"
+
+
+def test_the_last_round_is_dealt_out_by_what_the_others_still_have():
+    """Eighteen are left when another worker is half through such a pack: two thirds here, and one third there later."""
+    packs = Packs(ResourcesConfig(), Store("unused"), "none", {"CPU": 2.0})
+    assert packs.share(Slot(1, 0.0), 32, 18, 18 + 6.0) == 12
+    assert packs.share(Slot(1, 0.0), 32, 6, 6 + 12.0) == 6, "all that is left"
+    assert packs.share(Slot(1, 0.0), 32, 36, 36 + 72.0) == 18, "not the last round: equal parts, not 27 and 9"
 
 
 @given(st.integers(1, 200 * GIB), st.integers(GIB, 200 * GIB))

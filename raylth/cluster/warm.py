@@ -1,0 +1,39 @@
+"""Workers that have nothing to do for a moment are kept: starting one takes seconds, and most of them are torch's import.
+
+Tune keeps one idle worker, and ends every other that becomes idle while no trial waits, as all but one do while a chain of
+pruning rounds runs. A worker that is started later may never come up: whenever another becomes free meanwhile, Tune gives
+that one the trial, and ends the one that is starting.
+"""
+
+import time
+from typing import Any
+
+__all__ = ["Warm"]
+
+MANY = 10_000  # more workers than a sweep has
+LONGEST = 30.0  # seconds: a machine that is not needed for longer may be given back
+
+
+class Warm:
+    """Lets Tune keep idle workers, for half a minute, and as long as no trial waits that would need what they hold."""
+
+    def __init__(self) -> None:
+        self.kept: set[Any] = set()  # resources whose idle workers are kept
+        self.idle_since: float | None = None
+
+    def turn(self, controller: Any) -> None:
+        """Take a turn of Tune's loop."""
+        cache, live = controller._actor_cache, controller.get_live_trials()
+        if not cache.num_cached_objects:
+            self.idle_since = None
+        elif self.idle_since is None:
+            self.idle_since = time.monotonic()
+        waiting = {trial.placement_group_factory for trial in live if trial.status == trial.PENDING}
+        others_wait = any(not cache.has_cached_object(resources) for resources in waiting)
+        is_long = self.idle_since is not None and time.monotonic() - self.idle_since > LONGEST
+        wanted = set() if others_wait or is_long else {trial.placement_group_factory for trial in live} | self.kept
+        for resources in wanted - self.kept:
+            cache.increase_max(resources, MANY)
+        for resources in self.kept - wanted:
+            cache.decrease_max(resources, MANY)
+        self.kept = wanted
