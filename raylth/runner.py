@@ -171,10 +171,11 @@ def _how_to_go_on(graph: Graph, command: Sequence[str]) -> str:
 
 
 class _Ahead:
-    """Imports what shows the results (a second) while the last stages run, and a core has nothing else to do."""
+    """Imports what shows the results (a second) while the last stages run, which need no more of this process."""
 
     def __init__(self) -> None:
         self.all_run_since: float | None = None
+        self.is_done = False
 
     def turn(self, graph: Graph) -> None:
         """Import when nothing has waited for a moment: what was taken last is with its worker then."""
@@ -182,8 +183,10 @@ class _Ahead:
             self.all_run_since = None
         elif self.all_run_since is None:
             self.all_run_since = time.monotonic()
-        elif time.monotonic() - self.all_run_since > LAST_START_SECONDS:
-            _import_report()
+        elif not self.is_done and time.monotonic() - self.all_run_since > LAST_START_SECONDS:
+            self.is_done = True
+            with contextlib.suppress(Exception):  # it is told when the results are shown, and all stages are saved
+                _import_report()
 
 
 def _import_report() -> None:

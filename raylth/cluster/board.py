@@ -12,15 +12,15 @@ class Board:
     """Counts the epochs that all workers have trained in this run; an actor can be one beside its work."""
 
     def __init__(self) -> None:
-        self.epochs = 0
+        self.epochs, self.since = 0, time.time()
 
     def add(self, epochs: int) -> None:
         """Count more trained epochs."""
         self.epochs += epochs
 
-    def read(self) -> int:
-        """Return the number of epochs trained so far."""
-        return self.epochs
+    def read(self) -> tuple[float, int]:
+        """Return since when this board counts, which names it, and the number of epochs trained since."""
+        return self.since, self.epochs
 
 
 class Chalk:

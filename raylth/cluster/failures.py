@@ -17,15 +17,27 @@ __all__ = [
     "OUT_OF_MEMORY",
     "PREEMPTED",
     "UNREACHABLE",
+    "WHAT",
     "Autopsy",
     "cause_of",
     "delay",
+    "given_up",
 ]
 
 PREEMPTED, OUT_OF_MEMORY, CRASHED = "preempted", "out of memory", "crashed"
 UNREACHABLE = "storage unreachable"
-NOT_STARTED = "not started"  # Tune ended an actor that was still starting, because another had become free
+NOT_STARTED = (
+    "not started"  # Tune ended an actor that was still starting, because another had become free; or an idle one died
+)
+WHAT = {
+    PREEMPTED: "its worker was preempted",
+    OUT_OF_MEMORY: "out of memory",
+    CRASHED: "its worker process died",
+    NOT_STARTED: "its worker process did not start",
+    UNREACHABLE: "the store did not answer",
+}
 LONGEST_DELAY = 60.0  # seconds
+MOST_UNREACHABLE = 10  # times that a stage meets a store that does not answer; with the waits about 6 minutes
 
 
 def cause_of(error: BaseException | None) -> str:
@@ -44,6 +56,15 @@ def cause_of(error: BaseException | None) -> str:
 def delay(times: int) -> float:
     """Return the seconds to wait before a stage is started again for the `times`-th time: 1, 2, 4, ... 60."""
     return min(LONGEST_DELAY, 2.0 ** (times - 1))
+
+
+def given_up(cause: str, times: int, retries: int, detail: str) -> str | None:
+    """Return why a stage that met with a cause so many times is not started again, None when it is."""
+    if cause in (CRASHED, NOT_STARTED) and times > retries:
+        return f"its worker process died {times} times: {detail}"
+    if cause == UNREACHABLE and times > MOST_UNREACHABLE:
+        return f"the store did not answer {times} times: {detail}"
+    return None
 
 
 def _error_of(trial: Any) -> Exception | None:
@@ -76,7 +97,7 @@ class Autopsy(FIFOScheduler):
         self.has_team = has_team  # whether a trial runs whose workers have resources of their own
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Return the first that waits. Tune keeps an idle worker and what it holds; a team may be waiting for just that."""
+        """Return the first that waits. Tune keeps idle workers and what they hold; a team may be waiting for just that."""
         live = list(tune_controller.get_live_trials())
         self.on_turn(any(trial.status == Trial.RUNNING for trial in live))
         if self.is_closed():  # those that wait would be started by and by
@@ -90,6 +111,9 @@ class Autopsy(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Note the cause; Tune calls this just before the searcher."""
+        if trial in tune_controller._resetting_trials:  # and it stays there when that fails
+            self.causes[trial.trial_id] = NOT_STARTED, "the idle worker that was to run it is gone"
+            return
         error = _error_of(trial)
         raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         detail = str(raised).strip().splitlines()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from raylth.cluster.address import ClusterError, Joining
+from raylth.cluster.address import LOCAL, ClusterError, Joining
 from raylth.cluster.capacity import machines, sums
 from raylth.cluster.checkpoints import start_checkpoint_actors
 from raylth.cluster.gpus import total_bytes
@@ -63,9 +63,9 @@ def run_on_ray(
 ) -> None:
     """Run what `graph` lacks; on return every stage is done, failed or blocked, unless the budget of `meter` is used up.
 
-    `joining` says which cluster is joined, or that Ray is started on this machine. `watch` is called
-    about twice a second, and once at the end. A process that is interrupted (SIGINT, SIGTERM) raises KeyboardInterrupt
-    here within a second, with everything that had finished in the store. Raises ClusterError for a share of resources
+    `joining` says which cluster is joined, or that Ray is started on this machine. `watch` is called about twice a second,
+    and once at the end. A process that is interrupted (SIGINT, SIGTERM) raises KeyboardInterrupt here within a second (two,
+    while `watch` imports), with everything that had finished in the store. Raises ClusterError for a share of resources
     that no node has. `imports` names modules that workers import first: they may bring stages or networks of their own.
     `lost` is called, from a thread, with the address of a cluster that does not answer any more; this may never return then.
     """
@@ -75,7 +75,7 @@ def run_on_ray(
         _check_object_stores(plan, graph)
         shared = Shared(
             root=str(store.root.absolute()),
-            stages={key: stage.to_dict() for key, stage in graph.stages.items() if graph.states[key] != "done"},
+            stages={key: stage.to_dict() for key, stage in graph.stages.items()},  # a done one may be found broken
             dataset=[ray.put(dataset)],
             data_sha256=dataset.fingerprint(),
             checkpoints=start_checkpoint_actors(
@@ -94,7 +94,9 @@ def run_on_ray(
             from raylth.cluster.loop import run_loop
             from raylth.cluster.searcher import GraphSearcher
 
-        searcher = GraphSearcher(graph, store, plan.config.resources, gpu_table(), sums(nodes), may_grow=not joining.is_local)
+        searcher = GraphSearcher(
+            graph, store, plan.config.resources, gpu_table(), sums(nodes), may_grow=joining.address != LOCAL
+        )
         head = ray.get_runtime_context().gcs_address
         with Lifeline(head, lambda: lost(head)):
             run_loop(searcher, shared, watch, joining.verbose, meter)

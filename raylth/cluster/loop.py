@@ -73,7 +73,8 @@ class _Pulse:
         self.searcher, self.board, self.watch, self.interrupt, self.meter = searcher, board, watch, interrupt, meter
         self.watchdog = Watchdog(searcher.resources.capacity_minutes, refusals)
         self.looked_at = self.asked_at = float("-inf")
-        self.epochs = self.read = self.lost = 0  # trained in this run; on the board; on boards that are gone
+        self.epochs = 0  # trained in this run
+        self.counts: dict[float, int] = {}  # since when a board counts -> its last answer; one that died begins again at 0
         self.pending: Any = None
         searcher.on_turn = self.turn
 
@@ -120,10 +121,10 @@ class _Pulse:
                 self.asked_at = time.monotonic()
                 self.pending = self.board.read.remote()
         elif ray.wait([self.pending], timeout=0)[0]:
-            with contextlib.suppress(ray.exceptions.RayError):  # a board that died: another one begins at 0
-                found = ray.get(self.pending)
-                self.lost, self.read = self.lost + (self.read if found < self.read else 0), found
-                self.epochs = self.lost + found
+            with contextlib.suppress(ray.exceptions.RayError):
+                since, epochs = ray.get(self.pending)
+                self.counts[since] = epochs
+                self.epochs = sum(self.counts.values())
             self.pending = None
 
 

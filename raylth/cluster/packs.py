@@ -29,7 +29,7 @@ class Packs:
     def __init__(self, resources: ResourcesConfig, store: Store, device: str, machines: Mapping[str, float]) -> None:
         self.asked, self.store, self.device, self.machines = resources.pack, store, device, machines
         self.measured: dict[str, int | None] = {}  # class -> size
-        self.measuring: set[str] = set()  # classes at which a worker is
+        self.measuring: set[str] = set()  # classes at which a worker is, or was
 
     def size(self, stage: Stage, slot: Slot) -> int | None:
         """Return how many networks like a stage's to train together; None when that has to be measured."""
@@ -55,14 +55,27 @@ class Packs:
         self.measuring.add(name)
         return is_first
 
-    def example(self, stage: Stage, stages: Iterable[Stage]) -> Stage:
-        """Return the one of `stages` by which a stage's class is to be measured: in the arithmetic of most of its epochs."""
-        alike = [other for other in stages if other.epochs and self._network(other) == self._network(stage)]
+    def forget(self, stage: Stage, slot: Slot, *, for_good: bool) -> None:
+        """Take in that a worker ended while it measured: it is measured again, or its like run alone from now on."""
+        name = fingerprint(self._class(stage, slot))
+        if for_good:
+            self.measured[name] = 1
+        else:
+            self.measuring.discard(name)
+
+    def same_class(self, first: Stage, slot: Slot, second: Stage, other: Slot) -> bool:
+        """Whether what is measured for one training holds for another."""
+        return self._class(first, slot) == self._class(second, other)
+
+    def example(self, alike: Iterable[Stage]) -> Stage:
+        """Return the one of a class's trainings by which it is to be measured: in the arithmetic of most of their epochs."""
         epochs: Counter[str | None] = Counter()
-        for other in alike:
-            epochs[other.settings["recipe"].get("precision")] += other.epochs
-        most = max(epochs, key=lambda precision: epochs[precision], default=None)
-        return next((other for other in alike if other.settings["recipe"].get("precision") == most), stage)
+        first: dict[str | None, Stage] = {}
+        for stage in alike:
+            precision = stage.settings["recipe"].get("precision")
+            first.setdefault(precision, stage)
+            epochs[precision] += stage.epochs
+        return first[max(epochs, key=lambda precision: epochs[precision])]
 
     def learn(self, stage: Stage, slot: Slot, size: int, rates: Mapping[int, float]) -> None:
         """Take in what a worker measured: the fastest size, and samples per second by size."""
@@ -95,10 +108,8 @@ class Packs:
 
     def _class(self, stage: Stage, slot: Slot) -> dict[str, Any]:
         device = self.device if slot.gpus else f"{slot.cpus} CPU"
-        return {**self._network(stage), "device": device, "by": PROCEDURE}
-
-    def _network(self, stage: Stage) -> dict[str, Any]:
-        return {"model": stage.settings["model"], "batch_size": stage.settings["recipe"]["batch_size"]}
+        recipe = stage.settings["recipe"]
+        return {"model": stage.settings["model"], "batch_size": recipe["batch_size"], "device": device, "by": PROCEDURE}
 
     def _file(self, what: dict[str, Any]) -> Any:
         return self.store.root / "measured" / f"pack-{fingerprint(what)[:16]}.json"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, UNREACHABLE, delay
+from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, WHAT, delay, given_up
 from raylth.cluster.packs import Packs
 from raylth.cluster.shares import Shares, Slot
 from raylth.resources import ResourcesConfig
@@ -23,15 +23,7 @@ TRY_STEPS = 5  # of a training, to see what memory it takes; it goes on from the
 TRY_DELAY = 1.0  # seconds until others of its kind are looked at again
 TEAM_DELAY = 1.0  # seconds until a training that needs several workers is looked at again
 BATCH_SECONDS = 2.0  # of stages that go in one trial
-MOST_UNREACHABLE = 10  # times that a stage meets a store that does not answer; with the waits about 6 minutes
 MOST_CANCELLED_STARTS = 20  # of one stage, before they count as crashes
-WHAT = {
-    PREEMPTED: "its worker was preempted",
-    OUT_OF_MEMORY: "out of memory",
-    CRASHED: "its worker process died",
-    NOT_STARTED: "its worker process did not start",
-    UNREACHABLE: "the store did not answer",
-}
 MOST_ELSEWHERE_DELAY = 60.0
 ELSEWHERE_DELAY = 2.0  # seconds until a stage that another sweep computes is asked for again
 ASKED_AS = {"CPU": "cpus", "GPU": "gpus"}  # resource -> field of a slot
@@ -44,8 +36,9 @@ class GraphSearcher(Searcher):
     One key, as a rule. Stages that take less than a moment and that nothing waits for come in batches, since a trial costs
     Tune some hundredths of a second.
 
-    `suggest` returns None while everything that is left waits for a running stage or for its time, so no trial ever
-    holds resources while it waits, and `FINISHED` when the whole graph is. What a worker's end means depends on its cause:
+    `suggest` returns None while everything that is left waits for a running stage, for room or for its time, so no trial
+    ever holds resources while it waits, and `FINISHED` when the whole graph is. What a worker's end means depends on its
+    cause:
 
     - preempted: started again, however often;
     - out of memory: started again with the next larger share of a GPU, up to a whole one;
@@ -75,6 +68,7 @@ class GraphSearcher(Searcher):
         self.causes: dict[str, tuple[str, str]] = {}  # trial -> why its worker ended, and the error; Autopsy writes it
         self.times: dict[tuple[str, str], int] = {}  # (stage key, cause) -> how often
         self.tried: dict[str, Stage] = {}  # trial -> the stage whose first steps it runs, to see what memory they take
+        self.measuring: dict[str, tuple[Stage, Slot]] = {}  # trial -> the stage whose class it measures, and its share
         self.elsewhere: Counter[str] = Counter()  # stage key -> how often another sweep was found at it
         self.delayed: list[tuple[float, str]] = []  # heap of (when, stage key)
         self.on_turn: Callable[[], None] = lambda: None  # while all is held, Tune's loop asks here and turns nowhere else
@@ -99,13 +93,13 @@ class GraphSearcher(Searcher):
                 self._hold(stage, TRY_DELAY)  # until it is known what the other took
                 continue
             share = self.shares.of(stage)
-            if not self.may_grow and not self._has_room(stage, share):
-                self.graph.retry(stage.key)
-                return None
             if share.workers > 1 and self._num_teams(share) >= self.packs.room(share):
                 self._hold(stage, TEAM_DELAY)  # its workers would wait for those that train now
                 continue
             size = 1 if is_tried or share.workers > 1 else self.packs.size(stage, share)
+            if not self.may_grow and not self._has_room(stage, share if size == 1 else self.shares.whole(stage)):
+                self.graph.retry(stage.key)
+                return None
             measure = size is None and self.packs.must_be_measured(stage, share)
             pack = self._pack_of(stage, share, size) if size and size > 1 else []
             is_alone = is_tried or size is None or share.workers > 1
@@ -114,6 +108,8 @@ class GraphSearcher(Searcher):
             self.running[trial_id], self.began[trial_id] = ([stage, *others], slot), time.monotonic()
             if is_tried:
                 self.tried[trial_id] = stage
+            if measure:
+                self.measuring[trial_id] = stage, share
             return {
                 "stages": [each.key for each in (stage, *others)],
                 "cpus": slot.cpus,
@@ -122,7 +118,7 @@ class GraphSearcher(Searcher):
                 "min_workers": self.shares.fewest(stage),
                 "steps": TRY_STEPS if is_tried else None,
                 "pack": bool(pack),
-                "measure": self._example_of(stage).key if measure else None,
+                "measure": self._example_of(stage, share).key if measure else None,
             }
         return Searcher.FINISHED if self.graph.finished else None
 
@@ -148,7 +144,7 @@ class GraphSearcher(Searcher):
         """Whether the machines have room for a stage now; chosen later, it may be another that matters more."""
         for resource, total in self.machines.items():
             field = ASKED_AS[resource]
-            asked = sum(fewest * getattr(each, field) for _, each, fewest in self.asked())
+            asked = sum(each.workers * getattr(each, field) for _, each in self.running.values())
             if self.running and asked + self.shares.fewest(stage) * getattr(slot, field) > total + ROUNDING:
                 return False
         return True
@@ -172,10 +168,13 @@ class GraphSearcher(Searcher):
         self.graph.take(others)
         return others
 
-    def _example_of(self, stage: Stage) -> Stage:
+    def _example_of(self, stage: Stage, share: Slot) -> Stage:
         """Return the training by which it is measured how many like a stage go together."""
-        left = (other for other in self.graph.stages.values() if self.graph.states[other.key] in ("waiting", "running"))
-        return self.packs.example(stage, left)
+        states = self.graph.states
+        left = [other for other in self.graph.stages.values() if other.epochs and states[other.key] in ("waiting", "running")]
+        return self.packs.example(
+            other for other in left if self.packs.same_class(stage, share, other, self.shares.of(other))
+        )
 
     def _epochs_left(self) -> float:
         """Return how many epochs are left to the trainings that run, as far as is known."""
@@ -201,13 +200,14 @@ class GraphSearcher(Searcher):
 
     def _is_fresh(self, stage: Stage) -> bool:
         """Whether a stage never met with trouble."""
-        return not any((stage.key, cause) in self.times for cause in WHAT)
+        return not any((stage.key, cause) in self.times for cause in WHAT if cause != NOT_STARTED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the ends of a trial's stages into the graph."""
         stages, slot = self.running.pop(trial_id)
         del self.began[trial_id]
         self.tried.pop(trial_id, None)
+        measuring = self.measuring.pop(trial_id, None)
         if self.is_closed and not error and result is None:  # taken back before a worker had it
             for stage in stages:
                 self.graph.retry(stage.key)
@@ -217,6 +217,11 @@ class GraphSearcher(Searcher):
                 self._ended(stage, slot, ended)
             return
         cause, detail = self.causes.pop(trial_id, (CRASHED, "no reason known"))
+        if measuring is not None:  # no stage is to blame
+            self.packs.forget(*measuring, for_good=cause not in (PREEMPTED, NOT_STARTED))
+            self.graph.incidents[cause] += cause != NOT_STARTED
+            self.graph.retry(stages[0].key)
+            return
         self._worker_ended(stages, cause, detail)
 
     def _ended(self, stage: Stage, slot: Slot, result: dict[str, Any]) -> None:
@@ -292,7 +297,9 @@ class GraphSearcher(Searcher):
             self._hold(stage, delay(times))
             return
         self.graph.incidents[cause] += 1
-        why_not = self._grow(stage, times) if cause == OUT_OF_MEMORY else self._given_up(cause, times, detail)
+        why_not = (
+            self._grow(stage, times) if cause == OUT_OF_MEMORY else given_up(cause, times, self.resources.retries, detail)
+        )
         if why_not is not None:
             self._fail(stage, why_not)
             return
@@ -301,14 +308,6 @@ class GraphSearcher(Searcher):
         when = f" in {wait:g} s" if wait else ""
         self.notes.append(f"{stage.name}: {WHAT[cause]}; started again{with_share}{when} ({times}): {detail}")
         self._hold(stage, wait)
-
-    def _given_up(self, cause: str, times: int, detail: str) -> str | None:
-        """Return why a stage is not started again, None when it is."""
-        if cause in (CRASHED, NOT_STARTED) and times > self.resources.retries:
-            return f"its worker process died {times} times: {detail}"
-        if cause == UNREACHABLE and times > MOST_UNREACHABLE:
-            return f"the store did not answer {times} times: {detail}"
-        return None
 
     def _grow(self, stage: Stage, times: int) -> str | None:
         """Give a stage that ran out of memory the next larger share; return why it is given up, None when it is not.

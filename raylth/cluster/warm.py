@@ -28,8 +28,8 @@ class Warm:
             self.idle_since = None
         elif self.idle_since is None:
             self.idle_since = time.monotonic()
-        waiting = {trial.placement_group_factory for trial in live if trial.status == trial.PENDING}
-        others_wait = any(not cache.has_cached_object(resources) for resources in waiting)
+        waiting = [trial for trial in live if trial.status == trial.PENDING and self._waits(controller, trial)]
+        others_wait = any(not cache.has_cached_object(trial.placement_group_factory) for trial in waiting)
         is_long = self.idle_since is not None and time.monotonic() - self.idle_since > LONGEST
         wanted = set() if others_wait or is_long else {trial.placement_group_factory for trial in live} | self.kept
         for resources in wanted - self.kept:
@@ -37,3 +37,9 @@ class Warm:
         for resources in self.kept - wanted:
             cache.decrease_max(resources, MANY)
         self.kept = wanted
+
+    @staticmethod
+    def _waits(controller: Any, trial: Any) -> bool:
+        """Whether a trial has neither an idle worker, which is being told of it, nor one that starts."""
+        worker = controller._trial_to_actor.get(trial)
+        return worker is None or worker in controller._actor_manager.pending_actors

@@ -112,12 +112,12 @@ def test_the_watchdog_is_quiet_while_anything_fits_or_nothing_waits(clock):
 def test_trials_that_wait_for_a_machine_are_taken_back_when_no_stage_is_to_start(tmp_path):
     stages = [Stage("sparse", f"s{number}", {}, {}, {}) for number in range(3)]
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(pack="off"))
-    waits = {"status": Trial.PENDING, "PENDING": Trial.PENDING, "placement_group_factory": "1 CPU"}
-    trials = {name: SimpleNamespace(trial_id=name, **waits) for name in ("t1", "t2", "t3")}
+    trials = {name: Trial("stages", trial_id=name, stub=True) for name in ("t1", "t2", "t3")}
     suggested = {name: searcher.suggest(name)["stages"] for name in trials}
     trials["t1"].status = Trial.RUNNING
     controller = SimpleNamespace(
         _actor_cache=_ObjectCache(),
+        _trial_to_actor={},
         get_live_trials=lambda: list(trials.values()),
         get_trials=lambda: list(trials.values()),
         stop_trial=lambda trial: searcher.on_trial_complete(trial.trial_id),

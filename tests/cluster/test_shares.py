@@ -94,12 +94,40 @@ def test_packs_are_measured_in_the_arithmetic_of_most_epochs(tmp_path):
         found = training(key, kind)
         return replace(found, epochs=epochs, settings={**found.settings, "recipe": {"batch_size": 128, **recipe}})
 
-    dense, round_, match = stage("d", "dense", 40), stage("i", "imp", 50), Stage("match", "m", {}, {}, {})
+    dense, round_ = stage("d", "dense", 40), stage("i", "imp", 50)
     arms = [stage(f"s{number}", "sparse", 40, precision="bf16") for number in range(3)]
+    assert packs.example([dense, round_, *arms]) == arms[0]
+    assert packs.example([dense, round_, arms[0]]) == dense
     wide = replace(arms[0], key="w", settings={**arms[0].settings, "model": {"name": "resnet20", "width": 4.0}}, epochs=999)
-    assert packs.example(dense, [dense, round_, match, wide, *arms]) == arms[0]
-    assert packs.example(dense, [dense, round_, match, arms[0]]) == dense
-    assert packs.example(wide, [dense, wide, *arms]) == wide
+    cores = ResourcesConfig.model_validate({"sparse": {"cpus": 2}})
+    for resources, expected in ((ResourcesConfig(), "s0"), (cores, "d")):
+        searcher = GraphSearcher(Graph([dense, wide, *arms]), Store(tmp_path), resources, [], {"CPU": 4.0, "GPU": 0.0})
+        assert searcher.suggest("t")["measure"] == expected, "of the same network and the same share"
+
+
+@pytest.mark.parametrize(
+    ("cause", "measured"), [("preempted", None), ("not started", None), ("crashed", 1), ("out of memory", 1)]
+)
+def test_a_worker_that_dies_while_it_measures_costs_no_stage_anything(tmp_path, cause, measured):
+    stages = [training(f"s{number}") for number in range(3)]
+    searcher = GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(retries=0), [], {"CPU": 1.0, "GPU": 0.0})
+    assert searcher.suggest("t0")["measure"] == "s0"
+    searcher.causes["t0"] = cause, "no reason"
+    searcher.on_trial_complete("t0", error=True)
+    assert searcher.graph.states["s0"] == "waiting"
+    assert not searcher.times
+    again = searcher.suggest("t1")
+    assert (again["stages"], again["measure"]) == (["s0"], None if measured else "s0")
+    assert not Store(tmp_path).root.files(), "nothing was measured"
+
+
+def test_a_team_that_waits_keeps_nothing_else_from_running(tmp_path):
+    resources = ResourcesConfig.model_validate({"imp": {"gpus": 2, "workers": 2}})
+    stages = [training("a", "imp"), training("b", "imp"), Stage("match", "m", {}, {}, {})]
+    machines = {"CPU": 4.0, "GPU": 2.0}
+    searcher = GraphSearcher(Graph(stages), Store(tmp_path), resources, TABLE, machines, may_grow=False)
+    assert [searcher.suggest(f"t{number}")["stages"] for number in range(2)] == [["a"], ["m"]]
+    assert searcher.suggest("t2") is None
 
 
 @given(st.integers(1, 12), st.integers(1, 32), st.integers(1, 300))

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -19,11 +21,19 @@ from tests.conftest import tiny_sweep
 RUNNING, PENDING = "RUNNING", "PENDING"
 
 
+@dataclass(frozen=True)
+class Trial:
+    status: str
+    placement_group_factory: str
+    PENDING: ClassVar[str] = PENDING
+
+
 class Controller:
     """What of Tune's controller is used: its cache of idle workers, and the trials that are not over."""
 
     def __init__(self):
         self._actor_cache, self.live = _ObjectCache(may_keep_one=True), []
+        self._trial_to_actor, self._actor_manager = {}, SimpleNamespace(pending_actors=[])
 
     def get_live_trials(self):
         return self.live
@@ -36,7 +46,7 @@ class Controller:
 
 
 def trial(status, resources):
-    return SimpleNamespace(status=status, PENDING=PENDING, placement_group_factory=resources)
+    return Trial(status, resources)
 
 
 @pytest.fixture
@@ -69,6 +79,10 @@ def test_idle_workers_make_room_for_a_trial_that_needs_what_they_hold(now):
     warm.turn(controller)
     assert controller.ended() == [], "the trial takes one of them"
     controller.live = [trial(RUNNING, "1/3 GPU"), trial(PENDING, "1 GPU")]
+    controller._trial_to_actor[controller.live[1]] = "starts"
+    warm.turn(controller)
+    assert controller.ended() == [], "the trial has what it needs"
+    controller._actor_manager.pending_actors.append("starts")
     warm.turn(controller)
     controller._actor_cache.increase_max("1 GPU")  # as Tune does for a trial that waits
     assert controller.ended() == ["a", "b"]
