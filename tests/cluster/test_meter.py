@@ -13,7 +13,7 @@ import yaml
 from ray.tune.experiment import Trial
 from ray.tune.utils.object_cache import _ObjectCache
 
-from raylth.cluster.failures import Autopsy
+from raylth.cluster.failures import CRASHED, NOT_STARTED, Autopsy
 from raylth.cluster.meter import Meter, Watchdog
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shares import Slot
@@ -134,6 +134,17 @@ def test_trials_that_wait_for_a_machine_are_taken_back_when_no_stage_is_to_start
     }
     assert not searcher.graph.incidents
     assert searcher.notes == []
+
+
+def test_an_idle_worker_that_died_is_no_crash_of_the_stage_that_it_was_to_run():
+    class Ended(SimpleNamespace):
+        __hash__ = object.__hash__
+
+    causes, trial = {}, Ended(trial_id="t1", pickled_error_file=None, error_file=None)
+    Autopsy(causes).on_trial_error(SimpleNamespace(_resetting_trials={trial}), trial)
+    assert causes["t1"][0] == NOT_STARTED
+    Autopsy(causes).on_trial_error(SimpleNamespace(_resetting_trials=set()), trial)
+    assert causes["t1"][0] == CRASHED
 
 
 def test_a_sweep_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path):
