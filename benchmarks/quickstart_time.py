@@ -79,7 +79,7 @@ def raylth_side(epochs: int, *, packed: bool) -> tuple[int, Callable[[], None]]:
     """Train arms as a worker of a sweep does; together as many as are measured to be fastest, or one."""
     context = make_context(Store("unused"), mnist1d(), data_sha256="unused")
     recipe = Recipe(epochs, lr=LR, batch_size=BATCH_SIZE)
-    size = fastest_pack(lambda: new_arm(0)[0], context.train, recipe)[0] if packed else 1
+    size = fastest_pack(lambda: new_arm(0)[0], context.train, recipe).size if packed else 1
 
     def run() -> None:
         arms = [new_arm(seed) for seed in range(size)]

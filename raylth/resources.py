@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from raylth.values import AUTO, Count, GpuCount, GpuShare, Integer, PackSize, Real, Settings
+from raylth.values import AUTO, Count, EngineSetting, GpuCount, GpuShare, Integer, PackSize, Real, Settings
 
 __all__ = ["ResourcesConfig", "Share", "TrainingShare"]
 
@@ -69,6 +69,13 @@ class ResourcesConfig(Settings):
         description="Networks that one worker trains as one program, where they are alike but for seeds and masks: a number, "
         "off, or auto: as many as are fastest, measured once for each network and device. Each ends as it would alone, to "
         "rounding. With gpus: auto a program has a GPU to itself.",
+    )
+    engine: EngineSetting = Field(
+        AUTO,
+        description="How training steps are run: eager (kernel by kernel), graph (a CUDA graph of a whole step), compiled "
+        "(the same, compiled by torch), stacked (the same, convolutions of several networks as one kernel), or auto: on a GPU "
+        "the fastest of those that are proved there, measured once with the pack's size; on a CPU eager. An engine that is "
+        "named is proved, too: one that fails falls back to a simpler one.",
     )
     staging: str | None = Field(
         None, min_length=1, description="Folder on each machine's own disk to which images in files are copied first, once."

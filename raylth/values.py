@@ -14,6 +14,7 @@ __all__ = [
     "NUMBER",
     "OFF",
     "Count",
+    "EngineSetting",
     "Epoch",
     "GpuCount",
     "GpuShare",
@@ -121,6 +122,7 @@ Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable
 Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False), NUMBER]
 GpuShare = Annotated[float | Literal["auto"], PlainValidator(_gpu_share, json_schema_input_type=float | str)]
 GpuCount = Annotated[float | Literal["auto"], PlainValidator(_gpu_count, json_schema_input_type=float | str)]
+EngineSetting = Literal["auto", "eager", "graph", "compiled", "stacked"]
 PackSize = Annotated[
     int | Literal["auto", "off"], PlainValidator(_pack_size, json_schema_input_type=int | Literal["auto", "off"])
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.core.modes import freeze_dropout, in_mode
+from raylth.core.precision import precision
 
 __all__ = ["Moments", "reset_bn_stats"]
 
@@ -41,6 +42,7 @@ class Moments:
         return self.mean, self.squares / max(self.count - correction, 1)
 
 
+@precision("float32")
 @torch.no_grad()
 def reset_bn_stats(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the running statistics of every batch norm to those of the given data, in one pass, in place.

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.core.modes import in_mode
+from raylth.core.precision import precision
 from raylth.core.walk import trace
 
 __all__ = ["reset_and_predict"]
@@ -15,6 +16,7 @@ __all__ = ["reset_and_predict"]
 NO_EPS = 1e-12  # added to a variance before its root is taken, and taken off again
 
 
+@precision("float32")
 @torch.no_grad()
 def reset_and_predict(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     """Measure batch norm's statistics anew, in place, and return the outputs that the network then has for the same samples.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raylth.core.matching import MatchResult
 from raylth.core.modes import in_mode
 from raylth.core.permutation import Permutation, PermutationSpec
+from raylth.core.precision import precision
 from raylth.core.weight_matching import match_weights
 from raylth.seeding import derive_seed
 
@@ -20,6 +21,7 @@ __all__ = ["match_straight_through"]
 Batch = tuple[Tensor, Tensor]
 
 
+@precision("float32")
 def match_straight_through(
     model_a: nn.Module,
     model_b: nn.Module,

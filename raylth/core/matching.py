@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raylth.core.observe import Observer, rows
 from raylth.core.permutation import Permutation, PermutationSpec
+from raylth.core.precision import precision
 
 __all__ = ["CrossMoments", "MatchResult", "assign", "match_activations"]
 
@@ -94,6 +95,7 @@ def assign(correlation: np.ndarray) -> tuple[Tensor, float]:
     return torch.from_numpy(columns.astype(np.int64)), float(correlation[rows, columns].mean())
 
 
+@precision("float32")
 def match_activations(
     model_a: nn.Module, model_b: nn.Module, spec: PermutationSpec, batches: Iterable[Tensor]
 ) -> MatchResult:

@@ -5,8 +5,11 @@ from contextlib import contextmanager
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["freeze_dropout", "in_mode"]
+__all__ = ["draws_numbers", "freeze_dropout", "in_mode"]
+
+DRAWING = {"StochasticDepth"}  # modules that draw in training, beside torch's dropouts
 
 
 @contextmanager
@@ -28,3 +31,10 @@ def freeze_dropout(model: nn.Module) -> None:
         is_leaf = next(module.children(), None) is None
         if (is_leaf and not isinstance(module, _BatchNorm)) or type(module).__name__ == "StochasticDepth":
             module.training = False
+
+
+def draws_numbers(model: nn.Module) -> bool:
+    """Whether a network draws random numbers in training, as dropout does."""
+    return any(
+        (isinstance(module, _DropoutNd) and module.p > 0) or type(module).__name__ in DRAWING for module in model.modules()
+    )

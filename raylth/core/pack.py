@@ -41,8 +41,10 @@ class Program:
     """One network, or several that run as one: what the training loop and the evaluation see of them.
 
     `network` holds the parameters: the one network itself, or a `Pack`. `runs` is what maps inputs to logits: the same, or a
-    wrapper around it.
+    wrapper around it. `engine` names how its training steps are run.
     """
+
+    engine = "eager"
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         self.networks = list(networks)
@@ -62,6 +64,14 @@ class Program:
         """Lay the weights of convolutions out with channels last; a pack's are."""
         if self.size == 1:
             self.network.to(memory_format=torch.channels_last)
+
+    def labels(self, y: Tensor) -> Tensor:
+        """Return labels, which come in the order of the inputs, as (K, B)."""
+        return y.view(-1, self.size).T
+
+    def evaluated(self) -> "list[Program]":
+        """Return the programs by which the members are evaluated, in order."""
+        return [self]
 
     def spread(self, x: Tensor) -> Tensor:
         """Give every member the same inputs (B, *in_shape)."""
@@ -104,9 +114,9 @@ class Pack(nn.Module):
         _check(traced)
         program = copy.deepcopy(traced)
         for name, module in list(program.named_modules()):
-            if (packed := _packed(module, self.size)) is not None:
+            if (packed := self.packed(module)) is not None:
                 program.set_submodule(name, packed)
-        _activate_in_place(program)
+        self.prepared(program)
         self.program = program
         states = [network.state_dict() for network in networks]
         for name, tensor in self.state_dict().items():
@@ -120,6 +130,20 @@ class Pack(nn.Module):
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """Return the stacked parameters under the members' names."""
         return self.program.named_parameters(*args, **kwargs)
+
+    def packed(self, module: nn.Module) -> nn.Module | None:
+        """Return what does a layer for K members; None for what needs no change."""
+        if isinstance(module, nn.Linear):
+            return PackedLinear(module, self.size)
+        if isinstance(module, nn.Conv2d):
+            return PackedConv2d(module, self.size)
+        if isinstance(module, _BatchNorm):
+            return PackedBatchNorm(module, self.size)
+        return None
+
+    def prepared(self, program: fx.GraphModule) -> None:
+        """Change the graph, whose layers are packed, into one that is faster."""
+        _activate_in_place(program)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, K, *in_shape) to (K, B, classes)."""
@@ -141,11 +165,11 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(len(x), self.size, -1).transpose(0, 1)  # (K, B, I)
-        out: Tensor = _BatchedLinear.apply(*cast_like_autocast(rows, self.weight, self.bias))
+        out: Tensor = BatchedLinear.apply(*cast_like_autocast(rows, self.weight, self.bias))
         return (torch.relu_(out) if self.relu else out).transpose(0, 1)  # in place before the view: after it, autograd copies
 
 
-class _BatchedLinear(torch.autograd.Function):
+class BatchedLinear(torch.autograd.Function):
     """K linear layers: rows (K, B, I), weight (K, O, I), bias (K, O) or None to (K, B, O).
 
     Its products are the very ones that torch's linear layer makes, forward and backward, so that on a CPU a member has the
@@ -194,7 +218,7 @@ class PackedBatchNorm(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
-    num_batches_tracked: Tensor
+    num_batches_tracked: Tensor | None
 
     def __init__(self, like: _BatchNorm, size: int) -> None:
         super().__init__()
@@ -208,7 +232,7 @@ class PackedBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.zeros(size, dtype=torch.int64, device=like.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         x = x.flatten(1) if x.ndim == 3 else x  # after a linear layer
         return F.batch_norm(
@@ -219,17 +243,6 @@ class PackedBatchNorm(nn.Module):
 
 def _stacked_bias(bias: Tensor | None, size: int) -> nn.Parameter | None:
     return None if bias is None else nn.Parameter(bias.new_empty(size, *bias.shape))
-
-
-def _packed(module: nn.Module, size: int) -> nn.Module | None:
-    """Return what does a layer for K members; None for what needs no change."""
-    if isinstance(module, nn.Linear):
-        return PackedLinear(module, size)
-    if isinstance(module, nn.Conv2d):
-        return PackedConv2d(module, size)
-    if isinstance(module, _BatchNorm):
-        return PackedBatchNorm(module, size)
-    return None
 
 
 def _activate_in_place(program: fx.GraphModule) -> None:

@@ -1,13 +1,13 @@
 """In which arithmetic a training's products are computed; weights, statistics, loss and update are float32 in each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Precision", "cast_like_autocast", "fastest_precision", "has_bf16", "in_precision", "precision"]
+__all__ = ["Precision", "cast_like_autocast", "fastest_precision", "has_bf16", "in_precision", "precision", "set_precision"]
 
 Precision = Literal["float32", "tf32", "bf16"]
 
@@ -22,21 +22,41 @@ def fastest_precision() -> Precision:
     return "bf16" if has_bf16() else "float32"
 
 
+def set_precision(name: Precision) -> None:
+    """Have this process compute float32 products in float32 (IEEE), or in tf32 where that is the name.
+
+    Torch has an older and a newer flag for each library; its compiler reads the one, its kernels the other, and a read raises
+    where they contradict each other, so both are set.
+    """
+    kind = "tf32" if name == "tf32" else "ieee"
+    _set_flags({"conv": kind, "rnn": kind, "matmul": kind})
+
+
 @contextmanager
 def precision(name: Precision) -> Iterator[None]:
     """Have float32 products computed in float32, or in tf32 (on a GPU: 10 bits of fraction) where that is the name.
 
-    float32 is that on every device: torch by itself lets cuDNN's convolutions use tf32.
+    float32 is that on every device: torch by itself lets cuDNN's convolutions use tf32. It is a decorator, too. At the end
+    the flags are what they were.
     """
-    parts: list[Any] = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
-    before = [part.fp32_precision for part in parts]
+    before = {part: flags.fp32_precision for part, flags in _flags().items()}
+    set_precision(name)
     try:
-        for part in parts:
-            part.fp32_precision = "tf32" if name == "tf32" else "ieee"
         yield
     finally:
-        for part, value in zip(parts, before, strict=True):
-            part.fp32_precision = value
+        _set_flags(before)
+
+
+def _flags() -> dict[str, Any]:
+    cudnn: Any = torch.backends.cudnn
+    return {"conv": cudnn.conv, "rnn": cudnn.rnn, "matmul": torch.backends.cuda.matmul}
+
+
+def _set_flags(kinds: Mapping[str, str]) -> None:
+    torch.backends.cudnn.allow_tf32 = kinds["conv"] == "tf32"  # the older flags first: setting them resets the newer ones
+    torch.backends.cuda.matmul.allow_tf32 = kinds["matmul"] == "tf32"
+    for part, flags in _flags().items():
+        flags.fp32_precision = kinds[part]
 
 
 def in_precision(forward: Callable[..., Tensor], name: Precision, device: torch.device) -> Callable[..., Tensor]:

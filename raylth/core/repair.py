@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.core.batchnorm import Moments, set_statistics
 from raylth.core.modes import freeze_dropout, in_mode
+from raylth.core.precision import precision
 from raylth.core.walk import trace
 
 __all__ = ["Statistics", "repair", "repair_sites", "site_statistics"]
@@ -48,6 +49,7 @@ def repair_sites(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(sites))
 
 
+@precision("float32")
 @torch.no_grad()
 def site_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Statistics]:
     """Return mean and deviation of every site's output over all samples and positions, the network in eval mode."""
@@ -64,6 +66,7 @@ def site_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, St
     return {name: Statistics(mean, variance.sqrt()) for name, (mean, variance) in results.items()}
 
 
+@precision("float32")
 @torch.no_grad()
 def repair(
     model: nn.Module,

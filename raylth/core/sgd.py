@@ -16,7 +16,8 @@ class SGD:
     """The update of `torch.optim.SGD` (its fused kernel), and pruned weights that are exactly 0 after each.
 
     A network has the same bits alone and as a member of a pack: the fused kernel rounds the last elements of a tensor, those
-    that fill no vector register, in another way, so a tensor that ends between two registers takes torch's plain kernels.
+    that fill no vector register, in another way, so a tensor that ends between two registers takes torch's plain kernels. On
+    a GPU the fused kernel treats all elements alike.
     `torch.optim.SGD` itself is not used: making one imports torch's compiler (1.4 s), and its bookkeeping takes a tenth of
     a small network's step.
     """
@@ -24,10 +25,14 @@ class SGD:
     LANES = 16  # float32 of the widest registers
 
     def __init__(self, program: Program, momentum: float, weight_decay: float, masks: Masks) -> None:
-        self.decay, self.factor = weight_decay, momentum
+        self.decay, self.factor, self.size = weight_decay, momentum, program.size
         self.parameters = dict(program.network.named_parameters())
         self.buffers = {name: torch.zeros_like(p).detach() for name, p in self.parameters.items()} if momentum else {}
-        is_even = {name: p.numel() // program.size % self.LANES == 0 for name, p in self.parameters.items()}
+        device = next((p.device for p in self.parameters.values()), torch.device("cpu"))
+        self.rate = torch.zeros((), device=device) if device.type == "cuda" else None  # a GPU's kernels read it when they run
+        is_even = {
+            name: self.rate is not None or p.numel() // program.size % self.LANES == 0 for name, p in self.parameters.items()
+        }
         self.even = [name for name, even in is_even.items() if even]
         self.odd = [name for name, even in is_even.items() if not even]
         self.masked, self.alive = self._prune(program, masks)
@@ -38,8 +43,15 @@ class SGD:
             parameter.grad = None
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Move every parameter along its gradient; one without a gradient stays where it is."""
+    def step(self, rate: float | Tensor) -> None:
+        """Move every parameter along its gradient; one without a gradient stays where it is.
+
+        `rate` is the learning rate: a number, or a scalar tensor (float32 on a GPU, where a captured graph reads it anew).
+        """
+        if self.rate is None:
+            rate = float(rate)
+        elif not isinstance(rate, Tensor):
+            rate = self.rate.fill_(rate)
         parameters, gradients, buffers = self._with_gradients(self.even)
         if parameters:
             torch._fused_sgd_(
@@ -52,9 +64,15 @@ class SGD:
             if buffers:
                 torch._foreach_mul_(buffers, self.factor)
                 torch._foreach_add_(buffers, moves)
-            torch._foreach_add_(parameters, buffers or moves, alpha=-rate)
+            torch._foreach_add_(parameters, buffers or moves, alpha=-float(rate))
         if self.masked:
             torch._foreach_mul_(self.masked, self.alive)
+
+    def of_members(self) -> list[dict[str, Tensor]]:
+        """Return the momentum buffers of each member by name, as they are now and will become."""
+        if self.size == 1:
+            return [dict(self.buffers)]
+        return [{name: buffer[number] for name, buffer in self.buffers.items()} for number in range(self.size)]
 
     def load(self, momentum: Mapping[str, Tensor]) -> None:
         """Set the momentum buffers."""

@@ -1,36 +1,59 @@
-"""How many networks are trained fastest as one program, measured on the spot."""
+"""How many networks are trained fastest as one program, and by which engine, measured on the spot."""
 
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import nn
 
 from raylth.core.data.dataset import Split
+from raylth.core.engines.program import EngineName, make_program
+from raylth.core.engines.proof import usable
+from raylth.core.memory import is_out_of_memory, release_memory
 from raylth.core.pack import NotPackable, Program
-from raylth.core.train import Recipe, train_together
+from raylth.core.recipe import Recipe
+from raylth.core.train import evaluate_together, evaluation_batch, train_together
 
-__all__ = ["fastest_pack"]
+__all__ = ["SIZES", "Fastest", "fastest_pack"]
 
 SIZES = (1, 2, 4, 8, 16, 32)
 STEPS = 4  # of one measurement, an epoch, after one that warms up
+STEPS_ON_GPU = 50  # there the host works between two epochs, which is little beside an epoch of a training
 SHORTEST, FEWEST = 0.08, 3  # seconds, and epochs, of measuring a size
 MOST = 10_000  # epochs, which nothing reaches
 LONGEST = 30.0  # seconds of measuring in all, as far as can be foreseen
 WORTH = 1.02  # a larger pack must be that much faster
+WORTH_OF_ENGINE = 1.05  # another engine
 SLOWER = 0.8  # than the best so far, twice running (once may be by chance): larger ones are not tried
 
 
-def fastest_pack(
-    build: Callable[[], nn.Module], split: Split, recipe: Recipe, augment: str = "none"
-) -> tuple[int, dict[int, float]]:
-    """Return the size of the fastest pack of a network, and the samples per second of all members by size.
+@dataclass(frozen=True)
+class Fastest:
+    """How networks of a kind are trained fastest: how many together, by which engine; and what was measured."""
 
-    A few steps of each size are trained on the first samples of `split`; sizes double until they bring nothing, do not fit
-    in memory, or measuring on would take long. 1 for what cannot be packed.
+    size: int
+    engine: EngineName = "eager"
+    rates: Mapping[EngineName, Mapping[int, float]] = field(default_factory=dict)  # engine -> size -> samples per second
+    notes: Sequence[str] = ()  # a line for each engine that was passed over
+
+
+def fastest_pack(
+    build: Callable[[], nn.Module],
+    split: Split,
+    recipe: Recipe,
+    augment: str = "none",
+    *,
+    engines: Sequence[EngineName] = ("eager",),
+    sizes: Sequence[int] = SIZES,
+) -> Fastest:
+    """Find with which engine, and in packs of which of the `sizes`, a network is trained fastest here.
+
+    Each engine is proved first. A few steps of each size are trained on the first samples of `split`, and a batch is
+    evaluated, so that what does not fit in memory is met here; sizes grow until they bring nothing, do not fit, or measuring
+    on would take long. The first engine at size 1 for what cannot be packed. An engine must be 5 % faster
+    than those before it.
     """
     steps = replace(
         recipe,
@@ -41,20 +64,53 @@ def fastest_pack(
         first_resolution=None,
         unsynced_workers=0,
     )
+    count = STEPS_ON_GPU if split.y.device.type == "cuda" else STEPS
+    samples = split.take(min(len(split), count * recipe.batch_size))
+    rates: dict[EngineName, dict[int, float]] = {}
+    notes: list[str] = []
+    best, fastest = Fastest(1), 0.0
+    for engine in engines:
+        if engine != "eager":
+            found, passed_over = usable(engine, [build() for _ in range(2)], recipe, split.in_shape)
+            notes += passed_over[:1]
+            if found != engine:
+                continue
+        size, rates[engine] = _fastest_size(engine, build, samples, steps, augment, sizes)
+        if rates[engine].get(size, 0.0) > fastest * (WORTH_OF_ENGINE if fastest else 1.0):
+            best, fastest = Fastest(size, engine), rates[engine][size]
+    return replace(best, rates=rates, notes=tuple(notes))
+
+
+def _fastest_size(
+    engine: EngineName,
+    build: Callable[[], nn.Module],
+    samples: Split,
+    recipe: Recipe,
+    augment: str,
+    sizes: Sequence[int],
+) -> tuple[int, dict[int, float]]:
+    """Return the size of an engine's fastest pack, and the samples per second of all members by size."""
     seconds: dict[int, float] = {}
-    samples = split.take(STEPS * recipe.batch_size)
     rates: dict[int, float] = {}
-    best, slower, start = 1, 0, time.perf_counter()
-    for size in SIZES:
-        if 2 * seconds.get(size // 2, 0.0) * (1 + FEWEST) > LONGEST - (time.perf_counter() - start):
+    best, slower, start = sizes[0], 0, time.perf_counter()
+    for size in sizes:
+        before = max((each for each in seconds if each < size), default=size)
+        if size / before * seconds.get(before, 0.0) * (1 + FEWEST) > LONGEST - (time.perf_counter() - start):
             break
         try:
-            program = Program([build() for _ in range(size)])
-            seconds[size] = _time(program, samples, steps, augment)
-        except (NotPackable, torch.cuda.OutOfMemoryError):
+            program = make_program([build() for _ in range(size)], engine)
+            seconds[size] = _time(program, samples, recipe, augment)
+            evaluate_together(program, samples.take(min(len(samples), evaluation_batch(samples, size))))
+        except NotPackable:
+            break
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            seconds.pop(size, None)
+            release_memory(error)
             break
         rates[size] = size * len(samples) / seconds[size]
-        if rates[size] > WORTH * rates[best]:
+        if rates[size] > WORTH * rates.get(best, 0.0):
             best = size
         slower = slower + 1 if rates[size] < SLOWER * rates[best] else 0
         if slower == 2:

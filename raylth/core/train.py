@@ -3,21 +3,22 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
+from raylth.core.data.ahead import Ahead
 from raylth.core.data.dataset import Split
+from raylth.core.engines.program import make_steps
 from raylth.core.masks import check_mask
-from raylth.core.modes import in_mode
+from raylth.core.modes import draws_numbers, in_mode
 from raylth.core.pack import Program
-from raylth.core.precision import Precision, in_precision, precision
-from raylth.core.sgd import SGD
+from raylth.core.precision import precision
+from raylth.core.recipe import Recipe, TrainState
+from raylth.core.step import Steps
 from raylth.core.team import ALONE, Team
 from raylth.seeding import derive_seed
 from raylth.steps import crop_side, learning_rate, steps_per_epoch
@@ -30,68 +31,18 @@ __all__ = [
     "TrainState",
     "evaluate",
     "evaluate_together",
+    "evaluation_batch",
     "score",
     "train",
     "train_together",
 ]
 
 
-DRAWING = {"StochasticDepth"}  # modules that draw in training, beside torch's dropouts
-FEW_CLASSES = 10  # losses and gradients keep their bits; 100 take a CPU half as long side by side
 MOST_INPUTS = 40_000_000  # of a batch that is evaluated: 265 images of 224 pixels
 
 
 class Diverged(RuntimeError):
     """The training loss became NaN or infinite; the text names the epoch."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one training runs; together with weights, data, seed and mask it decides the result."""
-
-    epochs: int  # trained now
-    lr: float  # peak of the cosine
-    batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # on every parameter
-    warmup_epochs: int = 0
-    label_smoothing: float = 0.0
-    precision: Precision = "float32"  # of convolutions and matrix products
-    decay_every: int = 0  # epochs after which the rate falls, again and again; 0: a cosine
-    decay_factor: float = 0.1  # to this part of itself
-    schedule_epochs: int | None = None  # length of the whole cosine; None: `epochs`
-    schedule_start: int = 0  # epochs of the schedule that already lie behind
-    first_resolution: int | None = None  # side of the first epochs' crops; None: the split's
-    resolution_ramp: tuple[float, float] = (0.74, 0.86)  # shares of the schedule between which they grow to the split's
-    unsynced_workers: int = 0  # processes whose batch norms see their own part of a batch each; 0: they see all of it
-
-    def settings(self) -> dict[str, Any]:
-        """Return the fields as plain data; those that came later stand there only where they are not as before."""
-        found = asdict(self)
-        if self.precision == "float32":
-            del found["precision"]
-        if not self.decay_every:
-            del found["decay_every"], found["decay_factor"]
-        if not self.first_resolution:
-            del found["first_resolution"], found["resolution_ramp"]
-        if not self.unsynced_workers:
-            del found["unsynced_workers"]
-        return found
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Where a training stands between two steps: all that another process needs to go on with the same bits.
-
-    Order, flips, crops and learning rate follow from seed, epoch and step, so they are not part of it.
-    """
-
-    epochs: int  # completed in this training
-    step: int  # steps taken of the next one
-    losses: list[float]  # of the completed epochs
-    loss_sum: float  # over the samples of the next one
-    weights: dict[str, Tensor]  # parameters and buffers
-    momentum: dict[str, Tensor]  # parameter's name -> momentum buffer; empty before the first step
 
 
 Snapshot = Callable[[], TrainState]
@@ -161,35 +112,30 @@ def train_together(
     epoch and step. The networks that the program was made of have their values when this returns, also by an exception.
     A `team` of several processes trains one network. ValueError when it is not of the size that the recipe asks for.
     """
-    size = program.size
+    size, device = program.size, split.y.device
     if recipe.unsynced_workers not in (0, team.size):
         raise ValueError(f"{recipe.unsynced_workers} processes were to train this network, and there are {team.size}")
     if split.is_images:
         program.use_channels_last()  # 12 to 20 % faster on a CPU, measured
-    optimizer = SGD(program, recipe.momentum, recipe.weight_decay, masks)
+    steps = make_steps(program, recipe, masks, device, team)
     if states is not None:
-        _restore(program, optimizer, states)
+        program.load([state.weights for state in states])
+        steps.load([state.momentum for state in states])
     per_epoch = steps_per_epoch(len(split), recipe.batch_size)
     losses = [list(state.losses) for state in states] if states else [[] for _ in range(size)]
     first, sums_before = (states[0].step, [state.loss_sum for state in states]) if states else (0, [0.0] * size)
     sums_before = sums_before if team.rank == 0 else [0.0] * size
     diverged: dict[int, Diverged] = {}
-    forward = in_precision(program, recipe.precision, split.y.device)
+    epochs = Epochs(program, split, recipe, seeds, augment, team, steps)
     with _running(program, recipe), team.trains(program, synced=not recipe.unsynced_workers):
         for completed in range(len(losses[0]), recipe.epochs):
-            loss_sums = torch.tensor(sums_before, dtype=torch.float64, device=split.y.device)
+            loss_sums = torch.tensor(sums_before, dtype=torch.float64, device=device)
             epoch = recipe.schedule_start + completed
-            for step, x, y in _epoch(program, split, recipe, epoch, first, seeds, augment, team):
+            for step, x, y in epochs(epoch, first):
                 count = min(recipe.batch_size, len(split) - step * recipe.batch_size)  # of each member
-                logits = forward(x, len(y) // size).float()  # (K, B, classes)
-                loss = _losses(logits, y.view(-1, size).T, recipe.label_smoothing)  # (K, B)
-                member_losses = loss.mean(1) if team.size == 1 else loss.sum(1) / count
-                optimizer.zero_grad()
-                team.scaled(member_losses.sum()).backward()
-                optimizer.step(_rate(recipe, epoch * per_epoch + step, per_epoch))
-                loss_sums += member_losses.detach() * count
+                loss_sums += steps(x, y, _rate(recipe, epoch * per_epoch + step, per_epoch), count) * count
                 if step + 1 < per_epoch:
-                    on_step(completed, step + 1, partial(_snapshots, program, optimizer, losses, step + 1, loss_sums, team))
+                    on_step(completed, step + 1, partial(_snapshots, program, steps, losses, step + 1, loss_sums, team))
             first, sums_before = 0, [0.0] * size
             team.settle(program)
             for each, loss_sum in zip(losses, team.sum(loss_sums).tolist(), strict=True):
@@ -199,24 +145,11 @@ def train_together(
                 break
             on_epoch(completed + 1, [each[-1] for each in losses])
             if completed + 1 < recipe.epochs:
-                on_step(completed + 1, 0, partial(_snapshots, program, optimizer, losses, 0, torch.zeros(size), ALONE))
+                on_step(completed + 1, 0, partial(_snapshots, program, steps, losses, 0, torch.zeros(size), ALONE))
     for number, mask in enumerate(masks):
         if mask is not None and number not in diverged:
             check_mask(program.member(number), mask)
     return [diverged.get(number, each) for number, each in enumerate(losses)]
-
-
-def _losses(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Return the cross-entropy (K, B) of logits (K, B, classes) and labels (K, B).
-
-    Few classes lie one after another for it: side by side ten of them take a CPU four times as long.
-    """
-    if logits.shape[2] <= FEW_CLASSES:
-        logits.register_hook(Tensor.contiguous)  # a gradient laid out otherwise gives a layer other bits
-        by_class = logits.transpose(1, 2).contiguous()
-        return F.cross_entropy(by_class, labels, label_smoothing=smoothing, reduction="none")
-    flat = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing, reduction="none")
-    return flat.view(labels.shape)
 
 
 @contextmanager
@@ -237,31 +170,42 @@ def _note_diverged(diverged: dict[int, Diverged], losses: list[list[float]], epo
             diverged[number] = Diverged(f"training diverged in epoch {epoch}: the mean loss is {each[-1]}")
 
 
-def _epoch(
-    program: Program,
-    split: Split,
-    recipe: Recipe,
-    epoch: int,
-    first: int,
-    seeds: Sequence[int],
-    augment: str,
-    team: Team,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (step, inputs, labels) of an epoch of the schedule from step `first` on, at its resolution.
+class Epochs:
+    """The batches of a training, epoch after epoch: what is drawn for the next one is drawn while this one is trained."""
 
-    What the network draws itself, as dropout does, is seeded for each step: it is the same in any process that goes on from
-    there, and another for each process of a team.
-    """
-    if recipe.first_resolution:
-        total, last = recipe.schedule_epochs or recipe.epochs, split.in_shape[-1]
+    def __init__(
+        self, program: Program, split: Split, recipe: Recipe, seeds: Sequence[int], augment: str, team: Team, steps: Steps
+    ) -> None:
+        self.split, self.recipe, self.seeds, self.augment, self.team, self.steps = split, recipe, seeds, augment, team, steps
+        self.draws = draws_numbers(program.network)
+        self.ahead = Ahead(
+            lambda epoch: split.draw(seeds, epoch, augment),
+            last=recipe.schedule_start + recipe.epochs - 1,
+            threaded=split.y.device.type == "cuda",
+        )
+
+    def __call__(self, epoch: int, first: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield (step, inputs, labels) of an epoch of the schedule from step `first` on, at its resolution.
+
+        What the network draws itself, as dropout does, is seeded for each step: it is the same in any process that goes on
+        from there, and another for each process of a team.
+        """
+        batches = self._resized(epoch).epoch(
+            self.seeds, epoch, self.recipe.batch_size, augment=self.augment, first=first, part=self.team.part,
+            drawn=self.ahead(epoch), by_member=self.steps.by_member, place=self.steps.place,
+        )  # fmt: skip
+        for step, (x, y) in enumerate(batches, start=first):
+            if self.draws:
+                torch.manual_seed(derive_seed(self.seeds[0], "draws", epoch, step, self.team.rank))
+            yield step, x, y
+
+    def _resized(self, epoch: int) -> Split:
+        recipe = self.recipe
+        if not recipe.first_resolution:
+            return self.split
+        total, last = recipe.schedule_epochs or recipe.epochs, self.split.in_shape[-1]
         side = crop_side(epoch, total_epochs=total, first=recipe.first_resolution, last=last, ramp=recipe.resolution_ramp)
-        split = split.resized(side)
-    draws = any(isinstance(module, _DropoutNd) or type(module).__name__ in DRAWING for module in program.network.modules())
-    batches = split.epoch(seeds, epoch, recipe.batch_size, augment=augment, first=first, part=team.part)
-    for step, (x, y) in enumerate(batches, start=first):
-        if draws:
-            torch.manual_seed(derive_seed(seeds[0], "draws", epoch, step, team.rank))
-        yield step, x, y
+        return self.split.resized(side)
 
 
 def _rate(recipe: Recipe, step: int, per_epoch: int) -> float:
@@ -277,25 +221,16 @@ def _rate(recipe: Recipe, step: int, per_epoch: int) -> float:
 
 
 def _snapshots(
-    program: Program, optimizer: SGD, losses: list[list[float]], step: int, loss_sums: Tensor, team: Team
+    program: Program, steps: Steps, losses: list[list[float]], step: int, loss_sums: Tensor, team: Team
 ) -> list[TrainState]:
     """Copy the states of a training whose members have taken `step` steps of the epoch after those in `losses`."""
     team.settle(program)
-    buffers = optimizer.buffers
     states = []
-    for number, loss_sum in enumerate(team.sum(loss_sums.clone()).tolist()):
+    for number, (loss_sum, momentum) in enumerate(zip(team.sum(loss_sums.clone()).tolist(), steps.momentum(), strict=True)):
         weights = {name: tensor.detach().clone() for name, tensor in program.member(number).items()}
-        momentum = {
-            name: (buffer if program.size == 1 else buffer[number]).detach().clone() for name, buffer in buffers.items()
-        }
-        states.append(TrainState(len(losses[number]), step, list(losses[number]), loss_sum, weights, momentum))
+        buffers = {name: buffer.detach().clone() for name, buffer in momentum.items()}
+        states.append(TrainState(len(losses[number]), step, list(losses[number]), loss_sum, weights, buffers))
     return states
-
-
-def _restore(program: Program, optimizer: SGD, states: Sequence[TrainState]) -> None:
-    """Put a training back where it was."""
-    program.load([state.weights for state in states])
-    optimizer.load(program.of_members([state.momentum for state in states]))
 
 
 class Score(NamedTuple):
@@ -315,16 +250,21 @@ def evaluate(model: nn.Module, split: Split, batch_size: int | None = None) -> S
     return found
 
 
-@torch.inference_mode()
 def evaluate_together(program: Program, split: Split, batch_size: int | None = None, team: Team = ALONE) -> list[Score]:
     """Return for every member of a program what `evaluate` returns for it alone, to rounding.
 
-    Each process of a `team` sees its part of the split, and all get the whole's scores.
+    Each process of a `team` sees its part of the split, and all get the whole's scores. The images of a batch are shared by
+    the members that are evaluated at a time, so that they take no more memory than one network alone.
     """
+    return [score for part in program.evaluated() for score in _evaluated(part, split, batch_size, team)]
+
+
+@torch.inference_mode()
+def _evaluated(program: Program, split: Split, batch_size: int | None, team: Team) -> list[Score]:
     loss = torch.zeros(program.size, dtype=torch.float64, device=split.y.device)
     correct, among5 = (torch.zeros(program.size, dtype=torch.int64, device=split.y.device) for _ in range(2))
     with in_mode(program.network, training=False), precision("float32"):
-        for x, y in split.batches(batch_size or max(1, min(1000, MOST_INPUTS // math.prod(split.in_shape))), team.part):
+        for x, y in split.batches(batch_size or evaluation_batch(split, program.size), team.part):
             logits = program(program.spread(x), len(y))  # (K, B, classes)
             for number in range(program.size):
                 loss[number] += F.cross_entropy(logits[number], y, reduction="sum")
@@ -333,6 +273,12 @@ def evaluate_together(program: Program, split: Split, batch_size: int | None = N
             among5 += (best == y[:, None]).sum((1, 2))
     found = zip(*(team.sum(counted).tolist() for counted in (loss, correct, among5)), strict=True)
     return [Score(one / len(split), 100.0 * right / len(split), 100.0 * near / len(split)) for one, right, near in found]
+
+
+def evaluation_batch(split: Split, size: int = 1) -> int:
+    """Return how many samples `size` networks are evaluated on at a time; vectors take no memory worth dividing."""
+    batch = max(1, min(1000, MOST_INPUTS // math.prod(split.in_shape)))
+    return max(1, batch // size) if split.is_images else batch
 
 
 def score(logits: Tensor, y: Tensor) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raylth.core.matching import MatchResult
 from raylth.core.permutation import Permutation, PermutationSpec, identity_permutation
+from raylth.core.precision import precision
 from raylth.core.spec import Part
 from raylth.seeding import derive_seed
 
@@ -22,6 +23,7 @@ PROGRESS = 1e-4  # of the inner product of the tensors that a step touches; one 
 Place = tuple[str, int, int, Part]  # tensor, axis, first entry, part
 
 
+@precision("float32")
 def match_weights(
     state_a: Mapping[str, Tensor],
     state_b: Mapping[str, Tensor],

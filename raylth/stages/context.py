@@ -11,6 +11,8 @@ from raylth.config import DataConfig
 from raylth.core.allocator import keep_freed_memory
 from raylth.core.data import Dataset, Split, load_dataset
 from raylth.core.data.images import ImageFiles
+from raylth.core.engines.program import EngineName
+from raylth.core.precision import set_precision
 from raylth.core.team import ALONE, Team
 from raylth.stages.stage import Artefact
 from raylth.stages.uploads import Uploads
@@ -42,6 +44,8 @@ class Context:
     stopping: Callable[[], bool] = lambda: False  # whether the process was asked to stop
     publish: Callable[[str, Artefact], None] = _publishes_nothing  # what is finished before its stage is
     uploads: Uploads = field(default_factory=Uploads)  # writes that go on behind the stage
+    engine: EngineName = "eager"  # that trains, where it is proved on this device
+    note: Callable[[str], None] = lambda line: None  # told what a person should know, once
     team: Team = ALONE  # the processes that run the same stage together; the first of them writes
     measured: Callable[[str, dict[str, Any]], None] = lambda key, point: None  # told each evaluated point of a curve
 
@@ -77,12 +81,15 @@ def make_context(
     state_every: int = 0,
     state_seconds: float = 0.0,
     stopping: Callable[[], bool] = lambda: False,
+    engine: EngineName = "eager",
+    note: Callable[[str], None] = lambda line: None,
     team: Team = ALONE,
     measured: Callable[[str, dict[str, Any]], None] = lambda key, point: None,
 ) -> Context:
-    """Copy the data to the device once and make torch's kernels reproducible there."""
+    """Copy the data to the device once, and make torch's kernels reproducible there and its float32 products float32."""
     if device == "cpu":
         keep_freed_memory()
+    set_precision("float32")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     train, test = dataset.splits(device)
@@ -98,6 +105,8 @@ def make_context(
         state_every,
         state_seconds,
         stopping,
+        engine=engine,
+        note=note,
         team=team,
         measured=measured,
     )

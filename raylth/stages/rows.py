@@ -12,7 +12,7 @@ __all__ = ["result_rows"]
 
 MEASURED = (
     "mask_sparsity", "model_sparsity", "epochs", "test_accuracy", "test_top5", "test_loss", "train_loss", "seconds", "device",
-    "pack", "workers", "precision", "data_sha256",
+    "pack", "engine", "workers", "precision", "data_sha256",
 )  # fmt: skip
 LABELS = (
     "width", "replicate", "seed_a", "seed_b", "network", "arm", "sparsity", "imp_round", "landing", "rewind_epoch",

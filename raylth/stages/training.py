@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from raylth.core.engines.program import make_program
+from raylth.core.engines.proof import usable
 from raylth.core.masks import Mask, mask_sparsity, model_sparsity
 from raylth.core.models import init_model
 from raylth.core.pack import Program
-from raylth.core.train import Diverged, Recipe, TrainState, evaluate_together, train_together
+from raylth.core.recipe import Recipe, TrainState
+from raylth.core.train import Diverged, evaluate_together, train_together
 from raylth.stages.arrays import state_arrays, to_torch
 from raylth.stages.context import Context
 from raylth.stages.resume import Resume, load_state
@@ -93,7 +96,8 @@ def _fit_group(
 ) -> list[dict[str, Any] | Diverged]:
     """Train networks that stand at the same step."""
     settings = trainees[0].stage.settings
-    recipe, program = Recipe(**settings["recipe"]), Program([trainee.network for trainee in trainees])
+    recipe = Recipe(**settings["recipe"])
+    program = _program([trainee.network for trainee in trainees], recipe, context)
     resume = Resume([trainee.stage.key for trainee in trainees], context)
     before = [state[1] if state else dict[str, Any](curve=[], seconds=0.0) for state in found]
     curves: list[list[dict[str, Any]]] = [each["curve"] for each in before]
@@ -146,9 +150,20 @@ def _fit_group(
             "seconds": taken,
             "device": device,
             "pack": len(trainees),
+            "engine": program.engine,
             "workers": context.team.size,
             "precision": recipe.precision,
             "curve": curve,
         }
         for trainee, curve, outcome in zip(trainees, curves, outcomes, strict=True)
     ]
+
+
+def _program(networks: Sequence[nn.Module], recipe: Recipe, context: Context) -> Program:
+    """Return networks as a program for the context's engine, or for a simpler one where that is not proved here."""
+    if context.engine == "eager" or context.team.size > 1:
+        return Program(networks)
+    engine, passed_over = usable(context.engine, networks, recipe, context.train.in_shape)
+    for line in passed_over:
+        context.note(line)
+    return make_program(networks, engine)

@@ -54,6 +54,7 @@ DATASETS = {
             ("seconds", pa.float64()),  # of training; not reproducible
             ("device", pa.string()),
             ("pack", pa.int64()),  # networks that trained as one program, this one included
+            ("engine", pa.string()),  # by which its training steps were run
             ("workers", pa.int64()),  # processes that trained it together
             ("precision", pa.string()),  # arithmetic of its products in training
             ("data_sha256", pa.string()),

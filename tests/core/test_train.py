@@ -13,7 +13,8 @@ from raylth.core.models import init_model
 from raylth.core.pack import Program
 from raylth.core.pruning import prune_global_magnitude
 from raylth.core.sgd import SGD
-from raylth.core.train import Diverged, Recipe, _losses, evaluate, train
+from raylth.core.step import cross_entropies
+from raylth.core.train import Diverged, Recipe, evaluate, train
 from raylth.steps import crop_side, learning_rate, steps_per_epoch
 
 
@@ -185,7 +186,7 @@ def test_a_sample_is_augmented_alike_in_any_batch():
 def test_the_loss_of_several_networks_is_torchs_of_each(classes, smoothing):
     """Whatever layout it is computed in; gradients are laid out as the logits are, so that layers below keep their bits."""
     logits, labels = torch.randn(3, 20, classes, requires_grad=True), torch.randint(0, classes, (3, 20))
-    found = _losses(logits, labels, smoothing)
+    found = cross_entropies(logits, labels, smoothing)
     (gradient,) = torch.autograd.grad(found.sum(), logits)
     assert gradient.is_contiguous()
     for member in range(3):

@@ -1,6 +1,6 @@
 """Random flip and padded crop of a whole batch, drawn per (seed, epoch, sample) and never from a shared generator."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,16 +48,17 @@ class Augmentation:
 
     @classmethod
     def side_by_side(cls, members: Sequence["Augmentation"]) -> "Augmentation":
-        """Join the draws of K members for batches in which sample after sample has its K members' images side by side."""
+        """Join the draws of K members."""
         if len(members) == 1:
             return members[0]
         parts = (torch.stack([getattr(member, name) for member in members]) for name in ("flip", "top", "left"))
         return cls(*parts)
 
-    def __call__(self, x: Tensor, index: Tensor) -> Tensor:
-        """Augment the samples `x` (B, C, H, W), which are those at `index` (B,) of the split."""
-        if self.flip.ndim == 1:
-            return flip_and_crop(x, self.flip[index], self.top[index], self.left[index])
-        size = len(self.flip)
-        at = torch.arange(size, device=index.device).repeat(len(index) // size), index
+    def to(self, place: Callable[[Tensor], Tensor]) -> "Augmentation":
+        """Return the same draws, each tensor put where `place` puts it."""
+        return Augmentation(place(self.flip), place(self.top), place(self.left))
+
+    def __call__(self, x: Tensor, index: Tensor, member: Tensor | None = None) -> Tensor:
+        """Augment the samples `x` (B, C, H, W), those at `index` (B,) of the split, for the members `member` (B,)."""
+        at = index if member is None or self.flip.ndim == 1 else (member, index)
         return flip_and_crop(x, self.flip[at], self.top[at], self.left[at])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raylth.core.data.ahead import pinned
 from raylth.core.data.augment import Augmentation
 from raylth.registry import Registry
 from raylth.seeding import derive_seed
@@ -157,6 +158,11 @@ DATASETS: Registry[DatasetInfo] = Registry("data set", "raylth.datasets")
 
 
 WHOLE = (0, 1)  # part 0 of 1
+Place = Callable[[int], tuple[Tensor, Tensor] | None]  # samples of a batch -> where its inputs and labels are to be laid
+
+
+def anywhere(count: int) -> None:
+    """Return that a batch may lie anywhere."""
 
 
 def part_of(count: int, part: tuple[int, int]) -> slice:
@@ -177,17 +183,19 @@ class Split(ABC):
     def __len__(self) -> int:
         return len(self.y)
 
-    def normalise(self, x: Tensor) -> Tensor:
-        """Turn a batch of samples as they lie in the data set into the float32 input of a network."""
+    def normalise(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Turn samples as they lie in the data set into the float32 input of a network, in `out` if it is given."""
         if self.mean is None or self.std is None:
-            return x.to(torch.float32)
+            return x.to(torch.float32) if out is None else out.copy_(x)
         if x.ndim != 4 or not (lines := x.permute(0, 2, 3, 1)).is_contiguous():
-            return x.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
+            found = x.to(torch.float32, copy=True) if out is None else out.copy_(x)
+            return found.sub_(self.mean).div_(self.std)
         mean, std = (each.flatten().repeat(x.shape[3]) for each in (self.mean, self.std))  # a whole line of pixels: on a CPU
-        flat = (
-            lines.reshape(-1, len(mean)).to(torch.float32, copy=True).sub_(mean).div_(std)
-        )  # 4 times faster than by channel
-        return flat.view(lines.shape).permute(0, 3, 1, 2)
+        flat = lines.reshape(-1, len(mean))  # 4 times faster than by channel
+        if out is None:
+            return flat.to(torch.float32, copy=True).sub_(mean).div_(std).view(lines.shape).permute(0, 3, 1, 2)
+        out.permute(0, 2, 3, 1).view(-1, len(mean)).copy_(flat).sub_(mean).div_(std)
+        return out
 
     @property
     @abstractmethod
@@ -215,13 +223,25 @@ class Split(ABC):
         augment: str = "none",
         first: int = 0,
         part: tuple[int, int] = WHOLE,
+        drawn: "Drawn | None" = None,
+        by_member: bool = False,
+        place: Place = anywhere,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch of training for K members, from step `first` on: inputs (B * K, *in_shape), labels (B * K,).
 
         Each member meets the samples in its own order and with its own augmentation, which follow from its seed and the
-        epoch; the members' samples of one place in their orders lie side by side. With `part` (i, n) only part i of n of
-        each batch comes (`part_of`), which has no sample where a last batch is too small.
+        epoch: `drawn` is what `draw` returned for them, if it was called ahead. The members' samples of one place in their
+        orders lie side by side, or with `by_member` each member's samples do. With `part` (i, n) only part i of n of each
+        batch comes (`part_of`), which has no sample where a last batch is too small. `place(B)` returns where a batch may be
+        laid, in the same two shapes; it is then what is yielded.
         """
+
+    def draw(self, seeds: Sequence[int], epoch: int, augment: str) -> "Drawn | None":
+        """Draw an epoch's orders and augmentations in host memory; None where `epoch` draws as it reads.
+
+        It may run in another thread than everything else.
+        """
+        return None
 
     @abstractmethod
     def batches(self, batch_size: int, part: tuple[int, int] = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
@@ -237,6 +257,14 @@ class Split(ABC):
     def probe(self, count: int) -> Tensor:
         """Return the inputs of the first samples."""
         return next(self.take(count).batches(count))[0]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What an epoch draws for K members: their orders (N, K), and their augmentation if there is one."""
+
+    order: Tensor
+    augmentation: Augmentation | None
 
 
 @dataclass(frozen=True)
@@ -262,19 +290,37 @@ class ArraySplit(Split):
         augment: str = "none",
         first: int = 0,
         part: tuple[int, int] = WHOLE,
+        drawn: Drawn | None = None,
+        by_member: bool = False,
+        place: Place = anywhere,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch of training, augmented by "none" or "flip_crop"."""
+        drawn, device, size = drawn or self.draw(seeds, epoch, augment), self.y.device, len(seeds)
+        order = drawn.order.to(device, non_blocking=True)  # (N, K)
+        augmentation = drawn.augmentation and drawn.augmentation.to(lambda tensor: tensor.to(device, non_blocking=True))
+        members = torch.arange(size, device=device)
+        for index in order.split(batch_size)[first:]:
+            index = index[part_of(len(index), part)]
+            count = len(index)
+            flat = (index.T if by_member else index).flatten()
+            x = self.x.index_select(0, flat)  # 2 to 20 times faster than x[flat] on a CPU
+            if augmentation is not None:
+                member = members[:, None].expand(size, count) if by_member else members.expand(count, size)
+                x = augmentation(x, flat, member.flatten())
+            if (buffers := place(count)) is None:
+                yield self.normalise(x), self.y.index_select(0, flat)
+            else:
+                yield self.normalise(x, out=buffers[0]), torch.index_select(self.y, 0, flat, out=buffers[1])
+
+    def draw(self, seeds: Sequence[int], epoch: int, augment: str) -> Drawn:
+        """Draw an epoch's orders and augmentations, in memory from which a GPU copies without the host waiting."""
         generators = [torch.Generator().manual_seed(derive_seed(seed, "order", epoch)) for seed in seeds]
-        orders = [torch.randperm(len(self), generator=generator) for generator in generators]
-        order = torch.stack(orders, dim=1).to(self.y.device)  # (N, K)
+        order = torch.stack([torch.randperm(len(self), generator=generator) for generator in generators], dim=1)
         augmentation = None
         if augment == "flip_crop":
-            draws = [Augmentation.draw(len(self), seed, epoch, self.y.device) for seed in seeds]
-            augmentation = Augmentation.side_by_side(draws)
-        for index in order.split(batch_size)[first:]:
-            flat = index[part_of(len(index), part)].flatten()
-            x = self.x.index_select(0, flat)  # 2 to 20 times faster than x[flat] on a CPU
-            yield self.normalise(x if augmentation is None else augmentation(x, flat)), self.y.index_select(0, flat)
+            draws = [Augmentation.draw(len(self), seed, epoch, torch.device("cpu")) for seed in seeds]
+            augmentation = Augmentation.side_by_side(draws).to(lambda tensor: pinned(tensor, self.y.device))
+        return Drawn(pinned(order, self.y.device), augmentation)
 
     def batches(self, batch_size: int, part: tuple[int, int] = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all samples in order."""

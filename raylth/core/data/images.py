@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raylth.core.data.ahead import to_device
 from raylth.core.data.beton import Beton
-from raylth.core.data.dataset import WHOLE, DataError, Dataset, Split, normalisation, part_of
+from raylth.core.data.dataset import WHOLE, DataError, Dataset, Drawn, Place, Split, anywhere, normalisation, part_of
 from raylth.core.data.places import copy, is_remote, locate_file
 from raylth.seeding import derive_seed
 
@@ -164,6 +165,9 @@ class StreamedSplit(Split):
         augment: str = "none",
         first: int = 0,
         part: tuple[int, int] = WHOLE,
+        drawn: Drawn | None = None,
+        by_member: bool = False,
+        place: Place = anywhere,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch of training, augmented by "none" or "resized_crop" (random resized crop and flip).
 
@@ -175,9 +179,10 @@ class StreamedSplit(Split):
             if len(batches) == 1:
                 yield batches[0]
                 continue
+            axis = 0 if by_member else 1
             yield (
-                torch.stack([x for x, _ in batches], dim=1).flatten(0, 1),
-                torch.stack([y for _, y in batches], dim=1).flatten(),
+                torch.stack([x for x, _ in batches], dim=axis).flatten(0, 1),
+                torch.stack([y for _, y in batches], dim=axis).flatten(),
             )
 
     def _member(
@@ -211,5 +216,6 @@ class StreamedSplit(Split):
         )
         for index in batches:
             images = next(decoded) if len(index) else torch.empty((0, *self.in_shape[1:], 3), dtype=torch.uint8)
-            x = self.normalise(images.to(self.y.device).permute(0, 3, 1, 2))  # channels last, as they were decoded
-            yield x, self.y[index.to(self.y.device)]
+            on_device = images if images.is_cuda else to_device(images, self.y.device)
+            x = self.normalise(on_device.permute(0, 3, 1, 2))  # channels last, as they were decoded
+            yield x, self.y.index_select(0, to_device(index, self.y.device))

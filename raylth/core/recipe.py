@@ -1,0 +1,59 @@
+"""How a training runs, and where one stands between two steps."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from raylth.core.precision import Precision
+
+__all__ = ["Recipe", "TrainState"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one training runs; together with weights, data, seed and mask it decides the result."""
+
+    epochs: int  # trained now
+    lr: float  # peak of the cosine
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # on every parameter
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    precision: Precision = "float32"  # of convolutions and matrix products
+    decay_every: int = 0  # epochs after which the rate falls, again and again; 0: a cosine
+    decay_factor: float = 0.1  # to this part of itself
+    schedule_epochs: int | None = None  # length of the whole cosine; None: `epochs`
+    schedule_start: int = 0  # epochs of the schedule that already lie behind
+    first_resolution: int | None = None  # side of the first epochs' crops; None: the split's
+    resolution_ramp: tuple[float, float] = (0.74, 0.86)  # shares of the schedule between which they grow to the split's
+    unsynced_workers: int = 0  # processes whose batch norms see their own part of a batch each; 0: they see all of it
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields as plain data; those that came later stand there only where they are not as before."""
+        found = asdict(self)
+        if self.precision == "float32":
+            del found["precision"]
+        if not self.decay_every:
+            del found["decay_every"], found["decay_factor"]
+        if not self.first_resolution:
+            del found["first_resolution"], found["resolution_ramp"]
+        if not self.unsynced_workers:
+            del found["unsynced_workers"]
+        return found
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a training stands between two steps: all that another process needs to go on with the same bits.
+
+    Order, flips, crops and learning rate follow from seed, epoch and step, so they are not part of it.
+    """
+
+    epochs: int  # completed in this training
+    step: int  # steps taken of the next one
+    losses: list[float]  # of the completed epochs
+    loss_sum: float  # over the samples of the next one
+    weights: dict[str, Tensor]  # parameters and buffers
+    momentum: dict[str, Tensor]  # parameter's name -> momentum buffer; empty before the first step
