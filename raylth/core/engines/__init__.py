@@ -1,0 +1,1 @@
+"""Ways to run a training step of stacked networks on a GPU."""
