@@ -43,8 +43,7 @@ def compile_for(call: Callable[[], object], arch: int = 90) -> dict[str, Compile
             else:
                 signature[key] = "i32"
         source = ASTSource(kernel, signature, fixed, attributes)
-        options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
-        result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=blocks.options)
         found[name] = Compiled(result.asm["ptx"], result.metadata.shared)
 
     started, launch.run = launch.run, compile_one

@@ -187,7 +187,8 @@ def norm(
     valid = (row < rows) & (column < C)
     scale = tl.rsqrt(tl.load(var + channel, mask=column < C, other=1.0) + EPS)
     scale *= tl.load(weight + channel, mask=column < C, other=0.0)
-    value = tl.load(y + base + where, mask=valid, other=0.0).to(tl.float32) - tl.load(mean + channel, mask=column < C, other=0.0)
+    centre = tl.load(mean + channel, mask=column < C, other=0.0)
+    value = tl.load(y + base + where, mask=valid, other=0.0).to(tl.float32) - centre
     value = value * scale + tl.load(bias + channel, mask=column < C, other=0.0)
     if residual is not None:
         value += tl.load(residual + base + where, mask=valid, other=0.0).to(tl.float32)
@@ -247,8 +248,8 @@ def norm_gradient(
     where = row * C + column
     valid = (row < rows) & inside
     scale = tl.rsqrt(tl.load(var + channel, mask=inside, other=1.0) + EPS)
-    normal = tl.load(y + base + where, mask=valid, other=0.0).to(tl.float32) - tl.load(mean + channel, mask=inside, other=0.0)
-    normal *= scale
+    centre = tl.load(mean + channel, mask=inside, other=0.0)
+    normal = (tl.load(y + base + where, mask=valid, other=0.0).to(tl.float32) - centre) * scale
     g = tl.load(grad + base + where, mask=valid, other=0.0).to(tl.float32)
     if RELU:
         g = tl.where(tl.load(z + base + where, mask=valid, other=0.0) > 0.0, g, 0.0)

@@ -29,6 +29,16 @@ class Blocks(NamedTuple):
     warps: int = 4
     stages: int = 2
 
+    @property
+    def tile(self) -> tuple[int, int, int]:
+        """Rows, columns and depth, as the kernels take them."""
+        return self.m, self.n, self.k
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the compiler; a product and a sum are fused whatever a version of Triton does by default."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
 
 class Geometry(NamedTuple):
     """A convolution's shape: of input and output channels, sizes (H, W), kernel (R, S), stride and padding."""
@@ -46,17 +56,29 @@ class Geometry(NamedTuple):
         """Read it from x (K, B, H, W, I) and weight (K, O, R, S, I); raises ValueError for shapes that do not fit."""
         if x.ndim != 5 or weight.ndim != 5 or (x.shape[0], x.shape[4]) != (weight.shape[0], weight.shape[4]):
             raise ValueError(f"input {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
+        if min(stride) < 1 or min(padding) < 0:
+            raise ValueError(f"stride {stride}, padding {padding}")
         _, outputs, r, s, inputs = weight.shape
         h, w = x.shape[2:4]
         out_size = ((h + 2 * padding[0] - r) // stride[0] + 1, (w + 2 * padding[1] - s) // stride[1] + 1)
-        if min(stride) < 1 or min(padding) < 0 or min(out_size) < 1:
+        if min(out_size) < 1:
             raise ValueError(f"no output for size {(h, w)}, kernel {(r, s)}, stride {stride}, padding {padding}")
         return cls(inputs, outputs, (h, w), out_size, (r, s), stride, padding)
 
     @property
     def depth(self) -> int:
         """Elements of one output's weight."""
-        return self.inputs * self.kernel[0] * self.kernel[1]
+        return self.inputs * self.taps
+
+    @property
+    def taps(self) -> int:
+        """Pixels of the kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Kernel, stride and padding, as the kernels take them."""
+        return *self.kernel, *self.stride, *self.padding
 
 
 def conv_blocks(rows: int, columns: int, channels: int, taps: int, itemsize: int) -> Blocks:
@@ -83,7 +105,7 @@ def norm_blocks(channels: int) -> Blocks:
 
 
 def shares(rows: int, step: int, wanted: int, most: int) -> Pair:
-    """Split rows in up to `most` shares of about `wanted`; returns the number of shares and the rows of one, a multiple of step."""
+    """Split rows in up to `most` shares of about `wanted`: how many, and the rows of one, a multiple of step."""
     share = triton.cdiv(max(wanted, triton.cdiv(rows, most)), step) * step
     return triton.cdiv(rows, share), share
 
@@ -92,7 +114,7 @@ def conv(x: Tensor, weight: Tensor, shape: Geometry, *, moments: bool) -> tuple[
     """Convolve x (K, B, H, W, I) with weight (K, O, R, S, I) to y (K, B, Ho, Wo, O) and, asked for, its moments (K, O)."""
     members, batch = x.shape[:2]
     rows = batch * shape.out_size[0] * shape.out_size[1]
-    blocks = conv_blocks(rows, shape.outputs, shape.inputs, shape.kernel[0] * shape.kernel[1], x.element_size())
+    blocks = conv_blocks(rows, shape.outputs, shape.inputs, shape.taps, x.element_size())
     tiles = triton.cdiv(rows, blocks.m)
     y = EMPTY((members, batch, *shape.out_size, shape.outputs), dtype=x.dtype, device=x.device)
     _check(x, weight, y)
@@ -100,8 +122,7 @@ def conv(x: Tensor, weight: Tensor, shape: Geometry, *, moments: bool) -> tuple[
     run(
         "conv", kernels.conv, (tiles * triton.cdiv(shape.outputs, blocks.n), members),
         (x, weight, y, means, squares, batch),
-        (shape.inputs, *shape.size, shape.outputs, *shape.out_size, *shape.kernel, *shape.stride, *shape.padding, False, moments,
-         blocks.m, blocks.n, blocks.k), blocks,
+        (shape.inputs, *shape.size, shape.outputs, *shape.out_size, *shape.steps, False, moments, *blocks.tile), blocks,
     )  # fmt: skip
     if means is None or squares is None:
         return y, None, None
@@ -112,13 +133,12 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: Geometry) -> Tensor:
     """Map grad (K, B, Ho, Wo, O) of a convolution's output to that of its input, (K, B, H, W, I)."""
     members, batch = grad.shape[:2]
     rows = batch * shape.size[0] * shape.size[1]
-    blocks = conv_blocks(rows, shape.inputs, shape.outputs, shape.kernel[0] * shape.kernel[1], grad.element_size())
+    blocks = conv_blocks(rows, shape.inputs, shape.outputs, shape.taps, grad.element_size())
     to_x = EMPTY((members, batch, *shape.size, shape.inputs), dtype=grad.dtype, device=grad.device)
     run(
         "input_gradient", kernels.conv, (triton.cdiv(rows, blocks.m) * triton.cdiv(shape.inputs, blocks.n), members),
         (grad, weight, to_x, None, None, batch),
-        (shape.outputs, *shape.out_size, shape.inputs, *shape.size, *shape.kernel, *shape.stride, *shape.padding, True, False,
-         blocks.m, blocks.n, blocks.k), blocks,
+        (shape.outputs, *shape.out_size, shape.inputs, *shape.size, *shape.steps, True, False, *blocks.tile), blocks,
     )  # fmt: skip
     return to_x
 
@@ -134,8 +154,7 @@ def weight_gradient(x: Tensor, grad: Tensor, shape: Geometry) -> Tensor:
         "weight_gradient", kernels.weight_gradient,
         (triton.cdiv(shape.depth, blocks.k) * triton.cdiv(shape.outputs, blocks.n), count, members),
         (x, grad, partial, batch, share),
-        (shape.inputs, *shape.size, shape.outputs, *shape.out_size, *shape.kernel, *shape.stride, *shape.padding,
-         blocks.m, blocks.n, blocks.k), blocks,
+        (shape.inputs, *shape.size, shape.outputs, *shape.out_size, *shape.steps, *blocks.tile), blocks,
     )  # fmt: skip
     return partial[:, 0] if count == 1 else partial.sum(1)
 
@@ -159,8 +178,8 @@ def norm(
     z = EMPTY(y.shape, dtype=y.dtype, device=y.device)
     _check(y)
     rows, grid, blocks = _by_element(y)
-    run("norm", kernels.norm, grid, (y, mean, var, weight, bias, residual, z, rows), (y.shape[-1], eps, relu, blocks.m, blocks.n),
-        blocks)  # fmt: skip
+    arguments = (y, mean, var, weight, bias, residual, z, rows)
+    run("norm", kernels.norm, grid, arguments, (y.shape[-1], eps, relu, blocks.m, blocks.n), blocks)
     return z
 
 
@@ -176,16 +195,18 @@ def norm_gradient(
     run("norm_sums", kernels.norm_sums, (count, *grid[1:]), (grad, y, z, mean, var, partial, rows, share), constants, blocks)
     sums = partial.sum(2)
     to_y, to_added = (EMPTY(y.shape, dtype=y.dtype, device=y.device) if needed else None for needed in (True, to_residual))
-    run("norm_gradient", kernels.norm_gradient, grid, (grad, y, z, mean, var, weight, sums, to_y, to_added, rows), constants,
-        blocks)  # fmt: skip
+    arguments = (grad, y, z, mean, var, weight, sums, to_y, to_added, rows)
+    run("norm_gradient", kernels.norm_gradient, grid, arguments, constants, blocks)
     assert to_y is not None
     return to_y, sums[0], sums[1], to_added
 
 
-def start(name: str, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: tuple[Any, ...], blocks: Blocks) -> None:
+def start(
+    name: str, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: tuple[Any, ...], blocks: Blocks
+) -> None:
     """Start a kernel on the device of its first argument."""
     with torch.cuda.device_of(arguments[0]):
-        kernel[grid](*arguments, *constants, num_warps=blocks.warps, num_stages=blocks.stages)
+        kernel[grid](*arguments, *constants, **blocks.options)
 
 
 run = start  # `compiling` puts a function here that compiles what would be started
@@ -202,8 +223,9 @@ def _merge(means: Tensor, squares: Tensor, rows: int, rows_per_tile: int) -> tup
     members, tiles, channels = means.shape
     mean, var = _partials(means, 2, members, channels)
     blocks = Blocks(128, _power(channels, 1, 16))
-    run("merge_moments", kernels.merge_moments, (triton.cdiv(channels, blocks.n), members),
-        (means, squares, mean, var, rows, tiles), (channels, rows_per_tile, blocks.m, blocks.n), blocks)  # fmt: skip
+    arguments = (means, squares, mean, var, rows, tiles)
+    constants = (channels, rows_per_tile, blocks.m, blocks.n)
+    run("merge_moments", kernels.merge_moments, (triton.cdiv(channels, blocks.n), members), arguments, constants, blocks)
     return mean, var
 
 

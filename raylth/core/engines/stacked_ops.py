@@ -15,7 +15,9 @@ __all__ = ["conv2d", "moments", "norm"]
 
 
 @overload
-def conv2d(x: Tensor, weight: Tensor, *, stride: Pair = ..., padding: Pair = ..., moments: Literal[False] = ...) -> Tensor: ...
+def conv2d(
+    x: Tensor, weight: Tensor, *, stride: Pair = ..., padding: Pair = ..., moments: Literal[False] = ...
+) -> Tensor: ...
 @overload
 def conv2d(
     x: Tensor, weight: Tensor, *, stride: Pair = ..., padding: Pair = ..., moments: Literal[True]
@@ -76,7 +78,7 @@ class _Conv2d(torch.autograd.Function):
         return y, mean, var
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         to_x, to_weight = ctx.needs_input_grad[:2]
@@ -90,7 +92,15 @@ class _Conv2d(torch.autograd.Function):
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool
+        ctx: Any,
+        y: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        eps: float,
+        relu: bool,
     ) -> Tensor:
         y, mean, var, weight, bias = (part.contiguous() for part in (y, mean, var, weight, bias))
         z = launch.norm(y, mean, var, weight, bias, None if residual is None else residual.contiguous(), eps, relu)
@@ -99,7 +109,7 @@ class _Norm(torch.autograd.Function):
         return z
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, z, mean, var, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[5]
         to_y, to_weight, to_bias, to_residual = launch.norm_gradient(

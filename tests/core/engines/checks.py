@@ -46,13 +46,18 @@ class Bench:
         launch, choose = self.launch, self.random.choice
         launch.conv_blocks, launch.weight_blocks, launch.norm_blocks, launch.shares = self.rules
         if not own:
-            launch.conv_blocks = lambda *_: launch.Blocks(choose((16, 32, 64)), choose((16, 32)), choose((16, 32)))
-            launch.weight_blocks = lambda *_: launch.Blocks(choose((16, 32)), 16, choose((16, 32, 64)))
-            launch.norm_blocks = lambda *_: launch.Blocks(choose((16, 32)), choose((8, 16)))
-            launch.shares = lambda rows, step, *_: self.rules[3](rows, step, step * choose((1, 2, 3)), 64)
+            launch.conv_blocks = lambda rows, columns, channels, taps, _: launch.Blocks(
+                choose((32, 64)), choose((16, 32)), choose([k for k in (16, 32, 64, 128) if k * 8 >= channels * taps])
+            )
+            launch.weight_blocks = lambda columns, depth, _: launch.Blocks(
+                choose((16, 32)), choose((16, 32)), choose([k for k in (16, 32, 64, 128) if k * 4 >= depth])
+            )
+            launch.norm_blocks = lambda *_: launch.Blocks(choose((16, 32)), choose((8, 32)))
+            launch.shares = lambda rows, step, *_: self.rules[3](rows, step, step * choose((1, 2)), 64)
 
     def agree(self, what: str, found, wanted, shape) -> None:
-        error = float((found.detach().double().cpu() - wanted.detach()).abs().max() / wanted.abs().max().clamp(min=1e-30))
+        found, wanted = found.detach().double().cpu(), wanted.detach()
+        error = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
         assert error <= BOUND, f"{what}: error {error:.2e} at {shape}"
         self.worst[what] = max(self.worst.get(what, 0.0), error)
 
@@ -68,11 +73,11 @@ def conv_shapes(bench: Bench, rounds: int):
     kinds = itertools.product(((1, 1), (3, 3), (5, 3)), ((1, 1), (2, 2), (1, 2)))
     for number, (kernel, stride) in enumerate(kinds):
         for again in range(rounds):
-            size = (bench.random.randint(5, 9), bench.random.randint(3, 9))
-            inputs = (3, 16, 8)[again % 3] if again < 3 else choose((1, 3, 5, 8, 16, 20, 32))
+            size = (bench.random.randint(5, 7), bench.random.randint(3, 7))
+            inputs = (3, 16, 8)[again] if again < 3 else choose((1, 5, 20, 32) if max(kernel) < 5 else (1, 5, 8, 16))
             padding = (bench.random.randint(0, 2), bench.random.randint(0, 2))
             members = 1 + (number + again) % 4
-            yield members, choose((1, 2, 3, 5)), size, inputs, choose((1, 5, 8, 16, 24, 33)), kernel, stride, padding
+            yield members, choose((1, 2, 3)), size, inputs, choose((1, 5, 8, 16, 24)), kernel, stride, padding
 
 
 def conv(bench: Bench, ops: ModuleType, rounds: int) -> int:
@@ -82,10 +87,10 @@ def conv(bench: Bench, ops: ModuleType, rounds: int) -> int:
         members, batch, size, inputs, outputs, kernel, stride, padding = shape
         bench.blocks(own=count % 6 == 0)
         first = count % 5 == 4  # a first layer: no gradient of the input
-        x = bench.normal(members, batch, *size, inputs, needs_grad=not first)
-        weight = bench.normal(members, outputs, *kernel, inputs, needs_grad=True)
+        x = bench.normal(members, batch, *size, inputs, shift=0.3, needs_grad=not first)
+        weight = bench.normal(members, outputs, *kernel, inputs, shift=0.2, needs_grad=True)
         y, mean, var = ops.conv2d(x, weight, stride=stride, padding=padding, moments=True)
-        assert not mean.requires_grad and not var.requires_grad
+        assert (mean.requires_grad, var.requires_grad) == (False, False)
         grad = bench.normal(*y.shape)
         y.backward(grad)
         assert first == (x.grad is None)
@@ -110,11 +115,11 @@ def conv(bench: Bench, ops: ModuleType, rounds: int) -> int:
 
 
 def moments(bench: Bench, ops: ModuleType, rounds: int) -> int:
-    """Moments, with means up to 300 times the deviation."""
+    """Moments, with means up to 100 times the deviation."""
     for count in range(9 * rounds):
-        members, rows, channels = 1 + count % 4, bench.random.randint(1, 300), bench.random.randint(1, 40)
+        members, rows, channels = 1 + count % 4, bench.random.choice((1, *range(8, 100))), bench.random.randint(1, 20)
         bench.blocks(own=count % 4 == 0)
-        y = bench.normal(members, rows, channels, scale=0.1, shift=bench.random.choice((0.0, 1.0, 30.0)))
+        y = bench.normal(members, rows, channels, scale=0.1, shift=bench.random.choice((0.5, 10.0)))
         mean, var = ops.moments(y)
         wide = y.double().cpu()
         bench.agree("mean", mean, wide.mean(1), tuple(y.shape))
@@ -126,8 +131,8 @@ def moments(bench: Bench, ops: ModuleType, rounds: int) -> int:
 def norm(bench: Bench, ops: ModuleType, rounds: int) -> int:
     """Batch norms with and without residual and ReLU: outputs and all gradients."""
     for count in range(9 * rounds):
-        members, batch, size = 1 + count % 4, bench.random.choice((1, 3, 5)), bench.random.randint(4, 8)
-        channels = bench.random.choice((1, 3, 8, 16, 24, 33))
+        members, batch, size = 1 + count % 4, bench.random.choice((1, 2)), bench.random.randint(4, 6)
+        channels = bench.random.choice((1, 3, 8, 16, 20))
         added, relu = bool(count // 4 % 2), bool(count // 8 % 2)
         shape = (members, batch, size, size - 1, channels)
         bench.blocks(own=count % 4 == 0)
@@ -136,10 +141,11 @@ def norm(bench: Bench, ops: ModuleType, rounds: int) -> int:
         residual = bench.normal(*shape, needs_grad=True) if added else None
         mean, var = ops.moments(y)
         z = ops.norm(y, mean, var, weight, bias, residual, eps=1e-3, relu=relu)
-        grad = bench.normal(*shape)
+        grad = bench.normal(*shape, shift=0.3)
         z.backward(grad)
 
-        inputs = [None if one is None else one.detach().double().cpu().requires_grad_() for one in (y, weight, bias, residual)]
+        leaves = (y, weight, bias, residual)
+        inputs = [None if one is None else one.detach().double().cpu().requires_grad_() for one in leaves]
         wide_y, wide_weight, wide_bias, wide_residual = inputs
         var, mean = torch.var_mean(wide_y, (1, 2, 3), correction=0, keepdim=True)
         spread = [one.view(members, 1, 1, 1, channels) for one in (wide_weight, wide_bias)]
@@ -149,11 +155,33 @@ def norm(bench: Bench, ops: ModuleType, rounds: int) -> int:
         (wide * (z.detach().cpu() > 0) if relu else wide).backward(grad.double().cpu())
         bench.agree("norm", z, wide.relu() if relu else wide, shape)
         names = ("y", "weight", "bias", "residual")
-        for name, found, wanted in zip(names, (y, weight, bias, residual), inputs, strict=True):
+        for name, found, wanted in zip(names, leaves, inputs, strict=True):
             if found is not None:
                 bench.agree(f"gradient of a norm's {name}", found.grad, wanted.grad, shape)
         bench.margins(shape)
     return 9 * rounds
+
+
+def alone(bench: Bench, ops: ModuleType, rounds: int) -> int:
+    """A member has the same bits alone and beside others."""
+    for inputs, outputs, stride in ((3, 16, 1), (16, 32, 2), (20, 5, 1)):
+        x, weight = bench.normal(3, 3, 6, 5, inputs), bench.normal(3, outputs, 3, 3, inputs)
+        scale, bias = bench.normal(3, outputs), bench.normal(3, outputs)
+        grad = bench.normal(3, 3, -(-6 // stride), -(-5 // stride), outputs)
+
+        def step(*own, stride=stride):
+            x, weight, scale, bias = (one.clone().requires_grad_() for one in own[:4])
+            y, mean, var = ops.conv2d(x, weight, stride=(stride, stride), padding=(1, 1), moments=True)
+            z = ops.norm(y, mean, var, scale, bias, eps=1e-5, relu=True)
+            z.backward(own[4])
+            return z, x.grad, weight.grad, scale.grad, bias.grad
+
+        everything = (x, weight, scale, bias, grad)
+        together = step(*everything)
+        for member in range(3):
+            for found, wanted in zip(step(*(one[member : member + 1] for one in everything)), together, strict=True):
+                assert torch.equal(found[0], wanted[member]), f"member {member} of {tuple(x.shape)}"
+    return 3
 
 
 def main(name: str, device: str = "cpu", rounds: str = "6") -> None:
@@ -161,9 +189,13 @@ def main(name: str, device: str = "cpu", rounds: str = "6") -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     from raylth.core.engines import launch, stacked_ops
 
+    if device == "cpu":  # checks of integer overflow on every sum would take half of the time
+        from triton.runtime import interpreter
+
+        interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
     torch.set_num_threads(1)
     bench = Bench(launch, device)
-    count = {"conv": conv, "moments": moments, "norm": norm}[name](bench, stacked_ops, int(rounds))
+    count = {"conv": conv, "moments": moments, "norm": norm, "alone": alone}[name](bench, stacked_ops, int(rounds))
     print(f"{count} shapes, largest errors:", {what: f"{error:.1e}" for what, error in bench.worst.items()})
 
 
