@@ -71,12 +71,12 @@ def conv_shapes(bench: Bench, rounds: int):
     """Members, batch, size, channels in and out, kernel, stride, padding: kernels and strides in all combinations."""
     choose = bench.random.choice
     kinds = itertools.product(((1, 1), (3, 3), (5, 3)), ((1, 1), (2, 2), (1, 2)))
-    for number, (kernel, stride) in enumerate(kinds):
+    for kernel, stride in kinds:
         for again in range(rounds):
             size = (bench.random.randint(5, 7), bench.random.randint(3, 7))
             inputs = (3, 16, 8)[again] if again < 3 else choose((1, 5, 20, 32) if max(kernel) < 5 else (1, 5, 8, 16))
             padding = (bench.random.randint(0, 2), bench.random.randint(0, 2))
-            members = 1 + (number + again) % 4
+            members = choose((1, 1, 2, 2, 3, 4))
             yield members, choose((1, 2, 3)), size, inputs, choose((1, 5, 8, 16, 24)), kernel, stride, padding
 
 
@@ -86,7 +86,7 @@ def conv(bench: Bench, ops: ModuleType, rounds: int) -> int:
     for shape in conv_shapes(bench, rounds):
         members, batch, size, inputs, outputs, kernel, stride, padding = shape
         bench.blocks(own=count % 6 == 0)
-        first = count % 5 == 4  # a first layer: no gradient of the input
+        first = count % 14 == 13  # a first layer: no gradient of the input
         x = bench.normal(members, batch, *size, inputs, shift=0.3, needs_grad=not first)
         weight = bench.normal(members, outputs, *kernel, inputs, shift=0.2, needs_grad=True)
         y, mean, var = ops.conv2d(x, weight, stride=stride, padding=padding, moments=True)
@@ -117,7 +117,11 @@ def conv(bench: Bench, ops: ModuleType, rounds: int) -> int:
 def moments(bench: Bench, ops: ModuleType, rounds: int) -> int:
     """Moments, with means up to 100 times the deviation."""
     for count in range(9 * rounds):
-        members, rows, channels = 1 + count % 4, bench.random.choice((1, *range(8, 100))), bench.random.randint(1, 20)
+        members, rows, channels = (
+            bench.random.choice((1, 1, 2, 3, 4)),
+            bench.random.choice((1, *range(8, 100))),
+            bench.random.randint(1, 20),
+        )
         bench.blocks(own=count % 4 == 0)
         y = bench.normal(members, rows, channels, scale=0.1, shift=bench.random.choice((0.5, 10.0)))
         mean, var = ops.moments(y)
@@ -131,7 +135,7 @@ def moments(bench: Bench, ops: ModuleType, rounds: int) -> int:
 def norm(bench: Bench, ops: ModuleType, rounds: int) -> int:
     """Batch norms with and without residual and ReLU: outputs and all gradients."""
     for count in range(9 * rounds):
-        members, batch, size = 1 + count % 4, bench.random.choice((1, 2)), bench.random.randint(4, 6)
+        members, batch, size = bench.random.choice((1, 1, 2, 3, 4)), bench.random.choice((1, 2)), bench.random.randint(4, 6)
         channels = bench.random.choice((1, 3, 8, 16, 20))
         added, relu = bool(count // 4 % 2), bool(count // 8 % 2)
         shape = (members, batch, size, size - 1, channels)
@@ -164,10 +168,10 @@ def norm(bench: Bench, ops: ModuleType, rounds: int) -> int:
 
 def alone(bench: Bench, ops: ModuleType, rounds: int) -> int:
     """A member has the same bits alone and beside others."""
-    for inputs, outputs, stride in ((3, 16, 1), (16, 32, 2), (20, 5, 1)):
-        x, weight = bench.normal(3, 3, 6, 5, inputs), bench.normal(3, outputs, 3, 3, inputs)
-        scale, bias = bench.normal(3, outputs), bench.normal(3, outputs)
-        grad = bench.normal(3, 3, -(-6 // stride), -(-5 // stride), outputs)
+    for inputs, outputs, stride in ((3, 16, 1), (16, 20, 2)):
+        x, weight = bench.normal(2, 3, 6, 5, inputs), bench.normal(2, outputs, 3, 3, inputs)
+        scale, bias = bench.normal(2, outputs), bench.normal(2, outputs)
+        grad = bench.normal(2, 3, -(-6 // stride), -(-5 // stride), outputs)
 
         def step(*own, stride=stride):
             x, weight, scale, bias = (one.clone().requires_grad_() for one in own[:4])
@@ -178,10 +182,25 @@ def alone(bench: Bench, ops: ModuleType, rounds: int) -> int:
 
         everything = (x, weight, scale, bias, grad)
         together = step(*everything)
-        for member in range(3):
+        for member in range(2):
             for found, wanted in zip(step(*(one[member : member + 1] for one in everything)), together, strict=True):
                 assert torch.equal(found[0], wanted[member]), f"member {member} of {tuple(x.shape)}"
-    return 3
+    return 2
+
+
+def set_interpreter_up() -> None:
+    """Make Triton's interpreter faster, and Triton 3.6's work with numpy 2.5."""
+    from triton.runtime import interpreter
+
+    # Checks for integer overflow on every sum take half of the time.
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_index(tensor, scope):
+        patch(tensor, scope)  # 3.6's bounds of loops are arrays of one element, which numpy 2.5 takes for no integer
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patch_and_index
 
 
 def main(name: str, device: str = "cpu", rounds: str = "6") -> None:
@@ -189,10 +208,8 @@ def main(name: str, device: str = "cpu", rounds: str = "6") -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     from raylth.core.engines import launch, stacked_ops
 
-    if device == "cpu":  # checks of integer overflow on every sum would take half of the time
-        from triton.runtime import interpreter
-
-        interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    if device == "cpu":
+        set_interpreter_up()
     torch.set_num_threads(1)
     bench = Bench(launch, device)
     count = {"conv": conv, "moments": moments, "norm": norm, "alone": alone}[name](bench, stacked_ops, int(rounds))
