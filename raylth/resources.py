@@ -73,9 +73,9 @@ class ResourcesConfig(Settings):
     engine: EngineSetting = Field(
         AUTO,
         description="How training steps are run: eager (kernel by kernel), graph (a CUDA graph of a whole step), compiled "
-        "(the same, compiled by torch), stacked (the same, convolutions of several networks as one kernel), or auto: on a GPU "
-        "the fastest of those that are proved there, measured once with the pack's size; on a CPU eager. An engine that is "
-        "named is proved, too: one that fails falls back to a simpler one.",
+        "(the same, compiled by torch), stacked (the same, convolutions of several networks as one kernel), or auto: on a "
+        "GPU the fastest of those that are proved there, measured once with the size of packs; on a CPU eager. An engine that "
+        "is named is proved, too: one that fails falls back to a simpler one.",
     )
     staging: str | None = Field(
         None, min_length=1, description="Folder on each machine's own disk to which images in files are copied first, once."
