@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from raylth.cluster.shares import Slot
+from raylth.cluster.shares import Slot, how_often
 from raylth.resources import ResourcesConfig
 from raylth.stages import Stage
 from raylth.store import Store, fingerprint
@@ -91,8 +91,8 @@ class Packs:
 
     def room(self, slot: Slot) -> int:
         """Return how many such slots all machines have, at least one."""
-        each = self.machines.get("GPU", 0.0) / slot.gpus if slot.gpus else self.machines.get("CPU", 1.0) / slot.cpus
-        return max(1, int(each / slot.workers))
+        total, each = (self.machines.get("GPU", 0.0), slot.gpus) if slot.gpus else (self.machines.get("CPU", 1.0), slot.cpus)
+        return max(1, how_often(total, each * slot.workers))
 
     def share(self, slot: Slot, size: int, num_alike: int, num_left: float) -> int:
         """Return how many of `num_alike` trainings one worker takes now, at most `size`, so that all end at the same time.

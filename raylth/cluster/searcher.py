@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, WHAT, delay, given_up
 from raylth.cluster.packs import Packs
-from raylth.cluster.shares import Shares, Slot
+from raylth.cluster.shares import Shares, Slot, asks_too_much
 from raylth.resources import ResourcesConfig
 from raylth.stages import Graph, Stage, divergence
 from raylth.store import BrokenArtefact, Store
@@ -26,8 +26,6 @@ BATCH_SECONDS = 2.0  # of stages that go in one trial
 MOST_CANCELLED_STARTS = 20  # of one stage, before they count as crashes
 MOST_ELSEWHERE_DELAY = 60.0
 ELSEWHERE_DELAY = 2.0  # seconds until a stage that another sweep computes is asked for again
-ASKED_AS = {"CPU": "cpus", "GPU": "gpus"}  # resource -> field of a slot
-ROUNDING = 1e-6  # of sums of shares
 
 
 class GraphSearcher(Searcher):
@@ -128,26 +126,17 @@ class GraphSearcher(Searcher):
 
     def see(self, alive: Mapping[str, float]) -> None:
         """Take in what the machines have that are there now: more may have come than could be known at the start."""
-        for resource in ASKED_AS:
-            if resource in self.machines:
-                self.machines[resource] = max(self.machines[resource], alive[resource])
+        for resource in self.machines:
+            self.machines[resource] = max(self.machines[resource], alive[resource])
 
     def _one_waits(self) -> bool:
         """Whether more was suggested than all machines together, also those that may come, have room for."""
-        for resource, total in self.machines.items():
-            asked = (fewest * getattr(slot, ASKED_AS[resource]) for _, slot, fewest in self.asked())
-            if sum(asked) > total + ROUNDING:
-                return True
-        return False
+        return asks_too_much(((slot, fewest) for _, slot, fewest in self.asked()), self.machines)
 
     def _has_room(self, stage: Stage, slot: Slot) -> bool:
         """Whether the machines have room for a stage now; chosen later, it may be another that matters more."""
-        for resource, total in self.machines.items():
-            field = ASKED_AS[resource]
-            asked = sum(each.workers * getattr(each, field) for _, each in self.running.values())
-            if self.running and asked + self.shares.fewest(stage) * getattr(slot, field) > total + ROUNDING:
-                return False
-        return True
+        asked = [(each, each.workers) for _, each in self.running.values()]
+        return not asked or not asks_too_much([*asked, (slot, self.shares.fewest(stage))], self.machines)
 
     def has_team(self) -> bool:
         """Whether several workers train a network now, or wait to."""
