@@ -2,6 +2,10 @@
 
 import gc
 import json
+import os
+import re
+import subprocess
+import sys
 import weakref
 from types import SimpleNamespace
 
@@ -398,3 +402,79 @@ def test_a_full_gpu_is_healthy(monkeypatch):
     assert gpus.is_healthy()
     error[0] = torch.AcceleratorError(ILLEGAL)
     assert not gpus.is_healthy()
+
+
+SWEEP = """
+import json, sys
+from ray.cluster_utils import Cluster
+from raylth.cluster import launch
+from raylth.cluster.address import Joining
+from raylth.cluster.meter import Meter
+from raylth.config import SweepConfig
+from raylth.stages import load_data, make_plan, scan
+from raylth.store import Store
+
+launch.gpu_table = lambda: [("fake", 8 * 2**30)]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+plan, store = make_plan(SweepConfig.model_validate_json(sys.argv[3])), Store(sys.argv[1])
+graph, told = scan(plan, store), []
+launch.run_on_ray(
+    plan, graph, store, load_data(plan.config.data), errors=store.root / "errors",
+    meter=Meter(None, None, store.root / "used.json"), joining=Joining(cluster.address),
+    watch=lambda graph, epochs, notes: told.extend(notes), imports=(sys.argv[2],),
+)
+cluster.shutdown()
+print(json.dumps({"states": graph.states, "errors": graph.errors, "incidents": graph.incidents, "notes": told}))
+"""
+
+
+def sweep(config, storage, module, **environment):
+    """Run a sweep whose workers import a module in place of a GPU; returns how it ended."""
+    ran = subprocess.run(
+        [sys.executable, "-c", SWEEP, str(storage), module, config.model_dump_json(exclude_unset=True)],
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", **environment},  # as for any cluster of cluster_utils
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def test_a_sweep_whose_packs_do_not_fit_in_memory_is_finished_in_smaller_ones(tmp_path):
+    resources = {**{kind: {"gpus": 1} for kind in ("dense", "imp", "sparse")}, "pack": 4}
+    config = tiny_sweep(resources=resources, sparse={"arms": ["lth", "naive", "random"], "sparsities": [0.5]})
+    found = sweep(config, tmp_path, "tests.scarce_memory")
+    assert (set(found["states"].values()), found["errors"]) == ({"done"}, {})
+    (note,) = found["notes"]
+    assert re.fullmatch(r"a pack of [34] ran out of GPU memory; packs of at most 2 from now on", note)
+    assert found["incidents"] == {"out of memory": 1}
+    store = Store(tmp_path)
+    packs = [store.metrics(stage.key)["pack"] for stage in make_plan(config).stages if stage.kind == "sparse"]
+    assert max(packs) == 2
+
+
+def test_after_a_cuda_error_that_stays_the_next_stage_runs_in_another_process(tmp_path):
+    resources = {kind: {"gpus": 1} for kind in ("dense", "imp", "sparse", "match", "mask")} | {"pack": "off", "retries": 1}
+    config = tiny_sweep(
+        resources=resources, sparse={"arms": ["lth", "permuted", "random"], "rewinds": [0], "sparsities": [0.5]}
+    )
+    plan, store, file = make_plan(config), Store(tmp_path / "store"), tmp_path / "lost"
+    poisonous = next(stage.key for stage in plan.stages if stage.kind == "sparse")
+    environment = {
+        "RAYLTH_TEST_POISONOUS": poisonous,
+        "RAYLTH_TEST_LOST": str(file),
+        "RAYLTH_STUB_SECONDS": '{"sparse": 0.5}',
+    }
+    found = sweep(config, tmp_path / "store", "tests.lost_gpu", **environment)
+    assert {key for key, state in found["states"].items() if state != "done"} == {poisonous}
+    (line,) = found["errors"].values()
+    assert line.startswith("its worker process died 2 times: DeviceLost: this process cannot use its GPU any more after ")
+    assert line.endswith("RuntimeError: CUDA error: an illegal memory access was encountered")
+    assert found["incidents"] == {"crashed": 2}
+    lost = {each["pid"]: each["at"] for each in map(json.loads, file.read_text().splitlines())}
+    assert len(lost) == 2, "each time another process"
+    others = [store.metrics(key) for key in found["states"] if key != poisonous]
+    assert any(metrics["started"] > min(lost.values()) for metrics in others), "some ran afterwards"
+    assert not [metrics for metrics in others if metrics["started"] > lost.get(metrics["pid"], float("inf"))]
