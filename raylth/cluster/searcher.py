@@ -152,7 +152,6 @@ class GraphSearcher(Searcher):
         """Take the trainings that go with a stage in one program; none for a stage that met with trouble before."""
         if not self._is_fresh(stage):
             return []
-
         ready = self.graph.ready()
         alike = [other for other in ready if self.packs.go_together(stage, other, size) and self._goes_with(other, slot)]
         epochs = stage.epochs + sum(other.epochs for other in ready) + self._epochs_left()
@@ -200,8 +199,7 @@ class GraphSearcher(Searcher):
         stages, slot = self.running.pop(trial_id)
         del self.began[trial_id]
         self.tried.pop(trial_id, None)
-        measuring, is_pack = self.measuring.pop(trial_id, None), trial_id in self.packed
-        self.packed.discard(trial_id)
+        measuring = self.measuring.pop(trial_id, None)
         if self.is_closed and not error and result is None:  # taken back before a worker had it
             for stage in stages:
                 self.graph.retry(stage.key)
@@ -219,7 +217,7 @@ class GraphSearcher(Searcher):
             self.graph.incidents[cause] += cause != NOT_STARTED
             self.graph.retry(stages[0].key)
             return
-        if is_pack and cause in (OUT_OF_MEMORY, CRASHED):
+        if trial_id in self.packed and cause in (OUT_OF_MEMORY, CRASHED):
             self._pack_ended(stages, slot, cause, detail)
         else:
             self._worker_ended(stages, cause, detail)

@@ -114,3 +114,50 @@ release_memory(MemoryError())
 sys.exit("torch" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@on_a_gpu
+def test_a_gpu_that_is_full_is_known_its_memory_comes_back_and_it_is_healthy():
+    from raylth.cluster import gpus
+
+    def fill():
+        held = [torch.ones(2**26, device="cuda")]
+        held.append(held)  # a cycle
+        held.append(torch.ones(2**48, device="cuda"))
+
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    kept = None
+    try:
+        fill()
+    except RuntimeError as error:
+        kept = error
+    assert is_out_of_memory(kept)
+    assert torch.cuda.memory_reserved() >= before + 2**28
+    release_memory(kept)
+    assert torch.cuda.memory_reserved() <= before
+    assert gpus.is_healthy()
+
+
+@on_a_gpu
+def test_a_process_whose_gpu_is_lost_is_found_out():
+    code = """
+import torch
+from raylth.cluster import gpus
+from raylth.core.memory import is_out_of_memory, release_memory
+assert gpus.is_healthy(), "before it is used"
+values = torch.zeros(3, device="cuda")
+assert gpus.is_healthy()
+try:
+    values[torch.tensor([7], device="cuda")].sum().item()
+except RuntimeError as error:
+    assert not is_out_of_memory(error), error
+    release_memory(error)
+else:
+    raise AssertionError("no error")
+assert not gpus.is_healthy()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
