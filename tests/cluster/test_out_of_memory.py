@@ -449,7 +449,7 @@ def test_a_sweep_whose_packs_do_not_fit_in_memory_is_finished_in_smaller_ones(tm
     assert (set(found["states"].values()), found["errors"]) == ({"done"}, {})
     (note,) = found["notes"]
     assert re.fullmatch(r"a pack of [34] ran out of GPU memory; packs of at most 2 from now on", note)
-    assert found["incidents"] == {"out of memory": 1}
+    assert set(found["incidents"]) == {"out of memory"}, "also of a pack that was formed meanwhile"
     store = Store(tmp_path)
     packs = [store.metrics(stage.key)["pack"] for stage in make_plan(config).stages if stage.kind == "sparse"]
     assert max(packs) == 2
