@@ -12,7 +12,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -43,19 +43,19 @@ class Tries:
         self.fitted: list[int] = []
         self.ran_out: list[int] = []
 
-    def note(self, size: int, results: Sequence[Mapping[str, Any]]) -> None:
-        """Take in the results of a pack's members."""
-        if any(each["outcome"] == "out of memory" for each in results):
-            self.ran_out.append(size)
-        elif any(each["computed"] and each["outcome"] in ("done", "diverged") for each in results):
-            self.fitted.append(size)
+    def note(self, results: Iterable[Mapping[str, Any]]) -> None:
+        """Take in the results of a pack's members; those that were not computed here took no memory."""
+        trained = [each["outcome"] for each in results if each["computed"]]
+        self.fitted.append(sum(outcome in ("done", "diverged") for outcome in trained))
+        if "out of memory" in trained:
+            self.ran_out.append(len(trained))
 
     def found(self) -> dict[str, Any]:
         """Return the smallest pack that ran out of memory and the largest below it that fits; nothing where all fitted."""
         if not self.ran_out:
             return {}
         least = min(self.ran_out)
-        return {"ran_out": least, "fits": max((size for size in self.fitted if size < least), default=max(1, least // 2))}
+        return {"ran_out": least, "fits": max((size for size in self.fitted if 0 < size < least), default=max(1, least // 2))}
 
 
 class StageTrial(tune.Trainable):
@@ -192,7 +192,7 @@ class StageTrial(tune.Trainable):
         except NotPackable:
             return [self._run(key) for key in keys]
         again = [key for key in keys if results[key]["outcome"] == "out of memory"]
-        tries.note(len(keys), list(results.values()))
+        tries.note(results.values())
         half = len(again) // 2 if len(again) == len(keys) else len(again)  # fewer than before may go together
         for part in (again[:half], again[half:]):
             if part:
