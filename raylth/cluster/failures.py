@@ -1,5 +1,6 @@
 """Why a worker ended, and what to do about it: preempted, out of memory and crashed are different things."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ import ray
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
+from raylth.cluster.gpus import DeviceLost
 from raylth.cluster.warm import Warm
-from raylth.stages import Preempted
+from raylth.core.memory import is_out_of_memory
+from raylth.stages import Preempted, Stage, divergence
+from raylth.store import BrokenArtefact, Store
 
 __all__ = [
     "CRASHED",
@@ -22,6 +26,7 @@ __all__ = [
     "cause_of",
     "delay",
     "given_up",
+    "published",
 ]
 
 PREEMPTED, OUT_OF_MEMORY, CRASHED = "preempted", "out of memory", "crashed"
@@ -48,7 +53,9 @@ def cause_of(error: BaseException | None) -> str:
         return PREEMPTED
     if "never ran" in str(error) or "SchedulingCancelled" in str(error):
         return NOT_STARTED
-    if isinstance(error, ray.exceptions.OutOfMemoryError | MemoryError) or "memory pressure" in str(error):
+    if error is None or isinstance(error, DeviceLost):  # whose text may hold any CUDA error
+        return CRASHED
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory pressure" in str(error) or is_out_of_memory(error):
         return OUT_OF_MEMORY
     return CRASHED
 
@@ -65,6 +72,22 @@ def given_up(cause: str, times: int, retries: int, detail: str) -> str | None:
     if cause == UNREACHABLE and times > MOST_UNREACHABLE:
         return f"the store did not answer {times} times: {detail}"
     return None
+
+
+def published(stage: Stage, store: Store) -> tuple[bool, str | None]:
+    """Return whether a worker published all of a stage before it ended, and how the training diverged, if it did.
+
+    A store that does not answer, or has what is broken, is one that does not have it.
+    """
+    with contextlib.suppress(OSError, BrokenArtefact):
+        if not store.has(stage.key):
+            return False, None
+        reason = divergence(store.metrics(stage.key))
+        if reason is None and not all(store.has(key) for key in stage.produces):
+            return False, None
+        store.drop_state(stage.key)
+        return True, reason
+    return False, None
 
 
 def _error_of(trial: Any) -> Exception | None:

@@ -1,10 +1,16 @@
-"""What a worker's GPUs are: which it may see, how much memory they have, how much a stage took at most."""
+"""What a worker's GPUs are: which it may see, their memory, how much a stage took at most, and whether they still work."""
 
 import os
 import subprocess
 from typing import Any
 
-__all__ = ["device", "peak_bytes", "reset_peak", "see_only", "total_bytes"]
+from raylth.core.memory import is_out_of_memory
+
+__all__ = ["DeviceLost", "device", "is_healthy", "peak_bytes", "reset_peak", "see_only", "total_bytes"]
+
+
+class DeviceLost(RuntimeError):
+    """A process that cannot use its GPU any more; the text names the error after which that was found."""
 
 
 def see_only(ids: list[Any]) -> None:
@@ -24,6 +30,25 @@ def device(share: float) -> str:
             f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r})"
         )
     return "cuda"
+
+
+def is_healthy() -> bool:
+    """Return whether this process can still use its GPU, by running a small kernel; True where it uses none.
+
+    After some CUDA errors (an illegal memory access, a failed assertion on the device) every later call in the process fails
+    with the same error. A GPU whose memory is full is healthy.
+    """
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+        torch.zeros(1, device="cuda").add_(1)
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return is_out_of_memory(error)
+    return True
 
 
 def reset_peak() -> None:

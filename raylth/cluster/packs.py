@@ -1,12 +1,13 @@
 """Which trainings go together in one program, and how many."""
 
+import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raylth.cluster.shares import Slot
+from raylth.cluster.shares import Slot, how_often
 from raylth.resources import ResourcesConfig
 from raylth.stages import Stage
 from raylth.store import Store, fingerprint
@@ -21,7 +22,8 @@ class Packs:
     """How many networks a worker trains as one program: what the sweep file says, or what was measured to be fastest.
 
     Trainings go together that are alike in all settings but seeds and masks. What was measured lies in the store, so it is
-    measured once for each network, batch and device.
+    measured once for each network, batch and device. So does how many fit where a pack ran out of memory; the size that the
+    sweep file says is limited by that, too, within a run.
     """
 
     ALIKE = ("model", "data", "augment", "recipe", "prune_shortcuts")
@@ -30,21 +32,62 @@ class Packs:
         self.asked, self.store, self.device, self.machines = resources.pack, store, device, machines
         self.measured: dict[str, int | None] = {}  # class -> size
         self.measuring: set[str] = set()  # classes at which a worker is, or was
+        self.fits: dict[str, int] = {}  # class -> how many fit in memory, where more did not
+        self.suspects: dict[str, int] = {}  # stage key -> the largest pack that it may be in, after a larger one crashed
 
     def size(self, stage: Stage, slot: Slot) -> int | None:
         """Return how many networks like a stage's to train together; None when that has to be measured."""
         if self.asked == OFF or not stage.epochs:
             return 1
-        if self.asked != AUTO:
-            return int(self.asked)
         what = self._class(stage, slot)
         name = fingerprint(what)
+        found = self._measured(what) if self.asked == AUTO else int(self.asked)
+        return found and min(found, self.fits.get(name, found), self.suspects.get(stage.key, found))
+
+    def _measured(self, what: dict[str, Any]) -> int | None:
+        """Return the size that was measured for a class, by this run or an earlier one."""
+        name = fingerprint(what)
         if self.measured.get(name) is None:
-            try:
-                self.measured[name] = int(json.loads(self._file(what).read())["size"])
-            except (OSError, ValueError, KeyError):
-                self.measured[name] = None
+            self.measured[name] = None
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                found = json.loads(self._file(what).read())
+                self.measured[name] = int(found["size"])
+                if "fits" in found:
+                    self.fits[name] = min(int(found["fits"]), self.fits.get(name, int(found["fits"])))
         return self.measured[name]
+
+    def ran_out(self, stage: Stage, slot: Slot, size: int, fits: int, *, killed: bool = False) -> list[str]:
+        """Take in that a pack of `size` ran out of memory, and how many fit; returns what a person should be told.
+
+        That is written beside what was measured, and later runs read it, unless it holds for this run only: where the worker
+        was killed for its machine's memory, which others may have filled, or had a part of a GPU, which the file does not
+        tell from a whole one.
+        """
+        what = self._class(stage, slot)
+        name = fingerprint(what)
+        if fits >= self.fits.get(name, fits + 1):
+            return []
+        self.fits[name] = fits
+        if self.asked == AUTO and slot.gpus in (0, 1) and not killed:
+            with contextlib.suppress(OSError, ValueError):  # it is known here all the same
+                self._file(what).write(json.dumps({**json.loads(self._file(what).read()), "fits": fits}, indent=1).encode())
+        memory = "GPU memory" if slot.gpus and not killed else "memory"
+        return [f"a pack of {size} ran out of {memory}; packs of at most {fits} from now on"]
+
+    def crashed(self, stages: Sequence[Stage], size: int, why: str) -> list[str]:
+        """Take in that the worker of a pack died, and which stages it has left; returns what a person should be told.
+
+        Any of them may have been what ended it, an illegal memory access for instance, so none counts as having crashed:
+        half as many run together the next time, and half of that after another crash. One that crashes its process is by
+        itself in the end, where it counts. All alone at once would train the innocent at a fraction of their speed, most of
+        all after a crash that no stage caused, as when a machine is lost.
+        """
+        most = max(1, size // 2)
+        for stage in stages:
+            self.suspects[stage.key] = min(most, self.suspects.get(stage.key, most))
+        return (
+            [f"a pack of {size}: its worker process died; started again in packs of at most {most}: {why}"] if stages else []
+        )
 
     def must_be_measured(self, stage: Stage, slot: Slot) -> bool:
         """Whether a worker is to measure first: once for a class, the others of it run alone meanwhile."""
@@ -82,17 +125,19 @@ class Packs:
         what = self._class(stage, slot)
         self.measured[fingerprint(what)] = size
         per_second = {str(tried): round(rate, 1) for tried, rate in rates.items()}
-        self._file(what).write(json.dumps({**what, "size": size, "samples_per_second": per_second}, indent=1).encode())
+        found = {**what, "size": size, "samples_per_second": per_second}
+        fits = self.fits.get(fingerprint(what))
+        self._file(what).write(json.dumps(found if fits is None else {**found, "fits": fits}, indent=1).encode())
 
-    def are_alike(self, first: Stage, second: Stage) -> bool:
-        """Whether two trainings can run as one program."""
+    def go_together(self, first: Stage, second: Stage, size: int) -> bool:
+        """Whether two trainings can be members of one program of that size."""
         same = all(first.settings.get(name) == second.settings.get(name) for name in self.ALIKE)
-        return first.kind == second.kind and first.epochs > 0 and same
+        return first.kind == second.kind and first.epochs > 0 and same and self.suspects.get(second.key, size) >= size
 
     def room(self, slot: Slot) -> int:
         """Return how many such slots all machines have, at least one."""
-        each = self.machines.get("GPU", 0.0) / slot.gpus if slot.gpus else self.machines.get("CPU", 1.0) / slot.cpus
-        return max(1, int(each / slot.workers))
+        total, each = (self.machines.get("GPU", 0.0), slot.gpus) if slot.gpus else (self.machines.get("CPU", 1.0), slot.cpus)
+        return max(1, how_often(total, each * slot.workers))
 
     def share(self, slot: Slot, size: int, num_alike: int, num_left: float) -> int:
         """Return how many of `num_alike` trainings one worker takes now, at most `size`, so that all end at the same time.

@@ -10,11 +10,11 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, WHAT, delay, given_up
+from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPTED, WHAT, delay, given_up, published
 from raylth.cluster.packs import Packs
-from raylth.cluster.shares import Shares, Slot
+from raylth.cluster.shares import Shares, Slot, asks_too_much
 from raylth.resources import ResourcesConfig
-from raylth.stages import Graph, Stage, divergence
+from raylth.stages import Graph, Stage
 from raylth.store import BrokenArtefact, Store
 
 __all__ = ["GraphSearcher"]
@@ -26,8 +26,6 @@ BATCH_SECONDS = 2.0  # of stages that go in one trial
 MOST_CANCELLED_STARTS = 20  # of one stage, before they count as crashes
 MOST_ELSEWHERE_DELAY = 60.0
 ELSEWHERE_DELAY = 2.0  # seconds until a stage that another sweep computes is asked for again
-ASKED_AS = {"CPU": "cpus", "GPU": "gpus"}  # resource -> field of a slot
-ROUNDING = 1e-6  # of sums of shares
 
 
 class GraphSearcher(Searcher):
@@ -41,9 +39,9 @@ class GraphSearcher(Searcher):
     cause:
 
     - preempted: started again, however often;
-    - out of memory: started again with the next larger share of a GPU, up to a whole one;
+    - out of memory: started again with the next larger share of a GPU, up to a whole one; a pack, in smaller packs;
     - the store does not answer: started again ten times, after longer and longer waits;
-    - crashed: started again `resources.retries` times;
+    - crashed: started again `resources.retries` times; a pack, in halves until a stage is by itself;
     - a stage's own error: failed at once, it would happen again.
     """
 
@@ -68,6 +66,7 @@ class GraphSearcher(Searcher):
         self.causes: dict[str, tuple[str, str]] = {}  # trial -> why its worker ended, and the error; Autopsy writes it
         self.times: dict[tuple[str, str], int] = {}  # (stage key, cause) -> how often
         self.tried: dict[str, Stage] = {}  # trial -> the stage whose first steps it runs, to see what memory they take
+        self.packed: set[str] = set()  # trials that train their stages as one program
         self.measuring: dict[str, tuple[Stage, Slot]] = {}  # trial -> the stage whose class it measures, and its share
         self.elsewhere: Counter[str] = Counter()  # stage key -> how often another sweep was found at it
         self.delayed: list[tuple[float, str]] = []  # heap of (when, stage key)
@@ -108,6 +107,8 @@ class GraphSearcher(Searcher):
             self.running[trial_id], self.began[trial_id] = ([stage, *others], slot), time.monotonic()
             if is_tried:
                 self.tried[trial_id] = stage
+            if pack:
+                self.packed.add(trial_id)
             if measure:
                 self.measuring[trial_id] = stage, share
             return {
@@ -128,26 +129,17 @@ class GraphSearcher(Searcher):
 
     def see(self, alive: Mapping[str, float]) -> None:
         """Take in what the machines have that are there now: more may have come than could be known at the start."""
-        for resource in ASKED_AS:
-            if resource in self.machines:
-                self.machines[resource] = max(self.machines[resource], alive[resource])
+        for resource in self.machines:
+            self.machines[resource] = max(self.machines[resource], alive[resource])
 
     def _one_waits(self) -> bool:
         """Whether more was suggested than all machines together, also those that may come, have room for."""
-        for resource, total in self.machines.items():
-            asked = (fewest * getattr(slot, ASKED_AS[resource]) for _, slot, fewest in self.asked())
-            if sum(asked) > total + ROUNDING:
-                return True
-        return False
+        return asks_too_much(((slot, fewest) for _, slot, fewest in self.asked()), self.machines)
 
     def _has_room(self, stage: Stage, slot: Slot) -> bool:
         """Whether the machines have room for a stage now; chosen later, it may be another that matters more."""
-        for resource, total in self.machines.items():
-            field = ASKED_AS[resource]
-            asked = sum(each.workers * getattr(each, field) for _, each in self.running.values())
-            if self.running and asked + self.shares.fewest(stage) * getattr(slot, field) > total + ROUNDING:
-                return False
-        return True
+        asked = [(each, each.workers) for _, each in self.running.values()]
+        return not asked or not asks_too_much([*asked, (slot, self.shares.fewest(stage))], self.machines)
 
     def has_team(self) -> bool:
         """Whether several workers train a network now, or wait to."""
@@ -160,9 +152,8 @@ class GraphSearcher(Searcher):
         """Take the trainings that go with a stage in one program; none for a stage that met with trouble before."""
         if not self._is_fresh(stage):
             return []
-
         ready = self.graph.ready()
-        alike = [other for other in ready if self.packs.are_alike(stage, other) and self._goes_with(other, slot)]
+        alike = [other for other in ready if self.packs.go_together(stage, other, size) and self._goes_with(other, slot)]
         epochs = stage.epochs + sum(other.epochs for other in ready) + self._epochs_left()
         others = alike[: self.packs.share(self.shares.whole(stage), size, 1 + len(alike), epochs / stage.epochs) - 1]
         self.graph.take(others)
@@ -199,8 +190,9 @@ class GraphSearcher(Searcher):
         return self._is_fresh(stage) and not self.shares.must_be_tried(stage) and self.shares.of(stage) == slot
 
     def _is_fresh(self, stage: Stage) -> bool:
-        """Whether a stage never met with trouble."""
-        return not any((stage.key, cause) in self.times for cause in WHAT if cause != NOT_STARTED)
+        """Whether a stage never met with trouble, nor is it what is left of packs that crashed."""
+        is_suspect = self.packs.suspects.get(stage.key) == 1
+        return not is_suspect and not any((stage.key, cause) in self.times for cause in WHAT if cause != NOT_STARTED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the ends of a trial's stages into the graph."""
@@ -213,6 +205,9 @@ class GraphSearcher(Searcher):
                 self.graph.retry(stage.key)
             return
         if not error and result is not None:
+            if "ran_out" in result:
+                self.graph.incidents[OUT_OF_MEMORY] += 1
+                self.notes += self.packs.ran_out(stages[0], slot, result["ran_out"], result["fits"])
             for stage, ended in zip(stages, result["outcomes"], strict=True):
                 self._ended(stage, slot, ended)
             return
@@ -222,7 +217,10 @@ class GraphSearcher(Searcher):
             self.graph.incidents[cause] += cause != NOT_STARTED
             self.graph.retry(stages[0].key)
             return
-        self._worker_ended(stages, cause, detail)
+        if trial_id in self.packed and cause in (OUT_OF_MEMORY, CRASHED):
+            self._pack_ended(stages, slot, cause, detail)
+        else:
+            self._worker_ended(stages, cause, detail)
 
     def _ended(self, stage: Stage, slot: Slot, result: dict[str, Any]) -> None:
         """Take one stage's end into the graph: done, diverged, failed, or to be run again."""
@@ -263,21 +261,25 @@ class GraphSearcher(Searcher):
         elif cause != NOT_STARTED:
             self.graph.incidents[cause] += 1  # just after publishing
 
+    def _pack_ended(self, stages: list[Stage], slot: Slot, cause: str, detail: str) -> None:
+        """Take in that a worker ended while it trained a pack: no stage is to blame, and smaller packs are tried."""
+        ahead = [stage for stage in stages if not self._take_published(stage)]
+        self.graph.incidents[cause] += 1
+        if cause == OUT_OF_MEMORY:
+            self.notes += self.packs.ran_out(stages[0], slot, len(stages), len(stages) // 2, killed=True)
+        else:
+            self.notes += self.packs.crashed(ahead, len(stages), detail)
+        for stage in ahead:
+            self.graph.retry(stage.key)
+
     def _take_published(self, stage: Stage) -> bool:
         """Take the end of a stage from the store; False when it is not all there, or the store does not answer."""
-        with contextlib.suppress(OSError, BrokenArtefact):
-            if not self.store.has(stage.key):
-                return False
-            reason = divergence(self.store.metrics(stage.key))
-            if reason is None and not all(self.store.has(key) for key in stage.produces):
-                return False
-            self.store.drop_state(stage.key)
-            if reason is None:
-                self.graph.finish(stage.key)
-            else:
-                self.graph.diverge(stage.key, reason)
-            return True
-        return False
+        is_there, reason = published(stage, self.store)
+        if is_there and reason is None:
+            self.graph.finish(stage.key)
+        elif is_there:
+            self.graph.diverge(stage.key, str(reason))
+        return is_there
 
     def _lose(self, stage: Stage, key: str, error: str) -> None:
         """Have a parent made again that a stage found broken, unless that was done since."""
@@ -298,7 +300,9 @@ class GraphSearcher(Searcher):
             return
         self.graph.incidents[cause] += 1
         why_not = (
-            self._grow(stage, times) if cause == OUT_OF_MEMORY else given_up(cause, times, self.resources.retries, detail)
+            self._grow(stage, times, detail)
+            if cause == OUT_OF_MEMORY
+            else given_up(cause, times, self.resources.retries, detail)
         )
         if why_not is not None:
             self._fail(stage, why_not)
@@ -309,7 +313,7 @@ class GraphSearcher(Searcher):
         self.notes.append(f"{stage.name}: {WHAT[cause]}; started again{with_share}{when} ({times}): {detail}")
         self._hold(stage, wait)
 
-    def _grow(self, stage: Stage, times: int) -> str | None:
+    def _grow(self, stage: Stage, times: int, detail: str) -> str | None:
         """Give a stage that ran out of memory the next larger share; return why it is given up, None when it is not.
 
         A stage on the CPU keeps its share: it is started again when others may have given memory back.
@@ -317,7 +321,7 @@ class GraphSearcher(Searcher):
         slot = self.shares.of(stage)
         if self.shares.grow(stage) or (slot.gpus == 0 and times <= self.resources.retries):
             return None
-        return f"out of memory {times} times, at last with {slot}"
+        return f"out of memory {times} times, at last with {slot}: {detail}"
 
     def _learn(self, stage: Stage, taken: int) -> None:
         """Take in what a stage took that had a GPU to itself."""

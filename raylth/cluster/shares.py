@@ -1,7 +1,7 @@
 """Which share of a machine a stage gets: what the sweep file says, or what was measured, grown where it did not suffice."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,11 @@ from raylth.stages import Stage
 from raylth.store import Store, fingerprint
 from raylth.values import AUTO
 
-__all__ = ["MARGIN", "Nodes", "Shares", "Slot", "room", "share_of_gpu", "slot_of"]
+__all__ = ["MARGIN", "Nodes", "Shares", "Slot", "asks_too_much", "how_often", "room", "share_of_gpu", "slot_of"]
 
-MARGIN = 1.15  # of memory, over what was measured: evaluation and fragmentation are not in it
+MARGIN = 1.15  # of memory, over what a few steps and an evaluated batch took: the allocator's fragments grow later
+ASKED_AS = {"CPU": "cpus", "GPU": "gpus"}  # resource -> field of a slot
+ROUNDING = 1e-6  # of sums and quotients of shares
 Nodes = Sequence[Mapping[str, float]]  # what each machine has
 MOST_PER_GPU = 32  # processes on one GPU, whatever its memory
 
@@ -128,8 +130,21 @@ def share_of_gpu(taken: int, total: int) -> float:
     return 1 / max(1, min(MOST_PER_GPU, int(total / (MARGIN * taken))))
 
 
+def how_often(total: float, each: float) -> int:
+    """Return how often a share goes into a total: ten times 1/10 in 1, which floats do not have exactly."""
+    return int(total / each + ROUNDING)
+
+
 def room(nodes: Nodes, cpus: int, gpus: float) -> int:
     """Count the workers that machines have room for."""
-    return sum(
-        int(min(node.get("CPU", 0.0) // cpus, node.get("GPU", 0.0) // gpus if gpus else float("inf"))) for node in nodes
+    asked = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+    return sum(min(how_often(node.get(resource, 0.0), each) for resource, each in asked.items()) for node in nodes)
+
+
+def asks_too_much(asked: Iterable[tuple[Slot, int]], machines: Mapping[str, float]) -> bool:
+    """Return whether so many workers with each of these slots ask for more than all machines have together."""
+    listed = list(asked)
+    return any(
+        sum(workers * getattr(slot, ASKED_AS[resource]) for slot, workers in listed) > total + ROUNDING
+        for resource, total in machines.items()
     )

@@ -16,6 +16,7 @@ from raylth.cluster.checkpoints import CheckpointReader
 from raylth.cluster.shared import Shared
 from raylth.cluster.shares import Nodes, room
 from raylth.cluster.trace import Trace
+from raylth.core.memory import is_out_of_memory
 from raylth.core.team import Team
 from raylth.stages import Preempted, Stage, run_stage
 from raylth.store import Store
@@ -172,6 +173,9 @@ def _cause(error: Exception) -> Exception:
     found: dict[int, Exception] = {
         rank: getattr(each, "health_check_failure", each) for rank, each in sorted(error.worker_failures.items())
     }
+    for each in found.values():  # NCCL's own lack of memory looks like another's end, and the others hang because of it
+        if is_out_of_memory(each):
+            return each
     for is_meant in (_is_rays, lambda each: isinstance(each, Preempted)):  # died or hung, and stopped
         for rank, each in found.items():
             if is_meant(each):

@@ -6,11 +6,13 @@ a start of several seconds no second worker would ever come up.
 """
 
 import contextlib
+import gc
 import importlib
 import os
 import signal
 import time
 import traceback
+from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from raylth.cluster.drain import Drain
 from raylth.cluster.preflight import compare, versions
 from raylth.cluster.shared import Shared
 from raylth.cluster.trace import Trace
+from raylth.core.memory import is_out_of_memory, release_memory
 from raylth.importing import uncollected
 from raylth.store import BrokenArtefact, Lease, StorageUnreachable, Store, locate
 
@@ -31,6 +34,28 @@ if TYPE_CHECKING:
     from raylth.stages import Context, Stage
 
 __all__ = ["StageTrial"]
+
+
+class Tries:
+    """What became of packs of several sizes: which fitted in memory, and which did not."""
+
+    def __init__(self) -> None:
+        self.fitted: list[int] = []
+        self.ran_out: list[int] = []
+
+    def note(self, results: Iterable[Mapping[str, Any]]) -> None:
+        """Take in the results of a pack's members; those that were not computed here took no memory."""
+        trained = [each["outcome"] for each in results if each["computed"]]
+        self.fitted.append(sum(outcome in ("done", "diverged") for outcome in trained))
+        if "out of memory" in trained:
+            self.ran_out.append(len(trained))
+
+    def found(self) -> dict[str, Any]:
+        """Return the smallest pack that ran out of memory and the largest below it that fits; nothing where all fitted."""
+        if not self.ran_out:
+            return {}
+        least = min(self.ran_out)
+        return {"ran_out": least, "fits": max((size for size in self.fitted if 0 < size < least), default=max(1, least // 2))}
 
 
 class StageTrial(tune.Trainable):
@@ -75,19 +100,17 @@ class StageTrial(tune.Trainable):
 
         torch.set_num_threads(self.config["cpus"])
         try:
-            keys = self.config["stages"]
+            keys, tries = self.config["stages"], Tries()
             if self.config["measure"]:  # then its stage is run with others, as many together as this finds
                 outcomes = [{"outcome": "tried", **self._measure(self.config["measure"])}]
             else:
-                outcomes = self._run_pack(keys) if self.config["pack"] else [self._run(key) for key in keys]
-            return {"done": True, "outcomes": outcomes}
+                outcomes = self._run_pack(keys, tries) if self.config["pack"] else [self._run(key) for key in keys]
+            return {"done": True, "outcomes": outcomes, **tries.found()}
         finally:
             self.is_busy = False
 
     def _run(self, key: str) -> dict[str, Any]:
         """Run a stage to its end; returns what the searcher is to know of it."""
-        import torch
-
         from raylth.stages import Preempted, Stage
 
         stage = Stage(**self.shared.stages[key])
@@ -115,14 +138,15 @@ class StageTrial(tune.Trainable):
             result |= {"outcome": "tried"}
         except Exception as error:  # anything that a stage raises is reported; Tune would end the process
             result |= self._failure(stage, error)
+            self._recover(error)
         finally:
             self.chalk.flush()
         if result["outcome"] == "done":
             for made in stage.produces:
                 self.reader.hand_over(stage.kind, made)
+        elif result["outcome"] == "tried":
+            result |= self._try_evaluation(stage)
         result["peak_bytes"] = gpus.peak_bytes() if self.config["workers"] == 1 else None
-        if result["outcome"] == "out of memory" and torch.cuda.is_available():
-            torch.cuda.empty_cache()
         return result | {"seconds": time.perf_counter() - start}
 
     def _compute(self, stage: "Stage") -> str | None:
@@ -134,8 +158,49 @@ class StageTrial(tune.Trainable):
             return run_team(stage, self.shared, self.config)
         return run_stage(stage, self._context(gpus.device(self.config["gpus"])))
 
-    def _run_pack(self, keys: list[str]) -> list[dict[str, Any]]:
-        """Train stages that are alike as one program; returns what the searcher is to know of each."""
+    def _try_evaluation(self, stage: "Stage") -> dict[str, Any]:
+        """Evaluate as the tried stage will at its end, which may take more memory than its steps; returns what that changes.
+
+        Other errors than a lack of memory change nothing: the stage itself will say what is wrong.
+        """
+        from raylth.stages import evaluate_a_batch
+
+        gc.collect()  # the tried network; what torch has cached stays, as it does in a training
+        changed: dict[str, Any] = {}
+        try:
+            evaluate_a_batch(stage, self._context(gpus.device(self.config["gpus"])))
+        except Exception as error:
+            if is_out_of_memory(error):
+                changed = self._failure(stage, error)
+            self._recover(error)
+        return changed
+
+    def _run_pack(self, keys: list[str], tries: "Tries") -> list[dict[str, Any]]:
+        """Train stages that are alike as one program, and those that run out of memory in halves, down to one by itself.
+
+        Returns what the searcher is to know of each.
+        """
+        from raylth.core.pack import NotPackable
+        from raylth.stages import Preempted
+
+        if len(keys) == 1:
+            return [self._run(keys[0])]
+        if self.is_asked_to_stop:
+            raise Preempted("asked to stop between two packs")
+        try:
+            results = self._run_together(keys)
+        except NotPackable:
+            return [self._run(key) for key in keys]
+        again = [key for key in keys if results[key]["outcome"] == "out of memory"]
+        tries.note(results.values())
+        half = len(again) // 2 if len(again) == len(keys) else len(again)  # fewer than before may go together
+        for part in (again[:half], again[half:]):
+            if part:
+                results.update(zip(part, self._run_pack(part, tries), strict=True))
+        return [results[key] for key in keys]
+
+    def _run_together(self, keys: list[str]) -> dict[str, dict[str, Any]]:
+        """Train stages as one program while this process holds their leases; returns each one's result."""
         from raylth.core.pack import NotPackable
         from raylth.stages import Stage, run_together
 
@@ -152,8 +217,7 @@ class StageTrial(tune.Trainable):
             try:
                 outcomes = run_together(held, self._context(gpus.device(self.config["gpus"]))) if held else []
             except NotPackable:
-                leases.close()
-                return [self._run(key) for key in keys]
+                raise
             except Exception as error:  # of all; a training that must stop is saved, and starts elsewhere
                 if self.is_asked_to_stop:
                     raise
@@ -172,8 +236,10 @@ class StageTrial(tune.Trainable):
                 else:
                     for made in stage.produces:
                         self.reader.hand_over(stage.kind, made)
+        for raised in {id(each): each for each in outcomes if isinstance(each, Exception)}.values():
+            self._recover(raised)
         seconds = (time.perf_counter() - start) / max(1, len(held))
-        return [results[key] | {"seconds": seconds, "peak_bytes": None} for key in keys]
+        return {key: results[key] | {"seconds": seconds, "peak_bytes": None} for key in keys}
 
     def _measure(self, key: str) -> dict[str, Any]:
         """Find how many networks like a stage's are trained fastest together; one, where that cannot be found out."""
@@ -192,14 +258,13 @@ class StageTrial(tune.Trainable):
                 Recipe(**settings["recipe"]),
                 settings["augment"],
             )
-        except Exception:  # the stage itself will say what is wrong
+        except Exception as error:  # the stage itself will say what is wrong
             size, rates = 1, {}
+            self._recover(error)
         return {"pack_size": size, "pack_rates": rates}
 
     def _failure(self, stage: "Stage", error: Exception) -> dict[str, Any]:
         """Return what the searcher is to know of what a stage raised; the traceback of its own errors is kept."""
-        import torch
-
         from raylth.cluster.team import TeamLost
 
         line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -209,11 +274,22 @@ class StageTrial(tune.Trainable):
             return {"outcome": "broken", "broken": error.key, "error": str(error)}
         if isinstance(error, StorageUnreachable):
             return {"outcome": "storage unreachable", "error": str(error)}
-        if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        if is_out_of_memory(error):
             return {"outcome": "out of memory", "error": line}
         with contextlib.suppress(OSError):  # the disk may be what failed
             (locate(self.shared.errors) / f"{stage.key}.txt").write("".join(traceback.format_exception(error)).encode())
         return {"outcome": "failed", "error": line}
+
+    def _recover(self, error: Exception) -> None:
+        """Give back what a failed computation holds; DeviceLost when this process cannot use its GPU after it any more.
+
+        Tune replaces a process that raises, and every later stage would fail in this one. A lack of memory is no exception:
+        its names are some that a lost device has, too.
+        """
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        release_memory(error)
+        if self.config["gpus"] and self.config["workers"] == 1 and not gpus.is_healthy():
+            raise gpus.DeviceLost(f"this process cannot use its GPU any more after {line}") from error
 
     def _progress(self, key: str, epochs: int) -> None:
         self.chalk(epochs)

@@ -10,6 +10,7 @@ from raylth.stages.graph import Graph
 from raylth.stages.hours import Hours, hours
 from raylth.stages.mask import export_mask
 from raylth.stages.plan import Plan, make_plan
+from raylth.stages.probe import evaluate_a_batch
 from raylth.stages.resume import Preempted
 from raylth.stages.rows import result_rows
 from raylth.stages.run import STAGES, TRAININGS, StageFailed, divergence, run_plan, run_stage, run_together, scan
@@ -28,6 +29,7 @@ __all__ = [
     "Stage",
     "StageFailed",
     "divergence",
+    "evaluate_a_batch",
     "export_mask",
     "forecast",
     "free_bytes",

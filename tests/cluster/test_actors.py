@@ -176,7 +176,7 @@ def test_out_of_memory_gets_a_larger_share_until_there_is_none(tmp_path, monkeyp
         searcher.on_trial_complete(trial_id=trial, result=ends({"outcome": "out of memory", "error": "CUDA"}))
         now[0] += 100
     assert searcher.suggest("t4") == Searcher.FINISHED
-    assert searcher.graph.errors == {"a": "out of memory 3 times, at last with 1 CPU, 1 GPU"}
+    assert searcher.graph.errors == {"a": "out of memory 3 times, at last with 1 CPU, 1 GPU: CUDA"}
     assert searcher.graph.incidents == {"out of memory": 3}
     assert "started again with 1 CPU, 0.5 GPU in 1 s" in searcher.notes[0]
 

@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 
 from raylth.cluster.packs import Packs
 from raylth.cluster.searcher import GraphSearcher
-from raylth.cluster.shares import MARGIN, Shares, Slot, share_of_gpu
+from raylth.cluster.shares import MARGIN, Shares, Slot, room, share_of_gpu
 from raylth.resources import ResourcesConfig
 from raylth.stages import Graph, Stage, make_plan, run_plan
 from raylth.store import Store
@@ -162,6 +162,22 @@ def test_as_many_as_fit_share_a_gpu(taken, total):
     assert share == 1 / number
     assert number == 1 or number * taken * MARGIN <= total
     assert number == 32 or (number + 1) * taken * MARGIN > total - number - 1
+
+
+@pytest.mark.parametrize("gpus", range(1, 9))
+@pytest.mark.parametrize("number", range(1, 65))
+def test_n_shares_of_1_nth_fit_on_a_gpu(number, gpus):
+    """1.0 // 0.1 is 9 for floats; what is counted are workers, on one machine, on several, and by packs."""
+    share = 1 / number
+    machine = {"CPU": 1000.0, "GPU": float(gpus)}
+    assert room([machine], 1, share) == number * gpus
+    assert room([machine, {"CPU": 8.0}, {"CPU": 5.0, "GPU": 1.0}], 1, share) == number * gpus + min(5, number)
+    assert room([{"CPU": number * gpus - 1.0, "GPU": float(gpus)}], 1, share) == number * gpus - 1
+    assert Packs(ResourcesConfig(), Store("unused"), "none", machine).room(Slot(1, share)) == number * gpus
+    shares = Shares(ResourcesConfig(sparse={"gpus": share}), Store("unused"), [])
+    if number > 1:
+        assert shares.grow(training("a"))
+        assert room([machine], 1, shares.of(training("a")).gpus) == (number - 1) * gpus
 
 
 def test_what_was_measured_holds_for_the_same_network_batch_and_gpu_and_for_later_sweeps(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import ray
+import torch
 from pydantic import ValidationError
 
 from raylth.cluster import failures
@@ -121,4 +122,6 @@ def test_the_end_of_a_team_is_told_from_what_each_worker_met():
     hung = type("WorkerHealthCheckTimeoutError", (RuntimeError,), {"__module__": "ray.train.v2._internal.exceptions"})()
     assert cause(w0=hung, w1=gone).cause == failures.CRASHED
     assert cause(w0=gone).cause == failures.CRASHED, "the other's end was not seen yet"
+    full = torch.distributed.DistBackendError("NCCL error: ncclUnhandledCudaError: Cuda failure 2 'out of memory'")
+    assert cause(w0=hung, w1=full) is full, "the others hang because of it, and its class is that of another's end"
     assert _cause(ControllerError(RuntimeError("no"))).cause == failures.CRASHED

@@ -1,0 +1,163 @@
+"""Out of memory under all its names, and what a failed computation keeps."""
+
+import gc
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from raylth.core.memory import is_out_of_memory, release_memory
+
+ALLOCATOR = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1 GiB is free"
+NAMES = [
+    torch.OutOfMemoryError(ALLOCATOR),
+    torch.cuda.OutOfMemoryError(ALLOCATOR),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    MemoryError(),
+    OSError(12, "Cannot allocate memory"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    RuntimeError("CUDA error: CUSPARSE_STATUS_ALLOC_FAILED when calling `cusparseCreate(handle)`"),
+    RuntimeError("CUDA error: CUSPARSE_STATUS_INSUFFICIENT_RESOURCES when calling `cusparseSpMM(handle)`"),
+    RuntimeError("CUDA driver error: cudaErrorMemoryAllocation"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("NCCL Error 1: unhandled cuda error: Cuda failure 2 'out of memory'"),
+    torch.distributed.DistBackendError("ncclUnhandledCudaError\nLast error:\nFailed to CUDA calloc async 608 bytes"),
+]
+OTHERS = [
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`"),
+    ValueError("the prompt says: out of memory"),
+    OSError(28, "No space left on device"),
+    KeyError("memory"),
+]
+
+
+@pytest.mark.parametrize("error", NAMES, ids=str)
+def test_every_name_of_out_of_memory_is_known(error):
+    assert is_out_of_memory(error)
+    outer = ValueError("the stage could not go on")
+    outer.__cause__ = error
+    assert is_out_of_memory(outer), "what it was raised from counts"
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=str)
+def test_other_errors_are_not_out_of_memory(error):
+    assert not is_out_of_memory(error)
+    error.__cause__ = error  # no endless loop
+    assert not is_out_of_memory(error)
+
+
+def test_what_really_runs_out_of_memory_is_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    with pytest.raises(MemoryError) as raised:
+        np.empty(2**60, dtype=np.uint8)
+    assert is_out_of_memory(raised.value)
+
+
+def test_released_memory_is_free_while_the_error_is_kept():
+    """What the frames hold that the error passed through, its own and those of what it came from."""
+    held = []
+
+    def fail(error, before=None):
+        tensor = torch.ones(1000)
+        tensor.itself = tensor  # a cycle
+        held.append(weakref.ref(tensor))
+        raise error from before
+
+    def nested():
+        mine = torch.zeros(1000)
+        held.append(weakref.ref(mine))
+        try:
+            fail(RuntimeError("CUDA error: out of memory"))
+        except RuntimeError as error:
+            first = error
+        try:
+            fail(KeyError("another"))
+        except KeyError:
+            fail(ValueError("the last"), first)
+
+    gc.disable()
+    try:
+        kept = None
+        try:
+            nested()
+        except ValueError as error:
+            kept = error
+        assert [each() is None for each in held] == [False] * 4
+        release_memory(kept)
+        assert [each() is None for each in held] == [True] * 4
+        assert str(kept) == "the last"
+    finally:
+        gc.enable()
+    release_memory(None)
+
+
+def test_torch_is_not_imported_for_it():
+    code = """
+import sys
+from raylth.core.memory import is_out_of_memory, release_memory
+assert is_out_of_memory(RuntimeError("CUDA out of memory")) and not is_out_of_memory(ValueError())
+release_memory(MemoryError())
+sys.exit("torch" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@on_a_gpu
+def test_a_gpu_that_is_full_is_known_its_memory_comes_back_and_it_is_healthy():
+    from raylth.cluster import gpus
+
+    def fill():
+        held = [torch.ones(2**26, device="cuda")]
+        held.append(held)  # a cycle
+        held.append(torch.ones(2**48, device="cuda"))
+
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    kept = None
+    try:
+        fill()
+    except RuntimeError as error:
+        kept = error
+    assert is_out_of_memory(kept)
+    assert torch.cuda.memory_reserved() >= before + 2**28
+    release_memory(kept)
+    assert torch.cuda.memory_reserved() <= before
+    assert gpus.is_healthy()
+
+
+@on_a_gpu
+def test_a_process_whose_gpu_is_lost_is_found_out():
+    code = """
+import torch
+from raylth.cluster import gpus
+from raylth.core.memory import is_out_of_memory, release_memory
+assert gpus.is_healthy(), "before it is used"
+values = torch.zeros(3, device="cuda")
+assert gpus.is_healthy()
+try:
+    values[torch.tensor([7], device="cuda")].sum().item()
+except RuntimeError as error:
+    assert not is_out_of_memory(error), error
+    release_memory(error)
+else:
+    raise AssertionError("no error")
+assert not gpus.is_healthy()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
