@@ -86,10 +86,8 @@ def conv_blocks(rows: int, columns: int, channels: int, taps: int, itemsize: int
     wide = itemsize < 4
     m = 128 if wide and rows >= 4096 else 64
     n = _power(columns, 16, 128 if wide else 64)
-    k = _power(min(channels * taps, channels if channels % 16 == 0 else 32), 16, 64 if wide else 32)
-    while channels % 16 == 0 and channels % k:  # a step within one tap needs no index arithmetic
-        k //= 2
-    return Blocks(m, n, max(k, 32) if channels * taps > 16 else 16, 8 if m * n >= 128 * 128 else 4, 3 if k >= 64 else 2)
+    k = 64 if wide and channels % 64 == 0 else _power(channels * taps, 16, 32)
+    return Blocks(m, n, k, 8 if m * n >= 128 * 128 else 4, 3 if k == 64 else 2)
 
 
 def weight_blocks(columns: int, depth: int, itemsize: int) -> Blocks:
@@ -99,9 +97,9 @@ def weight_blocks(columns: int, depth: int, itemsize: int) -> Blocks:
 
 
 def norm_blocks(channels: int) -> Blocks:
-    """Tile of what goes element by element: 4096 elements, at most 128 channels wide."""
+    """Tile of what goes element by element: 16 elements a thread, at most 128 channels wide."""
     n = _power(channels, 1, 128)
-    return Blocks(4096 // n, n)
+    return Blocks(2048 // n, n)
 
 
 def shares(rows: int, step: int, wanted: int, most: int) -> Pair:
@@ -238,8 +236,10 @@ def _power(number: int, least: int, most: int) -> int:
 
 
 def _check(*tensors: Tensor) -> None:
-    """Raise ValueError for what the kernels cannot address."""
+    """Raise ValueError for what the kernels cannot address or compute."""
     for tensor in tensors:
+        if tensor.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"neither float32 nor bfloat16: {tensor.dtype}")
         if not tensor.is_contiguous():
             raise ValueError(f"not contiguous: {tuple(tensor.shape)}, strides {tensor.stride()}")
         if tensor[0].numel() > LIMIT:
