@@ -120,7 +120,7 @@ def conv(x: Tensor, weight: Tensor, shape: Geometry, *, moments: bool) -> tuple[
     run(
         "conv", kernels.conv, (tiles * triton.cdiv(shape.outputs, blocks.n), members),
         (x, weight, y, means, squares, batch),
-        (shape.inputs, *shape.size, shape.outputs, *shape.out_size, *shape.steps, False, moments, *blocks.tile), blocks,
+        (shape.inputs, *shape.size, shape.outputs, *shape.out_size, *shape.steps, moments, *blocks.tile), blocks,
     )  # fmt: skip
     if means is None or squares is None:
         return y, None, None
@@ -130,13 +130,14 @@ def conv(x: Tensor, weight: Tensor, shape: Geometry, *, moments: bool) -> tuple[
 def input_gradient(grad: Tensor, weight: Tensor, shape: Geometry) -> Tensor:
     """Map grad (K, B, Ho, Wo, O) of a convolution's output to that of its input, (K, B, H, W, I)."""
     members, batch = grad.shape[:2]
-    rows = batch * shape.size[0] * shape.size[1]
+    phases = shape.stride[0] * shape.stride[1]
+    rows = batch * triton.cdiv(shape.size[0], shape.stride[0]) * triton.cdiv(shape.size[1], shape.stride[1])
     blocks = conv_blocks(rows, shape.inputs, shape.outputs, shape.taps, grad.element_size())
+    grid = (triton.cdiv(rows, blocks.m) * triton.cdiv(shape.inputs, blocks.n), phases, members)
     to_x = EMPTY((members, batch, *shape.size, shape.inputs), dtype=grad.dtype, device=grad.device)
     run(
-        "input_gradient", kernels.conv, (triton.cdiv(rows, blocks.m) * triton.cdiv(shape.inputs, blocks.n), members),
-        (grad, weight, to_x, None, None, batch),
-        (shape.outputs, *shape.out_size, shape.inputs, *shape.size, *shape.steps, True, False, *blocks.tile), blocks,
+        "input_gradient", kernels.input_gradient, grid, (grad, weight, to_x, batch),
+        (shape.outputs, *shape.out_size, shape.inputs, *shape.size, *shape.steps, *blocks.tile), blocks,
     )  # fmt: skip
     return to_x
 
