@@ -8,7 +8,9 @@ are float32. Upper-case arguments are constants of the compiled kernel.
 import triton
 import triton.language as tl
 
-__all__ = ["conv", "merge_moments", "norm", "norm_gradient", "norm_sums", "tile_moments", "weight_gradient"]
+__all__ = [
+    "conv", "input_gradient", "merge_moments", "norm", "norm_gradient", "norm_sums", "tile_moments", "weight_gradient",
+]  # fmt: skip
 
 
 @triton.jit
@@ -25,13 +27,13 @@ def conv(
     C: tl.constexpr, SOURCE_H: tl.constexpr, SOURCE_W: tl.constexpr,
     N: tl.constexpr, TARGET_H: tl.constexpr, TARGET_W: tl.constexpr,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr, PAD_W: tl.constexpr, BACKWARD: tl.constexpr, MOMENTS: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr, MOMENTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Convolve, or with BACKWARD gather the gradient of a convolution's input; optionally with each tile's moments.
+    """Convolve source (K, B, SOURCE_H, SOURCE_W, C) to target (K, B, TARGET_H, TARGET_W, N); with MOMENTS also each tile's.
 
-    source (K, B, SOURCE_H, SOURCE_W, C) to target (K, B, TARGET_H, TARGET_W, N); the weight is (K, N, R, S, C), with BACKWARD
-    (K, C, R, S, N). means and squares are (K, tiles, N), of the target as it is stored. Grid: (tiles of rows and columns, K).
+    The weight is (K, N, R, S, C); means and squares are (K, tiles, N), of the target as it is stored. Grid: (tiles of rows
+    and columns, K).
     """
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     depth: tl.constexpr = R * S * C
@@ -45,34 +47,18 @@ def conv(
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
     column = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     image = row // (TARGET_H * TARGET_W)
-    top = row // TARGET_W % TARGET_H * (1 if BACKWARD else STRIDE_H) + (PAD_H if BACKWARD else -PAD_H)
-    left = row % TARGET_W * (1 if BACKWARD else STRIDE_W) + (PAD_W if BACKWARD else -PAD_W)
+    top = row // TARGET_W % TARGET_H * STRIDE_H - PAD_H
+    left = row % TARGET_W * STRIDE_W - PAD_W
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)[None, :]
         k_down = start + tl.arange(0, BLOCK_K)[:, None]
-        if C % BLOCK_K == 0:  # the whole block has one tap: its place is a scalar
-            tap = start // C
-            tap_down = tap
-        else:
-            tap = k // C
-            tap_down = k_down // C
-        valid = (row < rows) & (k < depth)
-        if BACKWARD:
-            up = top - tap // S
-            back = left - tap % S
-            valid &= (up >= 0) & (back >= 0) & (up % STRIDE_H == 0) & (back % STRIDE_W == 0)
-            h = up // STRIDE_H
-            w = back // STRIDE_W
-            where = (k_down - tap_down * C) * (R * S * N) + tap_down * N + column
-        else:
-            h = top + tap // S
-            w = left + tap % S
-            valid &= (h >= 0) & (w >= 0)
-            where = column * depth + k_down
-        valid &= (h < SOURCE_H) & (w < SOURCE_W)
+        tap = start // C if C % BLOCK_K == 0 else k // C  # where a block has one tap, its place is a scalar
+        h = top + tap // S
+        w = left + tap % S
+        valid = (row < rows) & (k < depth) & (h >= 0) & (h < SOURCE_H) & (w >= 0) & (w < SOURCE_W)
         a = tl.load(source + ((image * SOURCE_H + h) * SOURCE_W + w) * C + (k - tap * C), mask=valid, other=0.0)
-        b = tl.load(weight + where, mask=(k_down < depth) & (column < N), other=0.0)
+        b = tl.load(weight + column * depth + k_down, mask=(k_down < depth) & (column < N), other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
 
     result = total.to(target.dtype.element_ty)
@@ -83,6 +69,62 @@ def conv(
         where = (member * tl.cdiv(rows, BLOCK_M) + tile) * N + column
         tl.store(means + where, mean, mask=column < N)
         tl.store(squares + where, square, mask=column < N)
+
+
+@triton.jit(do_not_specialize=["batch"])
+def input_gradient(
+    grad, weight, to_x, batch,
+    C: tl.constexpr, SOURCE_H: tl.constexpr, SOURCE_W: tl.constexpr,
+    N: tl.constexpr, TARGET_H: tl.constexpr, TARGET_W: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Gather to_x (K, B, TARGET_H, TARGET_W, N), the gradient of a convolution's input, from grad (K, B, SOURCE_H, ..., C).
+
+    The weight is (K, C, R, S, N). Grid: (tiles of rows and columns, phases, K). Pixels whose place within a stride is the
+    same, a phase, have gradients from the same taps; each phase goes through its own, so that none is in vain for the stride.
+    """
+    tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    PHASE_H: tl.constexpr = (TARGET_H + STRIDE_H - 1) // STRIDE_H  # pixels of a phase
+    PHASE_W: tl.constexpr = (TARGET_W + STRIDE_W - 1) // STRIDE_W
+    TAPS_W: tl.constexpr = (S + STRIDE_W - 1) // STRIDE_W
+    depth: tl.constexpr = (R + STRIDE_H - 1) // STRIDE_H * TAPS_W * C
+    phase_h = tl.program_id(1) // STRIDE_W
+    phase_w = tl.program_id(1) % STRIDE_W
+    member = tl.program_id(2).to(tl.int64)
+    grad += member * (batch * (SOURCE_H * SOURCE_W * C))
+    weight += member * (R * S * C * N)
+    to_x += member * (batch * (TARGET_H * TARGET_W * N))
+
+    row = tl.program_id(0) // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    column = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    image = row // (PHASE_H * PHASE_W)
+    y = row // PHASE_W % PHASE_H * STRIDE_H + phase_h
+    x = row % PHASE_W * STRIDE_W + phase_w
+    inside = (row < batch * (PHASE_H * PHASE_W)) & (y < TARGET_H) & (x < TARGET_W)
+    first_r = (phase_h + PAD_H) % STRIDE_H
+    first_s = (phase_w + PAD_W) % STRIDE_W
+    bottom = (y + PAD_H - first_r) // STRIDE_H  # exact: that is what makes a phase
+    right = (x + PAD_W - first_s) // STRIDE_W
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, depth, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)[None, :]
+        k_down = start + tl.arange(0, BLOCK_K)[:, None]
+        tap = start // C if C % BLOCK_K == 0 else k // C
+        tap_down = k_down // C
+        r = first_r + tap_down // TAPS_W * STRIDE_H
+        s = first_s + tap_down % TAPS_W * STRIDE_W
+        h = bottom - tap // TAPS_W
+        w = right - tap % TAPS_W
+        valid = inside & (k < depth) & (h >= 0) & (h < SOURCE_H) & (w >= 0) & (w < SOURCE_W)
+        a = tl.load(grad + ((image * SOURCE_H + h) * SOURCE_W + w) * C + (k - tap * C), mask=valid, other=0.0)
+        where = ((k_down - tap_down * C) * R + r) * (S * N) + s * N + column
+        used = (k_down < depth) & (r < R) & (s < S) & (column < N)
+        b = tl.load(weight + where, mask=used, other=0.0)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    where = ((image * TARGET_H + y) * TARGET_W + x) * N + column
+    tl.store(to_x + where, total.to(to_x.dtype.element_ty), mask=inside & (column < N))
 
 
 @triton.jit(do_not_specialize=["batch", "share"])

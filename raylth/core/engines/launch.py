@@ -86,10 +86,8 @@ def conv_blocks(rows: int, columns: int, channels: int, taps: int, itemsize: int
     wide = itemsize < 4
     m = 128 if wide and rows >= 4096 else 64
     n = _power(columns, 16, 128 if wide else 64)
-    k = _power(min(channels * taps, channels if channels % 16 == 0 else 32), 16, 64 if wide else 32)
-    while channels % 16 == 0 and channels % k:  # a step within one tap needs no index arithmetic
-        k //= 2
-    return Blocks(m, n, max(k, 32) if channels * taps > 16 else 16, 8 if m * n >= 128 * 128 else 4, 3 if k >= 64 else 2)
+    k = 64 if wide and channels % 64 == 0 else _power(channels * taps, 16, 32)
+    return Blocks(m, n, k, 8 if m * n >= 128 * 128 else 4, 3 if k == 64 else 2)
 
 
 def weight_blocks(columns: int, depth: int, itemsize: int) -> Blocks:
@@ -99,9 +97,9 @@ def weight_blocks(columns: int, depth: int, itemsize: int) -> Blocks:
 
 
 def norm_blocks(channels: int) -> Blocks:
-    """Tile of what goes element by element: 4096 elements, at most 128 channels wide."""
+    """Tile of what goes element by element: 16 elements a thread, at most 128 channels wide."""
     n = _power(channels, 1, 128)
-    return Blocks(4096 // n, n)
+    return Blocks(2048 // n, n)
 
 
 def shares(rows: int, step: int, wanted: int, most: int) -> Pair:
@@ -122,7 +120,7 @@ def conv(x: Tensor, weight: Tensor, shape: Geometry, *, moments: bool) -> tuple[
     run(
         "conv", kernels.conv, (tiles * triton.cdiv(shape.outputs, blocks.n), members),
         (x, weight, y, means, squares, batch),
-        (shape.inputs, *shape.size, shape.outputs, *shape.out_size, *shape.steps, False, moments, *blocks.tile), blocks,
+        (shape.inputs, *shape.size, shape.outputs, *shape.out_size, *shape.steps, moments, *blocks.tile), blocks,
     )  # fmt: skip
     if means is None or squares is None:
         return y, None, None
@@ -132,13 +130,14 @@ def conv(x: Tensor, weight: Tensor, shape: Geometry, *, moments: bool) -> tuple[
 def input_gradient(grad: Tensor, weight: Tensor, shape: Geometry) -> Tensor:
     """Map grad (K, B, Ho, Wo, O) of a convolution's output to that of its input, (K, B, H, W, I)."""
     members, batch = grad.shape[:2]
-    rows = batch * shape.size[0] * shape.size[1]
+    phases = shape.stride[0] * shape.stride[1]
+    rows = batch * triton.cdiv(shape.size[0], shape.stride[0]) * triton.cdiv(shape.size[1], shape.stride[1])
     blocks = conv_blocks(rows, shape.inputs, shape.outputs, shape.taps, grad.element_size())
+    grid = (triton.cdiv(rows, blocks.m) * triton.cdiv(shape.inputs, blocks.n), phases, members)
     to_x = EMPTY((members, batch, *shape.size, shape.inputs), dtype=grad.dtype, device=grad.device)
     run(
-        "input_gradient", kernels.conv, (triton.cdiv(rows, blocks.m) * triton.cdiv(shape.inputs, blocks.n), members),
-        (grad, weight, to_x, None, None, batch),
-        (shape.outputs, *shape.out_size, shape.inputs, *shape.size, *shape.steps, True, False, *blocks.tile), blocks,
+        "input_gradient", kernels.input_gradient, grid, (grad, weight, to_x, batch),
+        (shape.outputs, *shape.out_size, shape.inputs, *shape.size, *shape.steps, *blocks.tile), blocks,
     )  # fmt: skip
     return to_x
 
@@ -238,8 +237,10 @@ def _power(number: int, least: int, most: int) -> int:
 
 
 def _check(*tensors: Tensor) -> None:
-    """Raise ValueError for what the kernels cannot address."""
+    """Raise ValueError for what the kernels cannot address or compute."""
     for tensor in tensors:
+        if tensor.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"neither float32 nor bfloat16: {tensor.dtype}")
         if not tensor.is_contiguous():
             raise ValueError(f"not contiguous: {tuple(tensor.shape)}, strides {tensor.stride()}")
         if tensor[0].numel() > LIMIT:

@@ -75,10 +75,13 @@ class _Conv2d(torch.autograd.Function):
         y, mean, var = launch.conv(x, weight, ctx.shape, moments=moments)
         if mean is not None and var is not None:
             ctx.mark_non_differentiable(mean, var)
+            ctx.set_materialize_grads(False)  # or autograd fills zeros for both at every step
         return y, mean, var
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None, None
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         to_x, to_weight = ctx.needs_input_grad[:2]

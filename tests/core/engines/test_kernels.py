@@ -94,6 +94,8 @@ def test_what_the_kernels_cannot_do_is_an_error():
         stacked_ops.conv2d(x, weight, stride=(0, 1))
     with pytest.raises(ValueError, match="elements a member"):
         stacked_ops.conv2d(on_meta(1, 2**20, 32, 32, 16), on_meta(1, 16, 3, 3, 16))
+    with pytest.raises(ValueError, match="neither float32 nor bfloat16"):
+        stacked_ops.conv2d(x.half(), weight)
     part = on_meta(2, 16)
     with pytest.raises(ValueError, match="must be float32"):
         stacked_ops.norm(x, part, part, part, on_meta(2, 8), eps=1e-5)
