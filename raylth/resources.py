@@ -74,8 +74,8 @@ class ResourcesConfig(Settings):
         AUTO,
         description="How training steps are run: eager (kernel by kernel), graph (a CUDA graph of a whole step), compiled "
         "(the same, compiled by torch), stacked (the same, convolutions of several networks as one kernel), or auto: on a "
-        "GPU the fastest of those that are proved there, measured once with the size of packs; on a CPU eager. An engine that "
-        "is named is proved, too: one that fails falls back to a simpler one.",
+        "GPU the fastest of those that are proved there, measured once with the size of packs; on a CPU eager. One that is "
+        "named is proved, too; if it fails, a simpler one is used.",
     )
     staging: str | None = Field(
         None, min_length=1, description="Folder on each machine's own disk to which images in files are copied first, once."

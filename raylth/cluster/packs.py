@@ -1,4 +1,4 @@
-"""Which trainings go together in one program, and how many."""
+"""Which trainings go together in one program, how many, and by which engine."""
 
 import contextlib
 import json
@@ -15,34 +15,58 @@ from raylth.values import AUTO, OFF
 
 __all__ = ["Packs"]
 
-PROCEDURE = 3  # of measuring; what another one found is not used
+PROCEDURE = 4  # of measuring; what another one found is not used
 
 
 class Packs:
     """How many networks a worker trains as one program: what the sweep file says, or what was measured to be fastest.
 
     Trainings go together that are alike in all settings but seeds and masks. What was measured lies in the store, so it is
-    measured once for each network, batch and device. So does how many fit where a pack ran out of memory; the size that the
-    sweep file says is limited by that, too, within a run.
+    measured once for each network, batch and device, and so is the engine on a GPU, for which the sweep file's own size is
+    measured, too. So does how many fit where a pack ran out of memory; the size that the sweep file says is limited by that,
+    too, within a run.
     """
 
     ALIKE = ("model", "data", "augment", "recipe", "prune_shortcuts")
 
     def __init__(self, resources: ResourcesConfig, store: Store, device: str, machines: Mapping[str, float]) -> None:
         self.asked, self.store, self.device, self.machines = resources.pack, store, device, machines
+        self.asked_engine = resources.engine
         self.measured: dict[str, int | None] = {}  # class -> size
+        self.engines: dict[str, str] = {}  # class -> the fastest engine
         self.measuring: set[str] = set()  # classes at which a worker is, or was
         self.fits: dict[str, int] = {}  # class -> how many fit in memory, where more did not
+        self.told: set[str] = set()
         self.suspects: dict[str, int] = {}  # stage key -> the largest pack that it may be in, after a larger one crashed
 
     def size(self, stage: Stage, slot: Slot) -> int | None:
         """Return how many networks like a stage's to train together; None when that has to be measured."""
-        if self.asked == OFF or not stage.epochs:
+        if not stage.epochs:
             return 1
         what = self._class(stage, slot)
         name = fingerprint(what)
-        found = self._measured(what) if self.asked == AUTO else int(self.asked)
+        found = self._measured(what) if self._is_measured(slot) else self._fixed
         return found and min(found, self.fits.get(name, found), self.suspects.get(stage.key, found))
+
+    def engine(self, stage: Stage, slot: Slot) -> str:
+        """Return the engine that trains a stage: the one that is asked for, or on a GPU the one measured to be fastest."""
+        if self.asked_engine != AUTO or not stage.epochs or not self._is_measured(slot):
+            return "eager" if self.asked_engine == AUTO else self.asked_engine
+        what = self._class(stage, slot)
+        self._measured(what)
+        return self.engines.get(fingerprint(what), "eager")
+
+    def to_measure(self, slot: Slot) -> dict[str, Any]:
+        """Return what a worker is to measure: the sizes, None for any, and the engine, "auto" for all of its device."""
+        engine = "eager" if self.asked_engine == AUTO and not slot.gpus else self.asked_engine
+        return {"sizes": None if self.asked == AUTO else [self._fixed], "engine": engine}
+
+    @property
+    def _fixed(self) -> int:
+        return 1 if self.asked in (AUTO, OFF) else int(self.asked)
+
+    def _is_measured(self, slot: Slot) -> bool:
+        return self.asked == AUTO or (slot.gpus > 0 and slot.workers == 1 and self.asked_engine == AUTO)
 
     def _measured(self, what: dict[str, Any]) -> int | None:
         """Return the size that was measured for a class, by this run or an earlier one."""
@@ -51,10 +75,16 @@ class Packs:
             self.measured[name] = None
             with contextlib.suppress(OSError, ValueError, KeyError):
                 found = json.loads(self._file(what).read())
-                self.measured[name] = int(found["size"])
+                self.measured[name], self.engines[name] = int(found["size"]), str(found["engine"])
                 if "fits" in found:
                     self.fits[name] = min(int(found["fits"]), self.fits.get(name, int(found["fits"])))
         return self.measured[name]
+
+    def news(self, lines: Iterable[str]) -> list[str]:
+        """Return what workers say of engines that was not said before; each of them finds it out by itself."""
+        new = [line for line in lines if line not in self.told]
+        self.told.update(new)
+        return new
 
     def ran_out(self, stage: Stage, slot: Slot, size: int, fits: int, *, killed: bool = False) -> list[str]:
         """Take in that a pack of `size` ran out of memory, and how many fit; returns what a person should be told.
@@ -120,14 +150,18 @@ class Packs:
             epochs[precision] += stage.epochs
         return first[max(epochs, key=lambda precision: epochs[precision])]
 
-    def learn(self, stage: Stage, slot: Slot, size: int, rates: Mapping[int, float]) -> None:
-        """Take in what a worker measured: the fastest size, and samples per second by size."""
+    def learn(
+        self, stage: Stage, slot: Slot, size: int, rates: Mapping[str, Mapping[int, float]], engine: str = "eager"
+    ) -> None:
+        """Take in what a worker measured: the fastest size and engine, and samples per second by engine and size."""
         what = self._class(stage, slot)
-        self.measured[fingerprint(what)] = size
-        per_second = {str(tried): round(rate, 1) for tried, rate in rates.items()}
-        found = {**what, "size": size, "samples_per_second": per_second}
-        fits = self.fits.get(fingerprint(what))
-        self._file(what).write(json.dumps(found if fits is None else {**found, "fits": fits}, indent=1).encode())
+        name = fingerprint(what)
+        self.measured[name], self.engines[name] = size, engine
+        per_second = {by: {str(tried): round(rate, 1) for tried, rate in each.items()} for by, each in rates.items()}
+        found = {**what, "size": size, "engine": engine, "samples_per_second": per_second}
+        fits = self.fits.get(name)
+        with contextlib.suppress(OSError):  # it is known here all the same
+            self._file(what).write(json.dumps(found if fits is None else {**found, "fits": fits}, indent=1).encode())
 
     def go_together(self, first: Stage, second: Stage, size: int) -> bool:
         """Whether two trainings can be members of one program of that size."""
@@ -154,7 +188,10 @@ class Packs:
     def _class(self, stage: Stage, slot: Slot) -> dict[str, Any]:
         device = self.device if slot.gpus else f"{slot.cpus} CPU"
         recipe = stage.settings["recipe"]
-        return {"model": stage.settings["model"], "batch_size": recipe["batch_size"], "device": device, "by": PROCEDURE}
+        what = {"model": stage.settings["model"], "batch_size": recipe["batch_size"], "device": device, "by": PROCEDURE}
+        if self.asked != AUTO:
+            what["sizes"] = [self._fixed]
+        return what if self.asked_engine == AUTO else {**what, "asked_engine": self.asked_engine}
 
     def _file(self, what: dict[str, Any]) -> Any:
         return self.store.root / "measured" / f"pack-{fingerprint(what)[:16]}.json"

@@ -120,6 +120,7 @@ class GraphSearcher(Searcher):
                 "steps": TRY_STEPS if is_tried else None,
                 "pack": bool(pack),
                 "measure": self._example_of(stage, share).key if measure else None,
+                **(self.packs.to_measure(share) if measure else {"sizes": None, "engine": self.packs.engine(stage, share)}),
             }
         return Searcher.FINISHED if self.graph.finished else None
 
@@ -205,6 +206,7 @@ class GraphSearcher(Searcher):
                 self.graph.retry(stage.key)
             return
         if not error and result is not None:
+            self.notes += self.packs.news(result.get("notes", ()))
             if "ran_out" in result:
                 self.graph.incidents[OUT_OF_MEMORY] += 1
                 self.notes += self.packs.ran_out(stages[0], slot, result["ran_out"], result["fits"])
@@ -225,8 +227,7 @@ class GraphSearcher(Searcher):
     def _ended(self, stage: Stage, slot: Slot, result: dict[str, Any]) -> None:
         """Take one stage's end into the graph: done, diverged, failed, or to be run again."""
         if result.get("pack_size"):
-            with contextlib.suppress(OSError):  # it is known here all the same
-                self.packs.learn(stage, slot, result["pack_size"], result["pack_rates"])
+            self.packs.learn(stage, slot, result["pack_size"], result["pack_rates"], result["pack_engine"])
         if result.get("peak_bytes") and slot.gpus == 1:
             self._learn(stage, result["peak_bytes"])
         if result["outcome"] == "done":
@@ -326,8 +327,7 @@ class GraphSearcher(Searcher):
     def _learn(self, stage: Stage, taken: int) -> None:
         """Take in what a stage took that had a GPU to itself."""
         before = self.shares.of(stage)
-        with contextlib.suppress(OSError):  # it is known here all the same
-            self.shares.learn(stage, taken)
+        self.shares.learn(stage, taken)
         slot = self.shares.of(stage)
         if slot != before:
             self.notes.append(f"{stage.name} takes {taken / 2**30:.1f} GiB of GPU memory: {slot} for each of its kind")

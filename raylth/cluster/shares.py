@@ -1,5 +1,6 @@
 """Which share of a machine a stage gets: what the sweep file says, or what was measured, grown where it did not suffice."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ class Shares:
             return
         what = self._class(stage)
         self.measured[fingerprint(what)] = taken
-        self._file(what).write(json.dumps({**what, "bytes": taken}, indent=1).encode())
+        with contextlib.suppress(OSError):  # it is known here all the same
+            self._file(what).write(json.dumps({**what, "bytes": taken}, indent=1).encode())
 
     def grow(self, stage: Stage) -> bool:
         """Give a stage that ran out of memory the next larger share; False when it has none of a GPU, or all of it."""

@@ -13,6 +13,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from raylth.cluster.trace import Trace
 from raylth.core.memory import is_out_of_memory, release_memory
 from raylth.importing import uncollected
 from raylth.store import BrokenArtefact, Lease, StorageUnreachable, Store, locate
+from raylth.values import AUTO
 
 if TYPE_CHECKING:
     from raylth.stages import Context, Stage
@@ -80,6 +82,7 @@ class StageTrial(tune.Trainable):
         self.contexts: dict[str, Context] = {}  # device -> what stages run with, for the life of the process
         self.is_busy = self.is_asked_to_stop = False
         self.steps_left: int | None = None  # of a training that is only tried
+        self.notes: dict[str, None] = {}  # lines for the driver's person, each once
         signal.signal(signal.SIGTERM, self._ask_to_stop)  # a machine that goes away says so this way
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -100,12 +103,12 @@ class StageTrial(tune.Trainable):
 
         torch.set_num_threads(self.config["cpus"])
         try:
-            keys, tries = self.config["stages"], Tries()
+            keys, tries, self.notes = self.config["stages"], Tries(), dict[str, None]()
             if self.config["measure"]:  # then its stage is run with others, as many together as this finds
                 outcomes = [{"outcome": "tried", **self._measure(self.config["measure"])}]
             else:
                 outcomes = self._run_pack(keys, tries) if self.config["pack"] else [self._run(key) for key in keys]
-            return {"done": True, "outcomes": outcomes, **tries.found()}
+            return {"done": True, "outcomes": outcomes, "notes": list(self.notes), **tries.found()}
         finally:
             self.is_busy = False
 
@@ -242,26 +245,35 @@ class StageTrial(tune.Trainable):
         return {key: results[key] | {"seconds": seconds, "peak_bytes": None} for key in keys}
 
     def _measure(self, key: str) -> dict[str, Any]:
-        """Find how many networks like a stage's are trained fastest together; one, where that cannot be found out."""
-        from raylth.core.throughput import fastest_pack
-        from raylth.core.train import Recipe
+        """Find how many networks like a stage's are trained fastest together, and by which engine.
+
+        One, by the plain loop, where that cannot be found out.
+        """
+        from raylth.core.engines.program import ENGINES
+        from raylth.core.recipe import Recipe
+        from raylth.core.throughput import SIZES, Fastest, fastest_pack
         from raylth.stages import Stage
         from raylth.stages.training import new_network
 
         stage = Stage(**self.shared.stages[key])
         settings = stage.settings
         context = self._context(gpus.device(self.config["gpus"]))
+        asked = self.config["engine"]
         try:
-            size, rates = fastest_pack(
+            found = fastest_pack(
                 lambda: new_network(settings, 0, context.device),
                 context.train,
                 Recipe(**settings["recipe"]),
                 settings["augment"],
+                engines=ENGINES if asked == AUTO else (asked,),
+                sizes=self.config["sizes"] or SIZES,
             )
         except Exception as error:  # the stage itself will say what is wrong
-            size, rates = 1, {}
+            found = Fastest(1)
             self._recover(error)
-        return {"pack_size": size, "pack_rates": rates}
+        for line in found.notes:
+            self.notes[line] = None
+        return {"pack_size": found.size, "pack_engine": found.engine, "pack_rates": found.rates}
 
     def _failure(self, stage: "Stage", error: Exception) -> dict[str, Any]:
         """Return what the searcher is to know of what a stage raised; the traceback of its own errors is kept."""
@@ -315,4 +327,8 @@ class StageTrial(tune.Trainable):
     def _context(self, device: str) -> "Context":
         if device not in self.contexts:
             self.contexts[device] = self.shared.context(device, self.store, self.reader, self._progress, self._must_stop)
-        return self.contexts[device]
+        engine = self.config["engine"]
+        return replace(self.contexts[device], engine="eager" if engine == AUTO else engine, note=self._note)
+
+    def _note(self, line: str) -> None:
+        self.notes[line] = None

@@ -82,6 +82,12 @@ class Program:
         state: dict[str, Tensor] = self.network.state_dict()
         return state if self.size == 1 else {name: tensor[number] for name, tensor in state.items()}
 
+    def apart(self, values: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return named tensors in the shapes of the program's own parameters as each member's, without copying them."""
+        if self.size == 1:
+            return [dict(values)]
+        return [{name: tensor[number] for name, tensor in values.items()} for number in range(self.size)]
+
     def of_members(self, values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Join named tensors of all members, in the shapes of the program's own parameters."""
         return {name: values[0][name] if self.size == 1 else torch.stack([v[name] for v in values]) for name in values[0]}

@@ -25,7 +25,7 @@ class SGD:
     LANES = 16  # float32 of the widest registers
 
     def __init__(self, program: Program, momentum: float, weight_decay: float, masks: Masks) -> None:
-        self.decay, self.factor, self.size = weight_decay, momentum, program.size
+        self.decay, self.factor = weight_decay, momentum
         self.parameters = dict(program.network.named_parameters())
         self.buffers = {name: torch.zeros_like(p).detach() for name, p in self.parameters.items()} if momentum else {}
         device = next((p.device for p in self.parameters.values()), torch.device("cpu"))
@@ -67,12 +67,6 @@ class SGD:
             torch._foreach_add_(parameters, buffers or moves, alpha=-float(rate))
         if self.masked:
             torch._foreach_mul_(self.masked, self.alive)
-
-    def of_members(self) -> list[dict[str, Tensor]]:
-        """Return the momentum buffers of each member by name, as they are now and will become."""
-        if self.size == 1:
-            return [dict(self.buffers)]
-        return [{name: buffer[number] for name, buffer in self.buffers.items()} for number in range(self.size)]
 
     def load(self, momentum: Mapping[str, Tensor]) -> None:
         """Set the momentum buffers."""

@@ -125,7 +125,7 @@ class Steps:
 
     def momentum(self) -> list[dict[str, Tensor]]:
         """Return each member's momentum buffers by the parameters' names, as they are now and will become."""
-        return [member for step in self.steps for member in step.optimizer.of_members()]
+        return [member for step in self.steps for member in step.program.apart(step.optimizer.buffers)]
 
     def load(self, momentum: Sequence[Mapping[str, Tensor]]) -> None:
         """Set the members' momentum buffers."""

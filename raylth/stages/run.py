@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from raylth.core.engines.program import EngineName
 from raylth.core.train import Diverged
 from raylth.stages.connect import connect
 from raylth.stages.context import Context, load_data, make_context
@@ -24,6 +25,7 @@ from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import Trainee, fit
 from raylth.stages.uploads import Uploads
 from raylth.store import BrokenArtefact, DiskLocation, Store
+from raylth.values import AUTO
 
 __all__ = ["STAGES", "TRAININGS", "StageFailed", "divergence", "run_plan", "run_stage", "run_together", "scan"]
 
@@ -209,7 +211,9 @@ def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambd
     if graph.finished:
         return graph
     dataset = load_data(plan.config.data, plan.config.resources.staging)
-    context = make_context(store, dataset, evaluate_every=plan.config.log.evaluate_every)
+    asked = plan.config.resources.engine
+    engine: EngineName = "eager" if asked == AUTO else asked
+    context = make_context(store, dataset, evaluate_every=plan.config.log.evaluate_every, engine=engine)
     torch.set_num_threads(1)
     while (stage := graph.next_ready()) is not None:
         try:

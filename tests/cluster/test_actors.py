@@ -99,10 +99,14 @@ def test_a_broken_checkpoint_is_named_to_the_reader(cluster, store):
 
 def searcher_of(tmp_path, retries=1):
     stages = [Stage("dense", "a", {}, {}, {}), Stage("sparse", "b", {}, {"weights": "a"}, {})]
-    return GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(retries=retries, dense={"gpus": "1/2"}))
+    return GraphSearcher(
+        Graph(stages), Store(tmp_path), ResourcesConfig(retries=retries, dense={"gpus": "1/2"}, engine="eager")
+    )
 
 
-ONE = {"pack": False, "measure": None, "workers": 1, "min_workers": 1}  # what a trial of one network by one worker says
+ONE = {  # what a trial of one network by one worker says
+    "pack": False, "measure": None, "workers": 1, "min_workers": 1, "sizes": None, "engine": "eager",
+}  # fmt: skip
 
 
 def ends(*outcomes):

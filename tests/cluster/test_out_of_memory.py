@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import weakref
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +68,14 @@ class Device:
         self.worker.store.publish(stage.key, kind=stage.kind, tensors={}, metrics={})
 
 
+@dataclass
+class Bare:
+    """What a worker knows of a stage's context, and no more."""
+
+    engine: str = "eager"
+    note: object = None
+
+
 def worker_of(store, stages, **config):
     """A worker without a Ray."""
     worker = StageTrial.__new__(StageTrial)
@@ -75,10 +84,10 @@ def worker_of(store, stages, **config):
     )
     worker.store, worker.reader = store, SimpleNamespace(hand_over=lambda kind, key: None)
     worker.chalk, worker.trace = SimpleNamespace(flush=lambda: None), lambda *told, **more: None
-    worker.contexts, worker.is_asked_to_stop, worker.is_busy = {"cpu": None}, False, False
+    worker.contexts, worker.is_asked_to_stop, worker.is_busy = {"cpu": Bare()}, False, False
     worker.steps_left, worker.drain = None, lambda: False
     alone = {"pack": False, "measure": None, "workers": 1, "min_workers": 1, "steps": None, "cpus": 1, "gpus": 1.0}
-    worker.config = {**alone, "stages": [stage.key for stage in stages], **config}
+    worker.config = {**alone, "sizes": None, "engine": "eager", "stages": [stage.key for stage in stages], **config}
     return worker
 
 
@@ -276,7 +285,7 @@ ALL = 16
 def searcher_of(tmp_path, pack, gpus="auto", **resources):
     """A searcher of trainings that are alike, with room for one pack; where packs are measured, eight go together."""
     shares = {kind: {"gpus": gpus} for kind in GPUS}
-    config = ResourcesConfig.model_validate({**shares, "pack": pack, "retries": 0, **resources})
+    config = ResourcesConfig.model_validate({**shares, "pack": pack, "retries": 0, "engine": "eager", **resources})
     stages = [training(f"s{number:02}") for number in range(ALL)]
     searcher = GraphSearcher(
         Graph(stages), Store(tmp_path), config, TABLE[:1], {"CPU": 1.0 if gpus == 0 else 64.0, "GPU": 1.0}
@@ -284,7 +293,7 @@ def searcher_of(tmp_path, pack, gpus="auto", **resources):
     if gpus == "auto" and searcher.shares.must_be_tried(stages[0]):
         searcher.shares.learn(stages[0], 2**30)
     if pack == "auto" and searcher.packs.size(stages[0], Slot(1, 1.0)) is None:
-        searcher.packs.learn(stages[0], Slot(1, 1.0), 8, {1: 10.0, 8: 30.0})
+        searcher.packs.learn(stages[0], Slot(1, 1.0), 8, {"eager": {1: 10.0, 8: 30.0}})
     return searcher
 
 

@@ -23,7 +23,7 @@ from tests.conftest import tiny_sweep
 GIB = 2**30
 TABLE = [("H200", 140 * GIB), ("A10", 24 * GIB)]
 GPUS = {kind: {"gpus": "auto"} for kind in ("dense", "imp", "sparse", "match")}
-AUTO = ResourcesConfig.model_validate({**GPUS, "pack": "off"})
+AUTO = ResourcesConfig.model_validate({**GPUS, "pack": "off", "engine": "eager"})
 
 
 def training(key, kind="sparse", width=1.0, batch=128, **parents):
@@ -44,18 +44,51 @@ def test_a_pack_is_measured_once_and_has_a_gpu_to_itself(tmp_path):
     assert (measured["gpus"], measured["measure"], measured["pack"]) == (1.0, "s0", False)
     beside = searcher.suggest("t3")
     assert (beside["gpus"] < 1.0, beside["measure"]) == (True, None), "one measures, the others run alone"
-    found = {"pack_size": 6, "pack_rates": {1: 10.0, 6: 30.0}}
+    assert (measured["engine"], measured["sizes"], beside["engine"]) == ("auto", None, "eager")
+    found = {"pack_size": 6, "pack_rates": {"eager": {1: 10.0, 6: 20.0}, "graph": {1: 20.0, 6: 30.0}}, "pack_engine": "graph"}
     searcher.on_trial_complete("t2", {"outcomes": [{**done, "outcome": "tried", "computed": False, **found}]})
     searcher.on_trial_complete("t3", {"outcomes": [{**done, "outcome": "done"}]})
     first, second = searcher.suggest("t4"), searcher.suggest("t5")
     assert [len(pack["stages"]) for pack in (first, second)] == [5, 4], "with the one by which was measured"
     assert {pack["gpus"] for pack in (first, second)} == {1.0}
-    assert searcher.packs.size(stages[0], Slot(1, 1.0)) == 6, "what was measured lies in the store"
+    assert {pack["engine"] for pack in (first, second)} == {"graph"}
+    later = Packs(resources, searcher.store, "A10", {})
+    assert (later.size(stages[0], Slot(1, 1.0)), later.engine(stages[0], Slot(1, 1.0))) == (6, "graph"), "in the store"
+
+
+def test_an_engine_is_measured_on_a_gpu_for_the_size_that_the_file_says(tmp_path):
+    """Not where the file names the engine, nor on a CPU, where it is the plain loop."""
+    stages = [training(f"s{number}") for number in range(3)]
+    done = {"error": None, "broken": None, "computed": True, "seconds": 1.0, "peak_bytes": None}
+
+    def searcher_of(folder, **resources):
+        config = ResourcesConfig.model_validate({"sparse": {"gpus": 1}, **resources})
+        return GraphSearcher(Graph(stages), Store(tmp_path / folder), config, TABLE, {"CPU": 8.0, "GPU": 1.0})
+
+    for pack, size in (("off", 1), (3, 3)):
+        searcher = searcher_of(f"{pack}", pack=pack)
+        trial = searcher.suggest("t1")
+        assert (trial["measure"], trial["sizes"], trial["engine"]) == ("s0", [size], "auto")
+        found = {"pack_size": size, "pack_rates": {"compiled": {size: 1.0}}, "pack_engine": "compiled"}
+        notes = ["engine 'stacked' cannot be used: a convolution with groups"]
+        result = {"outcomes": [{**done, "outcome": "tried", "computed": False, **found}], "notes": notes}
+        searcher.on_trial_complete("t1", result)
+        trial = searcher.suggest("t2")
+        assert (len(trial["stages"]), trial["measure"], trial["engine"]) == (size, None, "compiled")
+        searcher.on_trial_complete("t2", {"outcomes": [{**done, "outcome": "done"}] * size, "notes": notes})
+        assert searcher.notes == notes, "said once, whoever found it"
+    named = searcher_of("named", pack="off", engine="graph").suggest("t1")
+    assert (named["measure"], named["engine"]) == (None, "graph")
+    on_cpu = searcher_of("cpu", pack="off", sparse={"gpus": 0}).suggest("t1")
+    assert (on_cpu["measure"], on_cpu["engine"]) == (None, "eager")
+    measured = searcher_of("both", engine="graph").suggest("t1")
+    assert (measured["measure"], measured["sizes"], measured["engine"]) == ("s0", None, "graph")
+    assert searcher_of("both cpu", sparse={"gpus": 0}).suggest("t1")["engine"] == "eager", "and is not looked for there"
 
 
 def test_as_many_trials_wait_as_machines_that_may_come_have_room_for_and_one_more(tmp_path):
     """Workers start side by side, and an autoscaler hears of all of them; what is beyond stays free to be dealt out later."""
-    resources = ResourcesConfig.model_validate({"sparse": {"gpus": "1/3"}, "pack": "off"})
+    resources = ResourcesConfig.model_validate({"sparse": {"gpus": "1/3"}, "pack": "off", "engine": "eager"})
     stages = [*(training(f"s{number}") for number in range(20)), training("team", "dense"), training("other", "dense")]
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), resources, TABLE, {"CPU": 40.0, "GPU": 2.0})
     found = [searcher.suggest(f"t{number}") for number in range(10)]
@@ -242,7 +275,7 @@ from tests.cluster.test_shares import GIB, fake_sweep
 
 launch.gpu_table = lambda: [("fake", 8 * GIB)]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
-plan, store = make_plan(fake_sweep("auto")), Store(sys.argv[1])
+plan, store = make_plan(fake_sweep("auto", "graph")), Store(sys.argv[1])
 graph = scan(plan, store)
 launch.run_on_ray(
     plan, graph, store, load_data(plan.config.data), errors=store.root / "errors",
@@ -254,14 +287,17 @@ print(sorted(set(graph.states.values())), graph.errors)
 """
 
 
-def fake_sweep(gpus):
+def fake_sweep(gpus, engine):
     sparse = {"arms": ["lth", "permuted"], "sparsities": [0.5], "rewinds": [0]}
-    resources = {kind: {"gpus": gpus} for kind in ("dense", "imp", "sparse")}
+    resources = {**{kind: {"gpus": gpus} for kind in ("dense", "imp", "sparse")}, "engine": engine}
     return tiny_sweep(sparse=sparse, match={"epochs": [4]}, resources=resources)
 
 
 def test_a_sweep_on_a_fake_gpu_tries_once_then_packs_and_ends_with_the_same_bits(tmp_path):
-    """Ray has a GPU that is none; the workers see to it that exactly the GPU that they were given is visible."""
+    """Ray has a GPU that is none; the workers see to it that exactly the GPU that they were given is visible.
+
+    Graphs are replayed on the CPU there, and the plain loop has the same bits.
+    """
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}  # as for any cluster of cluster_utils, before ray is imported
     command = [sys.executable, "-c", SWEEP, str(tmp_path / "a")]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
@@ -269,10 +305,12 @@ def test_a_sweep_on_a_fake_gpu_tries_once_then_packs_and_ends_with_the_same_bits
     learned = [line for line in ran.stdout.splitlines() if "GiB" in line]
     assert len(learned) == 1, "one network, one batch: tried once"
     assert "takes 1.0 GiB of GPU memory: 1 CPU, 0.166667 GPU for each of its kind" in learned[0]
-    store, plain, plan = Store(tmp_path / "a"), Store(tmp_path / "b"), make_plan(fake_sweep(0))
+    store, plain, plan = Store(tmp_path / "a"), Store(tmp_path / "b"), make_plan(fake_sweep(0, "eager"))
     assert (store.root / "measured").files()
     run_plan(plan, plain)
     for stage in plan.stages:
+        if stage.epochs:
+            assert (store.metrics(stage.key)["engine"], plain.metrics(stage.key)["engine"]) == ("graph", "eager")
         assert store.files(stage.key) == plain.files(stage.key)
         assert all((store.read(stage.key, name) == plain.read(stage.key, name)).all() for name in plain.files(stage.key))
 

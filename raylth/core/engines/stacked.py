@@ -7,7 +7,7 @@ become part of it: an activation is then read and written about 13 times in a st
 
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,10 @@ class Stacked(Program):
     def member(self, number: int) -> dict[str, Tensor]:
         """Return one member's tensors by name, as they are now and will become."""
         return {name: tensor[number] for name, tensor in self.network.state_dict().items()}
+
+    def apart(self, values: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return stacked tensors as each member's, without copying them."""
+        return [{name: tensor[number] for name, tensor in values.items()} for number in range(self.size)]
 
     def of_members(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """Join named tensors of all members, in the shapes of the stacked parameters."""
@@ -154,10 +158,10 @@ class StackedConv2d(PackedConv2d):
 
     def forward(self, x: Tensor) -> Any:
         """Map the images of all members."""
-        images = _by_member(x, self.size)
-        (images,) = cast_like_autocast(images)
+        (images,) = cast_like_autocast(_by_member(x, self.size))
         weight = self.weight.permute(0, 1, 3, 4, 2)  # (K, O, R, S, I), as it lies
-        found = stacked_ops.conv2d(images, weight, stride=self.stride, padding=self.padding, moments=self.moments)
+        convolve: Any = stacked_ops.conv2d  # what it returns depends on `moments`
+        found = convolve(images, weight, stride=self.stride, padding=self.padding, moments=self.moments)
         if self.moments:
             return _by_sample(found[0]), found[1], found[2]
         if self.bias is not None:
@@ -172,7 +176,7 @@ class StackedBatchNorm(PackedBatchNorm):
         super().__init__(like, size)
         self.size, self.relu = size, False
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Tensor, mean: Tensor | None = None, variance: Tensor | None = None, other: Tensor | None = None
     ) -> Tensor:
         """Normalise (K * B, C, H, W) or (K * B, C) by mean and biased variance (K, C), of the batch where none are given."""
