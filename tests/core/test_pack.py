@@ -4,6 +4,7 @@ import copy
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torchvision.models import densenet121
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from raylth.core import throughput
+from raylth.core.engines.program import make_program
 from raylth.core.masks import full_mask
 from raylth.core.models import init_model
 from raylth.core.pack import NotPackable, Pack, Program
@@ -266,3 +268,57 @@ def test_measuring_counts_neither_what_sets_a_training_up_nor_one_size_that_was_
     assert found.size == 32
     assert rates[4] < rates[2]
     assert rates[32] / rates[1] == pytest.approx(32, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "engine", "most"), [((1, 4, 4), "eager", 300), ((1, 4, 4), "graph", 1000), ((16,), "eager", 1000)]
+)
+def test_a_pack_is_evaluated_on_no_more_images_at_a_time_than_one_network(shape, engine, most):
+    """K times a lone network's batch would take twice the memory of a training step, met only after the last epoch."""
+    seen, build = [], partial(seeded, lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 10)))
+    program = make_program([build(seed) for seed in range(3)], engine)
+    split = random_split(shape, 1500)
+    original = F.cross_entropy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            F, "cross_entropy", lambda logits, *rest, **more: seen.append(len(logits)) or original(logits, *rest, **more)
+        )
+        found = evaluate_together(program, split)
+    assert max(seen) == (1000 // 3 if most == 300 else most)
+    for score, network in zip(found, program.networks, strict=True):
+        assert score == pytest.approx(evaluate(network, split), rel=1e-5)
+
+
+def test_measuring_evaluates_a_batch_and_ends_where_memory_ends_under_any_name(monkeypatch):
+    evaluated = []
+
+    def evaluate(program, split):
+        evaluated.append((program.size, len(split)))
+        if program.size == 4:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(throughput, "evaluate_together", evaluate)
+    monkeypatch.setattr(throughput, "_time", lambda program, *rest: 1.0)
+    found = fastest_pack(lambda: NETWORKS["mlp"][1](0), random_split((40,), 512), RECIPE)
+    assert evaluated == [(1, 128), (2, 128), (4, 128)]
+    assert (found.size, set(found.rates["eager"])) == (2, {1, 2})
+
+
+def test_the_fastest_engine_is_chosen_if_it_is_proved_and_worth_it(monkeypatch):
+    """A tie goes to the simpler one; the networks of a kind that a `Pack` cannot stack are packed by the others."""
+    rates = {"eager": 100.0, "graph": 104.0, "compiled": 120.0, "stacked": 200.0}
+    monkeypatch.setattr(throughput, "_time", lambda program, *rest: 128 * program.size / rates[program.engine])
+    monkeypatch.setattr(
+        throughput, "make_program", lambda networks, engine: SimpleNamespace(size=len(networks), engine=engine)
+    )
+    monkeypatch.setattr(throughput, "evaluate_together", lambda *_: None)
+    passed_over = ["engine 'stacked' is not used: after 20 steps ...", "engine 'graph' ..."]
+    monkeypatch.setattr(
+        throughput, "usable", lambda engine, *_: ("eager", passed_over) if engine == "stacked" else (engine, [])
+    )
+    split, build = random_split((40,), 512), partial(NETWORKS["mlp"][1], 0)
+    found = fastest_pack(build, split, RECIPE, engines=("eager", "graph", "compiled", "stacked"), sizes=(1, 2))
+    assert (found.size, found.engine, list(found.notes)) == (1, "compiled", passed_over[:1])
+    assert set(found.rates) == {"eager", "graph", "compiled"}
+    rates["compiled"] = 104.9
+    assert fastest_pack(build, split, RECIPE, engines=("eager", "graph", "compiled"), sizes=(3,)).engine == "eager"

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from raylth.core.engines.captured import CapturedSteps, StepMaker
+from raylth.core.engines.captured import STREAMS, CapturedSteps, StepMaker
 from raylth.core.modes import draws_numbers
 from raylth.core.pack import NotPackable, Program
 from raylth.core.recipe import Recipe
@@ -36,11 +36,11 @@ class Members(Program):
     Raises NotPackable for several networks that draw random numbers in training: a captured step has one stream of them.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], engine: EngineName, wave: int = WAVE) -> None:
+    def __init__(self, networks: Sequence[nn.Module], engine: EngineName, wave: int = WAVE, streams: int = STREAMS) -> None:
         if len(networks) > 1 and draws_numbers(networks[0]):
             raise NotPackable("dropout or another layer that draws random numbers")
         self.networks, self.size, self.engine = list(networks), len(networks), engine
-        self.parts = _parts(self.networks, engine, wave)
+        self.parts, self.streams = _parts(self.networks, engine, wave), streams
         self.network = nn.ModuleList([part.network for part in self.parts])
         self.runs = self.network
 
@@ -88,9 +88,14 @@ class Members(Program):
         return [Program([network]) for network in self.networks]
 
 
-def make_program(networks: Sequence[nn.Module], engine: EngineName = "eager", *, wave: int = WAVE) -> Program:
-    """Return networks of one architecture as a program for an engine; NotPackable where it cannot take them."""
-    return Program(networks) if engine == "eager" else Members(networks, engine, wave)
+def make_program(
+    networks: Sequence[nn.Module], engine: EngineName = "eager", *, wave: int = WAVE, streams: int = STREAMS
+) -> Program:
+    """Return networks of one architecture as a program for an engine; NotPackable where it cannot take them.
+
+    `wave` is how many networks the engine `stacked` stacks, `streams` on how many streams a graph's branches run.
+    """
+    return Program(networks) if engine == "eager" else Members(networks, engine, wave, streams)
 
 
 def make_steps(program: Program, recipe: Recipe, masks: Masks, device: torch.device, team: Team = ALONE) -> Steps:
@@ -99,7 +104,7 @@ def make_steps(program: Program, recipe: Recipe, masks: Masks, device: torch.dev
         return Steps(program, recipe, masks, device, team)
     if team.size > 1:
         raise ValueError(f"several processes train a network with the engine 'eager', not {program.engine!r}")
-    return CapturedSteps(program.parts, recipe, masks, device, _step_maker(program.engine))
+    return CapturedSteps(program.parts, recipe, masks, device, _step_maker(program.engine), program.streams)
 
 
 def _parts(networks: list[nn.Module], engine: EngineName, wave: int) -> list[Program]:
