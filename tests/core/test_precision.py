@@ -11,7 +11,7 @@ from raylth.core.matching import match_activations
 from raylth.core.models import init_model
 from raylth.core.permutation import derive_spec
 from raylth.core.precision import precision, set_precision
-from raylth.core.repair import repair
+from raylth.core.repair import repair, site_statistics
 from raylth.core.train import Recipe, evaluate, train
 from raylth.stages import make_context
 from raylth.store import Store
@@ -93,7 +93,7 @@ def test_the_librarys_functions_compute_in_float32_whatever_the_process_allows()
     spec, batches = derive_spec(a, split.x[:2]), list(split.x.split(32))
     calls = {
         "matching": (lambda: match_activations(a, b, spec, batches), (a, b)),
-        "repair": (lambda: repair(middle, a, b, batches), (a, b)),
+        "repair": (lambda: repair(middle, *(site_statistics(n, batches) for n in (a, b)), 0.5, batches), (a, b, middle)),
         "reset": (lambda: reset_bn_stats(middle, batches), (middle,)),
         "layer by layer": (lambda: reset_and_predict(middle, batches), ()),
         "evaluation": (lambda: evaluate(middle, split), (middle,)),
