@@ -33,9 +33,13 @@ def proved(device: torch.device, engine: Any, precision: Any) -> None:
         print(f"{found}, of the bound {found.error / found.bound:.3f}", flush=True)
         return found
 
-    proof.prove = prove
     recipe = Recipe(1, lr=0.1, batch_size=batch, precision=precision)
-    assert proof.usable(engine, networks, recipe, shape) == (engine, [])
+    try:
+        proof.prove = prove
+        found = proof.usable(engine, networks, recipe, shape)
+    finally:
+        proof.prove = real
+    assert found == (engine, []), found
 
 
 def pinned_beside_a_capture(device: torch.device) -> None:
@@ -112,14 +116,14 @@ def fastest_in_little_memory(device: torch.device, engine: Any = "eager") -> Non
         return found
 
     throughput.is_out_of_memory = note  # type: ignore[assignment]
-    throughput.STEPS_ON_GPU = throughput.STEPS = 2
+    throughput.STEPS_ON_GPU, throughput.STEPS, throughput.SHORTEST = 2, 2, 0.0
     sizes, shape, width, batch = (1, 2, 4, 8), (3, 32, 32), 1.0, 512  # 1.6 MB a sample: 3.3 GB for four networks
     if device.type == "cuda":
         networks_of("resnet20", 1, device)  # the context and what torch itself needs
-        free = torch.cuda.memory_reserved() + 2 * 2**30
+        free = torch.cuda.memory_reserved() + 5 * 2**29
         torch.cuda.set_per_process_memory_fraction(free / torch.cuda.get_device_properties(device).total_memory)
     else:
-        shape, width, batch = (3, 8, 8), 0.25, 16
+        shape, width, batch = (3, 8, 8), 0.25, 8
         real = throughput.evaluate_together
 
         def evaluate(program: Any, split: Any) -> Any:
@@ -141,8 +145,11 @@ def fastest_in_little_memory(device: torch.device, engine: Any = "eager") -> Non
     if device.type == "cuda":
         full.clear()
         release_memory()
+        with_workspaces = torch.cuda.memory_allocated()
+        torch._C._cuda_clearCublasWorkspaces()  # one for each stream that was ever used
         held = torch.cuda.memory_allocated()
-        assert held < 2**28, f"{held} bytes are still held"
+        print(f"still held: {held} bytes, and {with_workspaces - held} as workspaces of cuBLAS")
+        assert held < 2**28
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 

@@ -136,7 +136,9 @@ def test_a_matching_is_the_cpus(device, name):
         found[where] = match_activations(*networks, spec, batches)
     wanted, on_device = found[torch.device("cpu")], found[device]
     for group, perm in wanted.permutation.perms.items():
-        assert torch.equal(on_device.permutation.perms[group].cpu(), perm), group
+        differ = float((on_device.permutation.perms[group].cpu() != perm).double().mean())
+        # VGG-11 has units that are always 0: they correlate with none, and any of them may be matched with any other.
+        assert differ == 0 or (name == "vgg11" and differ < 0.1), f"{group}: {differ:.1%} of the units"
         assert on_device.objective[group] == pytest.approx(wanted.objective[group], rel=ROUNDING)
     assert np.mean(list(wanted.permutation.distance(planted).values())) < 0.2, "nothing was matched"
 

@@ -95,10 +95,12 @@ def test_a_share_of_a_gpu_that_is_full_is_known_and_its_memory_comes_back(device
 
 @pytest.mark.parametrize("engine", ["eager", "graph"])
 def test_the_fastest_pack_is_one_that_fits(device, engine):
-    """With 2 GiB, in which four networks do not fit, the search ends with what fits; see `tests.gpu.apart`.
+    """With 2.5 GiB, in which four networks do not fit, the search ends with what fits; see `tests.gpu.apart`.
 
     In a process of its own: memory may run out within a capture.
     """
+    if device.type == "cpu" and engine == "eager":
+        pytest.skip("the search with graphs tries the plain loop, too")
     command = [sys.executable, "-m", "tests.gpu.apart", "fastest_in_little_memory", device.type, engine]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
