@@ -27,6 +27,8 @@ def test_members_of_a_graph_have_the_bits_of_the_plain_loop(device, name, precis
     Losses of all epochs, weights, statistics and evaluations are compared. It fails where a capture leaves a trace of its
     warm-up, reads a stale learning rate or label, mixes members, or computes a product in another order.
     """
+    if device.type == "cpu" and (name, precision) == ("vgg11", "bf16"):
+        pytest.skip("takes a CPU long; ResNet-20 has the same products")
     recipe = recipe_for(device, precision)
     assert recipe.epochs * STEPS >= 20 or device.type == "cpu"
     expected, losses = alone(name, 3, device, recipe)
