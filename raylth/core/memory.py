@@ -24,6 +24,8 @@ TEXTS = re.compile(
     ),
     re.IGNORECASE,
 )
+NO_PLAN = "unable to find an engine to execute this computation"  # of cuDNN: none supports it, or none got its workspace
+FULL = 0.05  # of a GPU's memory is free at most where the second is meant
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -64,7 +66,18 @@ def _says_so(error: BaseException) -> bool:
     of_torch = getattr(sys.modules.get("torch"), "OutOfMemoryError", None)
     if of_torch is not None and isinstance(error, of_torch):
         return True
-    return isinstance(error, RuntimeError) and TEXTS.search(str(error)) is not None
+    if not isinstance(error, RuntimeError):
+        return False
+    return TEXTS.search(str(error)) is not None or (NO_PLAN in str(error) and _gpu_is_full())
+
+
+def _gpu_is_full() -> bool:
+    """Return whether next to nothing is left of the GPU's memory."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return bool(free < FULL * total)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,13 +1,13 @@
 """In which arithmetic a training's products are computed; weights, statistics, loss and update are float32 in each."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Precision", "cast_like_autocast", "fastest_precision", "has_bf16", "in_precision", "precision", "set_precision"]
+__all__ = ["Precision", "cast_like_autocast", "fastest_precision", "has_bf16", "precision", "set_precision"]
 
 Precision = Literal["float32", "tf32", "bf16"]
 
@@ -57,13 +57,6 @@ def _set_flags(kinds: Mapping[str, str]) -> None:
     torch.backends.cuda.matmul.allow_tf32 = kinds["matmul"] == "tf32"
     for part, flags in _flags().items():
         flags.fp32_precision = kinds[part]
-
-
-def in_precision(forward: Callable[..., Tensor], name: Precision, device: torch.device) -> Callable[..., Tensor]:
-    """Return a forward pass that autocasts to bf16 where that is the name."""
-    if name != "bf16":
-        return forward
-    return torch.autocast(device.type, dtype=torch.bfloat16)(forward)
 
 
 def cast_like_autocast(*tensors: Tensor | None) -> list[Tensor | None]:

@@ -1,14 +1,13 @@
 """One training step of a program: forward pass, loss, gradients, update."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raylth.core.pack import Program
-from raylth.core.precision import in_precision
 from raylth.core.recipe import Recipe
 from raylth.core.sgd import SGD
 from raylth.core.team import ALONE, Team
@@ -31,7 +30,7 @@ class Step:
     def __init__(self, program: Program, recipe: Recipe, masks: Masks, device: torch.device, team: Team = ALONE) -> None:
         self.program, self.recipe, self.team = program, recipe, team
         self.optimizer = SGD(program, recipe.momentum, recipe.weight_decay, masks)
-        self.forward = in_precision(self._forward, recipe.precision, device)
+        self.is_half, self.kind = recipe.precision == "bf16", device.type
 
     def __call__(self, x: Tensor, y: Tensor, rate: float | Tensor, count: int) -> Tensor:
         """Take the step."""
@@ -43,7 +42,8 @@ class Step:
         return losses.detach()
 
     def _losses(self, x: Tensor, y: Tensor) -> Tensor:
-        logits = self.forward(x, len(y) // self.program.size).float()  # (K, B, classes)
+        with torch.autocast(self.kind, dtype=torch.bfloat16) if self.is_half else nullcontext():
+            logits = self._forward(x, len(y) // self.program.size).float()  # (K, B, classes)
         return cross_entropies(logits, self.program.labels(y), self.recipe.label_smoothing)
 
     def _forward(self, x: Tensor, count: int) -> Tensor:

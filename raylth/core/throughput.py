@@ -71,7 +71,13 @@ def fastest_pack(
     best, fastest = Fastest(1), 0.0
     for engine in engines:
         if engine != "eager":
-            found, passed_over = usable(engine, [build() for _ in range(2)], recipe, split.in_shape)
+            try:
+                found, passed_over = usable(engine, [build() for _ in range(2)], recipe, split.in_shape)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                release_memory(error)
+                found, passed_over = "eager", [f"engine {engine!r} cannot be used: out of memory while it was proved"]
             notes += passed_over[:1]
             if found != engine:
                 continue

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raylth.core.data.ahead import Ahead
+from raylth.core.data.ahead import Ahead, to_device
 from raylth.core.data.dataset import Split
 from raylth.core.engines.program import make_steps
 from raylth.core.masks import check_mask
@@ -129,7 +129,7 @@ def train_together(
     epochs = Epochs(program, split, recipe, seeds, augment, team, steps)
     with _running(program, recipe), team.trains(program, synced=not recipe.unsynced_workers):
         for completed in range(len(losses[0]), recipe.epochs):
-            loss_sums = torch.tensor(sums_before, dtype=torch.float64, device=device)
+            loss_sums = to_device(torch.tensor(sums_before, dtype=torch.float64), device)
             epoch = recipe.schedule_start + completed
             for step, x, y in epochs(epoch, first):
                 count = min(recipe.batch_size, len(split) - step * recipe.batch_size)  # of each member
@@ -160,6 +160,7 @@ def _running(program: Program, recipe: Recipe) -> Iterator[None]:
         with precision(recipe.precision):
             yield
     finally:
+        program.network.zero_grad()  # they may lie in a graph's memory
         program.write_back()
 
 

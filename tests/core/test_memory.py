@@ -114,3 +114,13 @@ release_memory(MemoryError())
 sys.exit("torch" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("free", "expected"), [(1, True), (50, False)])
+def test_cudnn_without_a_plan_is_out_of_memory_where_the_gpu_is_full(monkeypatch, free, expected):
+    """It says the same of a convolution that it does not support."""
+    error = RuntimeError("GET was unable to find an engine to execute this computation")
+    assert not is_out_of_memory(error), "no GPU is in use"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
+    assert is_out_of_memory(error) == expected

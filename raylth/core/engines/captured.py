@@ -1,7 +1,9 @@
 """A whole training step of all members as one CUDA graph."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,8 +34,8 @@ class CapturedSteps(Steps):
     """The steps of several programs, captured once for each size of batch and replayed from then on.
 
     Inputs, labels, learning rate and losses lie in static buffers. The branches of the graph run on `streams` streams.
-    The warm-up before a capture leaves no trace: parameters, statistics and momentum are put back. On a device that has no
-    graphs the steps run anew at each call, on the same buffers.
+    The warm-up before a capture leaves no trace: parameters, statistics, momentum and random numbers are put back. On a
+    device that has no graphs the steps run anew at each call, on the same buffers.
     """
 
     by_member = True
@@ -56,7 +58,7 @@ class CapturedSteps(Steps):
         self.rate = torch.zeros((), device=device, dtype=torch.float32 if self.captures else torch.float64)
         self.held: dict[int, Buffers] = {}  # samples of a member's batch -> buffers
         self.in_shape: tuple[int, ...] = ()
-        self.streams = [torch.cuda.Stream(device) for _ in range(min(streams, len(parts)))] if self.captures else []
+        self.streams = streams_of(device, min(streams, len(parts))) if self.captures else []
         self.pool = torch.cuda.graph_pool_handle() if self.captures else None
 
     def place(self, count: int) -> tuple[Tensor, Tensor] | None:
@@ -91,28 +93,33 @@ class CapturedSteps(Steps):
         return self.held[count]
 
     def _run(self, held: Buffers) -> None:
-        """Take the steps, each program's on its stream."""
+        """Take the steps, each program's on its stream; also after an error all streams are joined again."""
         count, first = len(held.y) // self.size, 0
+        with self._forked():
+            for number, step in enumerate(self.steps):
+                own = slice(first, first + step.program.size)
+                first = own.stop
+                batch = slice(own.start * count, own.stop * count)
+                stream = self.streams[number % len(self.streams)] if self.captures else None
+                with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+                    held.losses[own] = step(held.x[batch], held.y[batch], self.rate, count)
+
+    @contextlib.contextmanager
+    def _forked(self) -> Iterator[None]:
+        """Let the streams begin after what the current one was given, and it go on after all of them."""
         main = torch.cuda.current_stream(self.device) if self.captures else None
-        for number, step in enumerate(self.steps):
-            own = slice(first, first + step.program.size)
-            first = own.stop
-            batch = slice(own.start * count, own.stop * count)
-            if main is None:
-                held.losses[own] = step(held.x[batch], held.y[batch], self.rate, count)
-                continue
-            stream = self.streams[number % len(self.streams)]
-            if number < len(self.streams):
-                stream.wait_stream(main)
-            with torch.cuda.stream(stream):
-                held.losses[own] = step(held.x[batch], held.y[batch], self.rate, count)
         for stream in self.streams:
-            main.wait_stream(stream)  # type: ignore[union-attr]  # there are streams only where there is one
+            stream.wait_stream(main)  # type: ignore[arg-type]  # there are streams only where there is one
+        try:
+            yield
+        finally:
+            for stream in self.streams:
+                main.wait_stream(stream)  # type: ignore[union-attr]
 
     def _captured(self, held: Buffers) -> "torch.cuda.CUDAGraph":
         state = [tensor for step in self.steps for tensor in _state(step)]
-        before = [tensor.clone() for tensor in state]
-        main, beside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        before, drawn = [tensor.clone() for tensor in state], torch.cuda.get_rng_state(self.device)
+        main, (beside,) = torch.cuda.current_stream(self.device), streams_of(self.device, 1, "warm-up")
         beside.wait_stream(main)
         with torch.cuda.stream(beside):
             for _ in range(WARM_UPS):
@@ -121,11 +128,25 @@ class CapturedSteps(Steps):
         graph = torch.cuda.CUDAGraph()
         for step in self.steps:
             step.optimizer.zero_grad()  # a capture's gradients lie in the graph's own memory
-        with torch.cuda.graph(graph, pool=self.pool):
-            self._run(held)
+        failed: Exception | None = None
+        # A thread that pins memory for the next epoch's draws must not end the capture: hence its mode.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            try:
+                self._run(held)
+            except Exception as error:  # raised after the capture's end: an open one would leave the process unusable
+                failed = error
         with torch.no_grad():
             torch._foreach_copy_(state, before)
+        torch.cuda.set_rng_state(drawn, self.device)
+        if failed is not None:
+            raise failed
         return graph
+
+
+@cache
+def streams_of(device: torch.device, count: int, use: str = "branches") -> "list[torch.cuda.Stream]":
+    """Return streams of this process for a use: always the same, since cuBLAS keeps memory for each that it has seen."""
+    return [torch.cuda.Stream(device) for _ in range(count)]
 
 
 def _state(step: Step) -> list[Tensor]:
