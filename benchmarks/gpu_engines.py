@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hardware import copy_ceiling, matmul_ceiling, report_figures
+from hardware import copy_ceiling, interpret_triton, matmul_ceiling, report_figures
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -300,6 +300,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)
+        interpret_triton()
     {"engines": engines, "resnet50": resnet50, "precision": precision}[options.step](options.device, options.reduced)
 
 

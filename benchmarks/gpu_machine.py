@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hardware import copy_ceiling, describe, matmul_ceiling, report_figures
+from hardware import copy_ceiling, describe, interpret_triton, matmul_ceiling, report_figures
 from torch import Tensor
 
 from raylth.core.precision import has_bf16, precision, set_precision
@@ -183,6 +183,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)
+        interpret_triton()
     {"machine": machine, "tests": tests, "convolutions": convolutions}[options.step](options.device, options.reduced)
 
 

@@ -54,7 +54,7 @@ def plan(name: str, out: Path) -> list[Step]:
         Step("engines", 170, script("gpu_engines.py", "engines", *how)),
         Step("resnet50", 90, script("gpu_engines.py", "resnet50", *how)),
         Step("precision", 60, script("gpu_engines.py", "precision", *how)),
-        Step("ray", 150, script("gpu_sweeps.py", "ray", *how)),
+        Step("ray", 220 if name == "cpu" else 150, script("gpu_sweeps.py", "ray", *how)),
         Step("slice", 120, (*_slice(out), "--short", *how)),
     ]
 

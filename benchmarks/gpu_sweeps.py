@@ -165,7 +165,14 @@ def _out_of_memory(storage: Path, device: str, reduced: bool) -> dict[str, Any]:
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAYLTH_MEMORY_FRACTION": "0.01"}
     if device == "cpu":
         whole = [f"resources.{kind}.gpus=1" for kind in ("dense", "imp", "sparse")]
-        command += ["tests.scarce_memory", *small(reduced), *whole, "seeds.replicates=2", "imp.epochs_per_round=1"]
+        command += [
+            "tests.scarce_memory",
+            *small(reduced),
+            *whole,
+            "seeds.replicates=2",
+            "sparse.arms=[lth]",
+            "sparse.rewinds=[0]",
+        ]
     else:
         command += ["benchmarks.gpu_little_memory", *small(reduced)]
     ran = subprocess.run(
@@ -182,7 +189,7 @@ def _out_of_memory(storage: Path, device: str, reduced: bool) -> dict[str, Any]:
 def slice_of_table_5(device: str, reduced: bool, out: Path | None, short: bool) -> None:
     settings = data_settings(reduced) + (SHORT if short else [])
     if reduced:
-        settings += ["dense.epochs=3", "imp.epochs_per_round=1", "sparse.rewinds=[1]"]
+        settings += ["dense.epochs=2", "imp.epochs_per_round=1", "sparse.rewinds=[1]", "sparse.sparsities=[0.36]"]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         process = sweep(Path(folder), settings)

@@ -84,3 +84,11 @@ def _seconds(work: Any, device: str, least: float = 0.5) -> float:
 def report_figures(figures: list[dict[str, Any]], **more: Any) -> None:
     """Hand a step's figures to `gpu_protocol.py`, each with name, value, unit and, where there is one, a prediction."""
     print("RESULT " + json.dumps({"figures": figures, **more}), flush=True)
+
+
+def interpret_triton() -> None:
+    """Have Triton's kernels interpreted where TRITON_INTERPRET asks for it, as fast as that goes."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.core.engines.checks import set_interpreter_up
+
+        set_interpreter_up()

@@ -12,7 +12,9 @@ class Share(Settings):
 
     cpus: Count = Field(1, description="CPU cores, also the number of torch threads.")
     gpus: GpuShare = Field(
-        0.0, description="Share of one GPU: 0, 1/n, or auto: what fits by its memory, measured once in the first steps."
+        0.0,
+        description="Share of one GPU: 0, 1/n, or auto: what fits by its memory, measured once in the first steps. Small "
+        "networks gain more from packs, which have a GPU to themselves: processes that share one take turns (docs/gpu.md).",
     )
 
 
@@ -21,7 +23,8 @@ class TrainingShare(Share):
 
     gpus: GpuCount = Field(
         0.0,
-        description="Share of one GPU: 0, 1/n, or auto: what fits by its memory, measured once in the first steps. "
+        description="Share of one GPU: 0, 1/n, or auto: what fits by its memory, measured once in the first steps. Small "
+        "networks gain more from packs, which have a GPU to themselves: processes that share one take turns (docs/gpu.md). "
         "n: that many GPUs, with a worker for each.",
     )
     workers: Count | None = Field(
