@@ -59,7 +59,7 @@ def _card() -> str:
 
 def tests(device: str, reduced: bool) -> None:
     """Run the tests that are marked for a GPU; each one that fails is named."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-p", "no:cacheprovider", "-rfEs"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider", "-rfEs"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(ran.stdout[-8000:], ran.stderr[-2000:])
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", ran.stdout)}
@@ -69,7 +69,7 @@ def tests(device: str, reduced: bool) -> None:
     figures[1]["value"] += counts.get("error", 0)
     broken = re.findall(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
     report_figures(figures, failed=broken, output=ran.stdout[-4000:])
-    if ran.returncode:
+    if ran.returncode or not counts.get("passed"):
         sys.exit(f"{len(broken)} tests failed: {', '.join(broken)[:150]}")
 
 

@@ -57,7 +57,7 @@ def small(reduced: bool) -> list[str]:
     epochs = 2 if reduced else 12
     return [
         *data_settings(reduced), *few, f"dense.epochs={epochs}", f"imp.epochs_per_round={1 if reduced else 4}",
-        "sparse.sparsities=[0.36]", "sparse.rewinds=[0,1]", f"seeds.replicates={1 if reduced else 4}",
+        "sparse.sparsities=[0.36]", f"sparse.rewinds={[0] if reduced else [0, 1]}", f"seeds.replicates={1 if reduced else 4}",
         "resources.state_every=1", "resources.state_seconds=0",
     ]  # fmt: skip
 
@@ -170,7 +170,6 @@ def _out_of_memory(storage: Path, device: str, reduced: bool) -> dict[str, Any]:
             *small(reduced),
             *whole,
             "seeds.replicates=2",
-            "sparse.arms=[lth]",
             "sparse.rewinds=[0]",
         ]
     else:
