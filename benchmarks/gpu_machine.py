@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -58,61 +59,80 @@ def _card() -> str:
 
 
 def tests(device: str, reduced: bool) -> None:
-    """Run the tests that are marked for a GPU; each one that fails is named."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider", "-rfEs"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    print(ran.stdout[-8000:], ran.stderr[-2000:])
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", ran.stdout)}
-    figures: list[dict[str, Any]] = [
-        {"name": word, "value": counts.get(word, 0), "unit": "tests"} for word in ("passed", "failed", "skipped")
-    ]
-    figures[1]["value"] += counts.get("error", 0)
-    broken = re.findall(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
-    report_figures(figures, failed=broken, output=ran.stdout[-4000:])
-    if ran.returncode or not counts.get("passed"):
+    """Run the tests that are marked for a GPU; counts are reported as they come, and each one that fails is named."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider", "-W", "default", "-v"]
+    command += ["-o", "addopts=--strict-markers -rfE"]
+    counts, broken = Counter[str](), list[str]()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if found := re.match(r"(tests/gpu/\S+::.*?) (PASSED|FAILED|SKIPPED|ERROR)\b", line):
+            counts[found[2]] += 1
+            broken += [found[1]] if found[2] in ("FAILED", "ERROR") else []
+            report_figures(
+                [
+                    {"name": "passed", "value": counts["PASSED"], "unit": "tests"},
+                    {
+                        "name": "failed",
+                        "value": counts["FAILED"] + counts["ERROR"],
+                        "unit": ", ".join(broken)[:200] or "tests",
+                    },
+                    {"name": "skipped", "value": counts["SKIPPED"], "unit": "tests"},
+                ],
+                failed=broken,
+            )
+    if process.wait() or not counts["PASSED"]:
         sys.exit(f"{len(broken)} tests failed: {', '.join(broken)[:150]}")
 
 
 def convolutions(device: str, reduced: bool) -> None:
     """Time ResNet-20's convolutions in three directions: torch's own alone and in groups, and our kernels on members."""
-    from raylth.core.engines import launch
-
     shapes, batch = (SHAPES[1:2], 2) if reduced else (SHAPES, 128)
     grouped, stacked = ((2,), (1, 2)) if reduced else ((8, 32), (1, 4, 32))
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     rows: list[dict[str, Any]] = []
     set_precision("float32")
     for inputs, outputs, side, stride in shapes:
+        what = {"shape": (inputs, outputs, side, stride)}
         side = 8 if reduced else side
         for deterministic in (True, False):
             torch.backends.cudnn.deterministic = deterministic
             for members in (1, *grouped):
-                library = _library(members, batch, inputs, outputs, side, stride, dtype, device)
-                rows += _timed(
-                    library, device, members, shape=(inputs, outputs, side, stride), deterministic=deterministic, by="library"
-                )
+                make = partial(_library, members, batch, inputs, outputs, side, stride, dtype, device)
+                rows += _timed(make, device, members, deterministic=deterministic, by="library", **what)
         for members in stacked:
-            x = torch.randn(members, batch, side, side, inputs, device=device).to(dtype)
-            weight = torch.randn(members, outputs, 3, 3, inputs, device=device).to(dtype)
-            shape = launch.Geometry.of(x, weight, (stride, stride), (1, 1))
-            y, _, _ = launch.conv(x, weight, shape, moments=True)
-            calls: dict[str, Callable[[], Any]] = {
-                "forward": partial(launch.conv, x, weight, shape, moments=True),
-                "to input": partial(launch.input_gradient, y, weight, shape),
-                "to weight": partial(launch.weight_gradient, x, y, shape),
-            }
-            if inputs == 3:
-                del calls["to input"]
-            rows += _timed(calls, device, members, shape=(inputs, outputs, side, stride), deterministic=True, by="ours")
-    figures = []
-    for by, members in (*(("library", count) for count in (1, *grouped)), *(("ours", count) for count in stacked)):
-        chosen = [row for row in rows if row["by"] == by and row["members"] == members and row["deterministic"]]
-        value = sum(row["microseconds"] for row in chosen)
-        name = "ours, stacked" if by == "ours" else "library, alone" if members == 1 else "library, in groups"
-        figures.append(
-            {"name": f"{name}, {members} members", "value": value, "unit": "us a member, all shapes and directions"}
-        )
-    report_figures(figures, convolutions=rows, batch=batch)
+            make = partial(_ours, members, batch, inputs, outputs, side, stride, dtype, device)
+            rows += _timed(make, device, members, deterministic=True, by="ours", **what)
+        sides = [*(("library", count) for count in (1, *grouped)), *(("ours", count) for count in stacked)]
+        report_figures([_sum_of(rows, *each) for each in sides], convolutions=rows, batch=batch)
+
+
+def _sum_of(rows: list[dict[str, Any]], by: str, members: int) -> dict[str, Any]:
+    chosen = [row for row in rows if (row["by"], row["members"], row["deterministic"]) == (by, members, True)]
+    name = "ours, stacked" if by == "ours" else "library, alone" if members == 1 else "library, in groups"
+    value, count = sum(row["microseconds"] for row in chosen), len({row["shape"] for row in chosen})
+    return {"name": f"{name}, {members} members", "value": value, "unit": f"us a member, all directions of {count} shapes"}
+
+
+def _ours(
+    members: int, batch: int, inputs: int, outputs: int, side: int, stride: int, dtype: torch.dtype, device: str
+) -> dict[str, Callable[[], Any]]:
+    """Return what computes our convolution of stacked members, in each direction."""
+    from raylth.core.engines import launch
+
+    x = torch.randn(members, batch, side, side, inputs, device=device).to(dtype)
+    weight = torch.randn(members, outputs, 3, 3, inputs, device=device).to(dtype)
+    shape = launch.Geometry.of(x, weight, (stride, stride), (1, 1))
+    y, _, _ = launch.conv(x, weight, shape, moments=True)
+    calls: dict[str, Callable[[], Any]] = {
+        "forward": partial(launch.conv, x, weight, shape, moments=True),
+        "to input": partial(launch.input_gradient, y, weight, shape),
+        "to weight": partial(launch.weight_gradient, x, y, shape),
+    }
+    if inputs == 3:
+        del calls["to input"]
+    return calls
 
 
 def _library(
@@ -140,16 +160,15 @@ def _library(
     return calls
 
 
-def _timed(calls: dict[str, Callable[[], Any]], device: str, members: int, **what: Any) -> list[dict[str, Any]]:
-    rows = []
-    for direction, call in calls.items():
-        row = {**what, "members": members, "direction": direction}
-        try:
-            row["microseconds"] = 1e6 * _median(call, device) / members
-        except RuntimeError as error:
-            print(f"{row}: {error}")
-            continue
-        rows.append(row)
+def _timed(make: Callable[[], dict[str, Callable[[], Any]]], device: str, members: int, **what: Any) -> list[dict[str, Any]]:
+    """Return a row for each direction that can be computed."""
+    rows: list[dict[str, Any]] = []
+    try:
+        for direction, call in make().items():
+            seconds = _median(call, device)
+            rows.append({**what, "members": members, "direction": direction, "microseconds": 1e6 * seconds / members})
+    except Exception as error:  # the others are to be timed all the same
+        print(f"{what}, {members} members: {type(error).__name__}: {error}", flush=True)
     return rows
 
 
@@ -163,7 +182,11 @@ def _median(call: Callable[[], Any], device: str, blocks: int = 5) -> float:
             call()
             taken.append(time.perf_counter() - start)
         return statistics.median(taken)
-    calls, taken = 20, []
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    calls, taken = max(1, min(20, int(0.05 / (time.perf_counter() - start)))), []
     for _ in range(blocks):
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()

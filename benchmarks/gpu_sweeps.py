@@ -8,6 +8,7 @@ with signal 9 (every artefact must have the same bits), and one whose packs do n
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -31,6 +32,8 @@ from raylth.sweepfile import read_sweep
 HERE = Path(__file__).resolve().parent
 SLICE = HERE.parent / "sweeps" / "slice_table05_cifar10.yaml"
 SHORT = ["dense.epochs=20", "imp.epochs_per_round=5", "sparse.rewinds=[1]", "seeds.replicates=1"]
+TO_SAVE = 45.0  # seconds before a step's end, in which a sweep that is stopped saves its states and writes its tables
+STARTED: list["subprocess.Popen[bytes]"] = []
 PAPER = {"lth": 92.08, "permuted": 90.26, "naive": 90.16}  # Table 5, S = 0.80, k = 10
 REDUCED = [
     "data={name: digits, num_train: 200, num_test: 100}", "model={name: resnet20, widths: [0.25]}",
@@ -62,10 +65,27 @@ def small(reduced: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def sweep(storage: Path, settings: list[str]) -> subprocess.Popen[bytes]:
-    """Start a sweep as a command."""
+def sweep(storage: Path, settings: list[str]) -> "subprocess.Popen[bytes]":
+    """Start a sweep as a command, which knows what earlier ones measured."""
+    if (known := os.environ.get("RAYLTH_MEASURED")) and any(Path(known).iterdir()):
+        shutil.copytree(known, storage / "measured", dirs_exist_ok=True)
     command = [sys.executable, "-m", "raylth.sweep", str(SLICE), f"storage={storage}", *settings]
-    return subprocess.Popen(command, cwd=HERE.parent)
+    STARTED.append(subprocess.Popen(command, cwd=HERE.parent, start_new_session=True))
+    return STARTED[-1]
+
+
+def end_all(*signal_and_frame: Any) -> None:
+    """End what this step has started, which is in sessions of its own, and then the step."""
+    for process in STARTED:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    sys.exit("time is up")
+
+
+def keep_measured(storage: Path) -> None:
+    """Keep what a sweep measured for those that follow."""
+    if (known := os.environ.get("RAYLTH_MEASURED")) and (storage / "measured").exists():
+        shutil.copytree(storage / "measured", known, dirs_exist_ok=True)
 
 
 def results(storage: Path) -> Any:
@@ -81,6 +101,7 @@ def ray(device: str, reduced: bool, out: Path | None, short: bool) -> None:
         start = time.perf_counter()
         if sweep(stores[0], small(reduced)).wait():
             sys.exit("the sweep did not end well")
+        keep_measured(stores[0])
         rows = results(stores[0])
         trained = rows[rows["epochs"] > 0]
         figures += [
@@ -91,8 +112,6 @@ def ray(device: str, reduced: bool, out: Path | None, short: bool) -> None:
         ]
         measured = [json.loads(path.read_text()) for path in sorted((stores[0] / "measured").glob("*.json"))]
         report_figures(figures, measured=measured)
-        if measured:  # the same packs, the same engine
-            shutil.copytree(stores[0] / "measured", stores[1] / "measured")
         killed, resumed = _killed(stores[1], small(reduced))
         plan = make_plan(read_sweep(SLICE, small(reduced)))
         same, all_ = _same_artefacts(plan, *(Store(str(path)) for path in stores[:2]))
@@ -162,7 +181,7 @@ def _out_of_memory(storage: Path, device: str, reduced: bool) -> dict[str, Any]:
         str(SLICE),
         str(storage),
     ]
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAYLTH_MEMORY_FRACTION": "0.01"}
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAYLTH_MEMORY_GB": "0.5"}
     if device == "cpu":
         whole = [f"resources.{kind}.gpus=1" for kind in ("dense", "imp", "sparse")]
         command += [
@@ -173,7 +192,7 @@ def _out_of_memory(storage: Path, device: str, reduced: bool) -> dict[str, Any]:
             "sparse.rewinds=[0]",
         ]
     else:
-        command += ["benchmarks.gpu_little_memory", *small(reduced)]
+        command += ["benchmarks.gpu_little_memory", *small(reduced), "resources.engine=eager"]  # its packs take the most
     ran = subprocess.run(
         [*command, "resources.pack=32"], env=env, cwd=HERE.parent, capture_output=True, text=True, check=False
     )
@@ -191,38 +210,33 @@ def slice_of_table_5(device: str, reduced: bool, out: Path | None, short: bool) 
         settings += ["dense.epochs=2", "imp.epochs_per_round=1", "sparse.rewinds=[1]", "sparse.sparsities=[0.36]"]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        process = sweep(Path(folder), settings)
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # its states are saved, its tables written
-        code = process.wait()
-        seconds = time.perf_counter() - start
+        process, is_stopped = sweep(Path(folder), settings), False
+        seconds = float(os.environ.get("RAYLTH_STEP_SECONDS", "inf")) - TO_SAVE
+        try:
+            code = process.wait(seconds if seconds < float("inf") else None)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # once: it saves its states and writes its tables
+            is_stopped, code = True, process.wait()
+        keep_measured(Path(folder))
         rows = results(Path(folder))
         trained = rows[(rows["epochs"] > 0) & (rows["status"] == "done")]
+        taken = time.perf_counter() - start
+        how = "stopped when time was up" if is_stopped else f"exit status {code}"
         figures: list[dict[str, Any]] = [
-            {"name": "networks trained", "value": len(trained), "unit": f"in {seconds:.0f} s, exit status {code}"},
-            {
-                "name": "epochs a second",
-                "value": float(trained["epochs"].sum()) / seconds,
-                "unit": "all networks, whole sweep",
-            },
+            {"name": "networks trained", "value": len(trained), "unit": f"in {taken:.0f} s, {how}"},
+            {"name": "epochs a second", "value": float(trained["epochs"].sum()) / taken, "unit": "all networks, whole sweep"},
+            {"name": "engines", "value": _counted(trained["engine"]), "unit": "networks of each"},
         ]
         for arm, paper in PAPER.items():
             found = trained[trained["arm"] == arm]["test_accuracy"]
             if len(found):
                 spread = f" +- {found.std():.2f}" if len(found) > 1 else ""
-                figures.append(
-                    {
-                        "name": arm,
-                        "value": found.mean(),
-                        "unit": f"%{spread}, n = {len(found)}",
-                        "predicted": f"{paper} (paper)",
-                    }
-                )
+                unit = f"%{spread}, n = {len(found)}"
+                figures.append({"name": arm, "value": found.mean(), "unit": unit, "predicted": f"{paper} (paper)"})
         report_figures(figures, settings=settings)
         if out is not None and not reduced:
-            for name in ("results", "curves", "permutations"):
-                for path in (Path(folder) / name).glob("*.parquet"):
-                    shutil.copy(path, out / f"slice-{name}.parquet")
-    if code:
+            rows.to_parquet(out / "slice-results.parquet")
+    if code and not is_stopped:
         sys.exit(f"the sweep ended with status {code}")
 
 
@@ -234,6 +248,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a tenth of the slice's epochs, one replicate")
     parser.add_argument("--out", type=Path, help="folder for the slice's tables")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, end_all)
     {"ray": ray, "slice": slice_of_table_5}[options.step](options.device, options.reduced, options.out, options.short)
 
 

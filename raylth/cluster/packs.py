@@ -5,16 +5,17 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from raylth.cluster.shares import Slot, how_often
 from raylth.resources import ResourcesConfig
 from raylth.stages import Stage
 from raylth.store import Store, fingerprint
-from raylth.values import AUTO, OFF
+from raylth.values import AUTO, OFF, EngineSetting
 
 __all__ = ["Packs"]
 
+ENGINES = tuple(name for name in get_args(EngineSetting) if name != AUTO)
 PROCEDURE = 4  # of measuring; what another one found is not used
 
 
@@ -37,6 +38,9 @@ class Packs:
         self.measuring: set[str] = set()  # classes at which a worker is, or was
         self.fits: dict[str, int] = {}  # class -> how many fit in memory, where more did not
         self.told: set[str] = set()
+        self.careful: set[str] = (
+            set()
+        )  # classes whose measuring ended a process: only engines of torch's own kernels are tried
         self.suspects: dict[str, int] = {}  # stage key -> the largest pack that it may be in, after a larger one crashed
 
     def size(self, stage: Stage, slot: Slot) -> int | None:
@@ -56,10 +60,13 @@ class Packs:
         self._measured(what)
         return self.engines.get(fingerprint(what), "eager")
 
-    def to_measure(self, slot: Slot) -> dict[str, Any]:
-        """Return what a worker is to measure: the sizes, None for any, and the engine, "auto" for all of its device."""
-        engine = "eager" if self.asked_engine == AUTO and not slot.gpus else self.asked_engine
-        return {"sizes": None if self.asked == AUTO else [self._fixed], "engine": engine}
+    def to_measure(self, stage: Stage, slot: Slot) -> dict[str, Any]:
+        """Return what a worker is to measure: which sizes, None for any, and by which engines."""
+        engines = [self.asked_engine]
+        if self.asked_engine == AUTO:
+            is_careful = fingerprint(self._class(stage, slot)) in self.careful
+            engines = ["eager"] if not slot.gpus else ["eager", "graph"] if is_careful else list(ENGINES)
+        return {"sizes": None if self.asked == AUTO else [self._fixed], "engines": engines, "engine": "eager"}
 
     @property
     def _fixed(self) -> int:
@@ -131,10 +138,12 @@ class Packs:
     def forget(self, stage: Stage, slot: Slot, *, for_good: bool) -> None:
         """Take in that a worker ended while it measured: it is measured again, or its like run alone from now on."""
         name = fingerprint(self._class(stage, slot))
-        if for_good:
+        if for_good and (name in self.careful or self.asked_engine != AUTO or not slot.gpus):
             self.measured[name] = 1
-        else:
-            self.measuring.discard(name)
+            return
+        if for_good:  # an engine of our own kernels may have ended it
+            self.careful.add(name)
+        self.measuring.discard(name)
 
     def same_class(self, first: Stage, slot: Slot, second: Stage, other: Slot) -> bool:
         """Whether what is measured for one training holds for another."""

@@ -120,7 +120,7 @@ class GraphSearcher(Searcher):
                 "steps": TRY_STEPS if is_tried else None,
                 "pack": bool(pack),
                 "measure": self._example_of(stage, share).key if measure else None,
-                **(self.packs.to_measure(share) if measure else {"sizes": None, "engine": self.packs.engine(stage, share)}),
+                **(self.packs.to_measure(stage, share) if measure else {"engine": self.packs.engine(stage, share)}),
             }
         return Searcher.FINISHED if self.graph.finished else None
 

@@ -37,7 +37,7 @@ class Shares:
     """The shares of all stages. `gpus: auto` is settled by what the first stage of a kind of network was seen to take.
 
     Stages that train the same network with the same batch take the same: the first of them is tried for a few steps with a
-    GPU to itself, and goes on from there. Other kinds run with a whole GPU until one has ended. What was measured lies in the
+    GPU to itself, and begins anew. Other kinds run with a whole GPU until one has ended. What was measured lies in the
     store, so it is measured once for each kind of GPU.
     """
 

@@ -30,7 +30,6 @@ from raylth.cluster.trace import Trace
 from raylth.core.memory import is_out_of_memory, release_memory
 from raylth.importing import uncollected
 from raylth.store import BrokenArtefact, Lease, StorageUnreachable, Store, locate
-from raylth.values import AUTO
 
 if TYPE_CHECKING:
     from raylth.stages import Context, Stage
@@ -149,6 +148,8 @@ class StageTrial(tune.Trainable):
                 self.reader.hand_over(stage.kind, made)
         elif result["outcome"] == "tried":
             result |= self._try_evaluation(stage)
+            with contextlib.suppress(OSError):  # its steps may be another engine's: the whole training is one's
+                self.store.drop_state(stage.key)
         result["peak_bytes"] = gpus.peak_bytes() if self.config["workers"] == 1 else None
         return result | {"seconds": time.perf_counter() - start}
 
@@ -249,7 +250,6 @@ class StageTrial(tune.Trainable):
 
         One, by the plain loop, where that cannot be found out.
         """
-        from raylth.core.engines.program import ENGINES
         from raylth.core.recipe import Recipe
         from raylth.core.throughput import SIZES, Fastest, fastest_pack
         from raylth.stages import Stage
@@ -258,14 +258,13 @@ class StageTrial(tune.Trainable):
         stage = Stage(**self.shared.stages[key])
         settings = stage.settings
         context = self._context(gpus.device(self.config["gpus"]))
-        asked = self.config["engine"]
         try:
             found = fastest_pack(
                 lambda: new_network(settings, 0, context.device),
                 context.train,
                 Recipe(**settings["recipe"]),
                 settings["augment"],
-                engines=ENGINES if asked == AUTO else (asked,),
+                engines=self.config["engines"],
                 sizes=self.config["sizes"] or SIZES,
             )
         except Exception as error:  # the stage itself will say what is wrong
@@ -327,8 +326,7 @@ class StageTrial(tune.Trainable):
     def _context(self, device: str) -> "Context":
         if device not in self.contexts:
             self.contexts[device] = self.shared.context(device, self.store, self.reader, self._progress, self._must_stop)
-        engine = self.config["engine"]
-        return replace(self.contexts[device], engine="eager" if engine == AUTO else engine, note=self._note)
+        return replace(self.contexts[device], engine=self.config["engine"], note=self._note)
 
     def _note(self, line: str) -> None:
         self.notes[line] = None

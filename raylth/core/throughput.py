@@ -52,8 +52,8 @@ def fastest_pack(
 
     Each engine is proved first. A few steps of each size are trained on the first samples of `split`, and a batch is
     evaluated, so that what does not fit in memory is met here; sizes grow until they bring nothing, do not fit, or measuring
-    on would take long. The first engine at size 1 for what cannot be packed. An engine must be 5 % faster
-    than those before it.
+    on would take long. What cannot be packed has size 1. An engine must be 5 % faster than those before it; where only one is
+    asked for, and it is not proved, the one that it falls back to is measured.
     """
     steps = replace(
         recipe,
@@ -79,9 +79,10 @@ def fastest_pack(
                 release_memory(error)
                 found, passed_over = "eager", [f"engine {engine!r} cannot be used: out of memory while it was proved"]
             notes += passed_over[:1]
-            if found != engine:
+            if found != engine and len(engines) > 1:
                 continue
-        size, rates[engine] = _fastest_size(engine, build, samples, steps, augment, sizes)
+            engine = found
+        size, rates[engine] = _fastest_size(engine, build, samples, steps, augment, sizes, notes)
         if rates[engine].get(size, 0.0) > fastest * (WORTH_OF_ENGINE if fastest else 1.0):
             best, fastest = Fastest(size, engine), rates[engine][size]
     return replace(best, rates=rates, notes=tuple(notes))
@@ -94,12 +95,18 @@ def _fastest_size(
     recipe: Recipe,
     augment: str,
     sizes: Sequence[int],
+    notes: list[str],
 ) -> tuple[int, dict[int, float]]:
-    """Return the size of an engine's fastest pack, and the samples per second of all members by size."""
+    """Return the size of an engine's fastest pack, and the samples per second of all members by size.
+
+    Where not even the first size fits in memory, its half is tried, and so on.
+    """
     seconds: dict[int, float] = {}
     rates: dict[int, float] = {}
-    best, slower, start = sizes[0], 0, time.perf_counter()
-    for size in sizes:
+    best, slower, start = 1, 0, time.perf_counter()
+    waiting = list(sizes)
+    while waiting:
+        size = waiting.pop(0)
         before = max((each for each in seconds if each < size), default=size)
         if size / before * seconds.get(before, 0.0) * (1 + FEWEST) > LONGEST - (time.perf_counter() - start):
             break
@@ -114,9 +121,13 @@ def _fastest_size(
                 raise
             seconds.pop(size, None)
             release_memory(error)
-            break
+            if rates or size == 1:
+                break
+            notes.append(f"a pack of {size} ran out of memory with the engine {engine!r} while it was measured")
+            waiting = [size // 2]
+            continue
         rates[size] = size * len(samples) / seconds[size]
-        if rates[size] > WORTH * rates.get(best, 0.0):
+        if best not in rates or rates[size] > WORTH * rates[best]:
             best = size
         slower = slower + 1 if rates[size] < SLOWER * rates[best] else 0
         if slower == 2:

@@ -12,6 +12,7 @@ from torch import nn
 from raylth.core.engines.program import make_program
 from raylth.core.engines.proof import usable
 from raylth.core.masks import Mask, mask_sparsity, model_sparsity
+from raylth.core.memory import is_out_of_memory, release_memory
 from raylth.core.models import init_model
 from raylth.core.pack import Program
 from raylth.core.recipe import Recipe, TrainState
@@ -163,7 +164,13 @@ def _program(networks: Sequence[nn.Module], recipe: Recipe, context: Context) ->
     """Return networks as a program for the context's engine, or for a simpler one where that is not proved here."""
     if context.engine == "eager" or context.team.size > 1:
         return Program(networks)
-    engine, passed_over = usable(context.engine, networks, recipe, context.train.in_shape)
+    try:
+        engine, passed_over = usable(context.engine, networks, recipe, context.train.in_shape)
+    except Exception as error:
+        if len(networks) > 1 or not is_out_of_memory(error):
+            raise
+        release_memory(error)  # the proof takes more than the training: in bf16 a second one, in float32
+        engine, passed_over = "eager", [f"engine {context.engine!r} is not used: out of memory while it was proved"]
     for line in passed_over:
         context.note(line)
     return make_program(networks, engine)

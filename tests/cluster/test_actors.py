@@ -105,7 +105,7 @@ def searcher_of(tmp_path, retries=1):
 
 
 ONE = {  # what a trial of one network by one worker says
-    "pack": False, "measure": None, "workers": 1, "min_workers": 1, "sizes": None, "engine": "eager",
+    "pack": False, "measure": None, "workers": 1, "min_workers": 1, "engine": "eager",
 }  # fmt: skip
 
 

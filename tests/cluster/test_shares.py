@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
+from raylth.cluster.failures import CRASHED
 from raylth.cluster.packs import Packs
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shares import MARGIN, Shares, Slot, room, share_of_gpu
@@ -21,6 +22,7 @@ from tests.cluster.test_actors import ONE, ends
 from tests.conftest import tiny_sweep
 
 GIB = 2**30
+ALL_ENGINES = ["eager", "graph", "compiled", "stacked"]
 TABLE = [("H200", 140 * GIB), ("A10", 24 * GIB)]
 GPUS = {kind: {"gpus": "auto"} for kind in ("dense", "imp", "sparse", "match")}
 AUTO = ResourcesConfig.model_validate({**GPUS, "pack": "off", "engine": "eager"})
@@ -44,7 +46,7 @@ def test_a_pack_is_measured_once_and_has_a_gpu_to_itself(tmp_path):
     assert (measured["gpus"], measured["measure"], measured["pack"]) == (1.0, "s0", False)
     beside = searcher.suggest("t3")
     assert (beside["gpus"] < 1.0, beside["measure"]) == (True, None), "one measures, the others run alone"
-    assert (measured["engine"], measured["sizes"], beside["engine"]) == ("auto", None, "eager")
+    assert (measured["engines"], measured["sizes"], beside["engine"]) == (ALL_ENGINES, None, "eager")
     found = {"pack_size": 6, "pack_rates": {"eager": {1: 10.0, 6: 20.0}, "graph": {1: 20.0, 6: 30.0}}, "pack_engine": "graph"}
     searcher.on_trial_complete("t2", {"outcomes": [{**done, "outcome": "tried", "computed": False, **found}]})
     searcher.on_trial_complete("t3", {"outcomes": [{**done, "outcome": "done"}]})
@@ -68,7 +70,7 @@ def test_an_engine_is_measured_on_a_gpu_for_the_size_that_the_file_says(tmp_path
     for pack, size in (("off", 1), (3, 3)):
         searcher = searcher_of(f"{pack}", pack=pack)
         trial = searcher.suggest("t1")
-        assert (trial["measure"], trial["sizes"], trial["engine"]) == ("s0", [size], "auto")
+        assert (trial["measure"], trial["sizes"], trial["engines"]) == ("s0", [size], ALL_ENGINES)
         found = {"pack_size": size, "pack_rates": {"compiled": {size: 1.0}}, "pack_engine": "compiled"}
         notes = ["engine 'stacked' cannot be used: a convolution with groups"]
         result = {"outcomes": [{**done, "outcome": "tried", "computed": False, **found}], "notes": notes}
@@ -82,8 +84,21 @@ def test_an_engine_is_measured_on_a_gpu_for_the_size_that_the_file_says(tmp_path
     on_cpu = searcher_of("cpu", pack="off", sparse={"gpus": 0}).suggest("t1")
     assert (on_cpu["measure"], on_cpu["engine"]) == (None, "eager")
     measured = searcher_of("both", engine="graph").suggest("t1")
-    assert (measured["measure"], measured["sizes"], measured["engine"]) == ("s0", None, "graph")
-    assert searcher_of("both cpu", sparse={"gpus": 0}).suggest("t1")["engine"] == "eager", "and is not looked for there"
+    assert (measured["measure"], measured["sizes"], measured["engines"]) == ("s0", None, ["graph"])
+    assert searcher_of("both cpu", sparse={"gpus": 0}).suggest("t1")["engines"] == ["eager"], "and is not looked for there"
+
+
+def test_measuring_that_ends_its_process_is_done_again_without_our_own_kernels(tmp_path):
+    resources = ResourcesConfig.model_validate({"sparse": {"gpus": 1}})
+    stages = [training(f"s{number}") for number in range(3)]
+    searcher = GraphSearcher(Graph(stages), Store(tmp_path), resources, TABLE, {"CPU": 8.0, "GPU": 1.0})
+    for number, engines in enumerate([ALL_ENGINES, ["eager", "graph"]]):
+        trial = searcher.suggest(f"t{number}")
+        assert (trial["measure"], trial["engines"]) == ("s0", engines)
+        searcher.causes[f"t{number}"] = CRASHED, "DeviceLost: an illegal memory access"
+        searcher.on_trial_complete(f"t{number}", error=True)
+    trial = searcher.suggest("t2")
+    assert (trial["measure"], trial["engine"], trial["pack"]) == (None, "eager", False), "and then not any more"
 
 
 def test_as_many_trials_wait_as_machines_that_may_come_have_room_for_and_one_more(tmp_path):

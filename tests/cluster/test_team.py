@@ -93,7 +93,7 @@ def test_no_more_teams_are_started_than_there_is_room_for(tmp_path):
     for number, found in enumerate((first, second)):
         assert found == {
             "stages": [f"s{number}"], "cpus": 2, "gpus": 1.0, "workers": 2, "min_workers": 1, "steps": None, "pack": False,
-            "measure": None, "sizes": None, "engine": "eager",
+            "measure": None, "engine": "eager",
         }  # fmt: skip
     assert third["stages"] == ["m"], "the other teams wait"
     assert searcher.has_team()

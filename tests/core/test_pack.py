@@ -316,3 +316,21 @@ def test_the_fastest_engine_is_chosen_if_it_is_proved_and_worth_it(monkeypatch):
     assert set(found.rates) == {"eager", "graph", "compiled"}
     rates["compiled"] = 104.9
     assert fastest_pack(build, split, RECIPE, engines=("eager", "graph", "compiled"), sizes=(3,)).engine == "eager"
+
+
+def test_a_pack_of_the_size_that_was_asked_for_is_measured_in_halves_until_it_fits(monkeypatch):
+    def evaluate(program, split):
+        if program.size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(throughput, "evaluate_together", evaluate)
+    monkeypatch.setattr(throughput, "_time", lambda program, *rest: 1.0)
+    found = fastest_pack(lambda: NETWORKS["mlp"][1](0), random_split((40,), 512), RECIPE, sizes=(8,))
+    assert (found.size, set(found.rates["eager"])) == (2, {2})
+    assert [line.split(" with ")[0] for line in found.notes] == [f"a pack of {n} ran out of memory" for n in (8, 4)]
+
+
+def test_an_engine_that_was_asked_for_and_is_not_proved_is_measured_as_what_it_falls_back_to(monkeypatch):
+    monkeypatch.setattr(throughput, "usable", lambda engine, *_: ("graph", ["engine 'stacked' ..."]))
+    found = fastest_pack(lambda: NETWORKS["mlp"][1](0), random_split((40,), 512), RECIPE, engines=("stacked",), sizes=(2,))
+    assert (found.size, found.engine, list(found.rates)) == (2, "graph", ["graph"])

@@ -19,7 +19,7 @@ from raylth.core.repair import repair, site_statistics
 from raylth.core.train import evaluate
 from tests.gpu.trainings import NETWORKS, random_split
 
-EXACT = 1e-5  # |found - wanted| / |wanted|; float32 has about 1e-6 here, tf32 4e-4
+EXACT = 5e-5  # |found - wanted| / |wanted|; float32 has about 1e-6 here, tf32 4e-4
 ROUNDING = 1e-4
 
 

@@ -56,7 +56,7 @@ class CapturedSteps(Steps):
         self.size, self.device = first, device
         self.captures = device.type == "cuda"
         self.rate = torch.zeros((), device=device, dtype=torch.float32 if self.captures else torch.float64)
-        self.held: dict[int, Buffers] = {}  # samples of a member's batch -> buffers
+        self.held: dict[tuple[int, ...], Buffers] = {}  # samples of a member's batch, and a sample's shape -> buffers
         self.in_shape: tuple[int, ...] = ()
         self.streams = streams_of(device, min(streams, len(parts))) if self.captures else []
         self.pool = torch.cuda.graph_pool_handle() if self.captures else None
@@ -85,12 +85,13 @@ class CapturedSteps(Steps):
         return held.losses
 
     def _buffers(self, count: int) -> Buffers:
-        if count not in self.held:
+        key = (count, *self.in_shape)  # crops may grow from one epoch to another
+        if key not in self.held:
             layout = torch.channels_last if len(self.in_shape) == 3 else torch.contiguous_format
             x = torch.empty(self.size * count, *self.in_shape, device=self.device).contiguous(memory_format=layout)
             y = torch.empty(self.size * count, device=self.device, dtype=torch.int64)
-            self.held[count] = Buffers(x, y, torch.empty(self.size, device=self.device))
-        return self.held[count]
+            self.held[key] = Buffers(x, y, torch.empty(self.size, device=self.device))
+        return self.held[key]
 
     def _run(self, held: Buffers) -> None:
         """Take the steps, each program's on its stream; also after an error all streams are joined again."""

@@ -27,7 +27,7 @@ class CompiledStep(LeanStep):
 
     def __init__(self, program: Program, recipe: Recipe, masks: Masks, device: torch.device) -> None:
         super().__init__(program, recipe, masks, device)
-        self.compiled = _compiled(program.network, recipe, device)
+        self.recipe, self.device = recipe, device
 
     def _losses(self, x: Tensor, y: Tensor) -> Tensor:
         network = self.program.network
@@ -35,15 +35,16 @@ class CompiledStep(LeanStep):
         buffers = {name: b for name, b in network.named_buffers() if all(b is not counter for counter in self.counters)}
         if self.halves is not None:
             self.halves.cast()
-        loss = self.compiled(parameters, buffers, x, y)
+        loss = _compiled(network, self.recipe, self.device, x.shape)(parameters, buffers, x, y)
         if self.counters:
             torch._foreach_add_(self.counters, 1)  # type: ignore[arg-type]
         return loss
 
 
-def _compiled(network: nn.Module, recipe: Recipe, device: torch.device) -> Compiled:
+def _compiled(network: nn.Module, recipe: Recipe, device: torch.device, shape: torch.Size) -> Compiled:
+    """Return what computes the losses of networks like one, for batches of one shape."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())
-    key = (type(network), repr(network), shapes, recipe.precision, recipe.label_smoothing, device)
+    key = (type(network), repr(network), shapes, recipe.precision, recipe.label_smoothing, device, shape)
     if key not in COMPILED:
         COMPILED[key] = _compile(copy.deepcopy(network), recipe, device)
     return COMPILED[key]
@@ -63,5 +64,9 @@ def _compile(template: nn.Module, recipe: Recipe, device: torch.device) -> Compi
 
     # Torch counts recompilations by code object; a copy of it has its own count.
     own = FunctionType(losses.__code__.replace(), globals(), losses.__name__, None, losses.__closure__)
-    found: Compiled = torch.compile(own, fullgraph=True, dynamic=False)
+    import torch._inductor.config as settings
+
+    # Kernels that are chosen by timing round otherwise in another process.
+    options: dict[str, Any] | None = {"deterministic": True} if hasattr(settings, "deterministic") else None
+    found: Compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
     return found

@@ -150,7 +150,7 @@ def test_batches_are_laid_into_the_static_buffers_and_not_copied_again():
     for (x, y), (other_x, other_y) in zip(batches, plain, strict=True):
         copied.append(x is not (steps.place(len(y) // 2) or (None,))[0])
         steps(x, y, 0.01, len(y) // 2)
-        held = steps.held[len(y) // 2]
+        held = steps.held[(len(y) // 2, *shape)]
         assert torch.equal(held.x, other_x)
         assert torch.equal(held.y, other_y)
     assert copied == [True, False, False], "all but the first, which shows the shape"
@@ -215,3 +215,20 @@ def test_the_networks_keep_what_they_had_when_a_training_is_stopped():
         )
     for one, other in zip(before, networks, strict=True):
         assert any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_crops_that_grow_have_buffers_of_their_own():
+    """Progressive resizing: the same number of samples in another shape."""
+    last = torch.channels_last
+
+    def build():
+        layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+        return nn.Sequential(*layers).to(memory_format=last)
+
+    ours, plain = (seeded(build, 0) for _ in range(2))
+    steps = make_steps(make_program([ours], "graph"), RECIPE, [None], torch.device("cpu"))
+    step = Step(make_program([plain]), RECIPE, [None], torch.device("cpu"))
+    for side in (8, 8, 12, 8):
+        x, y = torch.randn(4, 3, side, side).contiguous(memory_format=last), torch.randint(0, 10, (4,))
+        assert torch.equal(steps(x, y, 0.01, 4), step(x, y, 0.01, 4))
+    assert_same_bits([plain], [ours])

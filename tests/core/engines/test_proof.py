@@ -1,5 +1,6 @@
 """An engine that computes something else, even a little, is not used; the next simpler one is, and a line says why."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from raylth.core import step as step_module
-from raylth.core.engines import captured, program, proof
+from raylth.core.engines import captured, compiled, program, proof
 from raylth.core.engines.proof import prove, usable
 from raylth.core.pack import NotPackable
 from raylth.core.sgd import SGD
@@ -161,3 +162,12 @@ def test_one_network_that_draws_is_proved_by_itself():
     assert prove("graph", [build(0), build(1)], RECIPE, (40,)).is_exact
     with pytest.raises(NotPackable):
         program.make_program([build(0), build(1)], "graph")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_step_is_proved_and_is_compiled_once_for_each_shape():
+    networks, shape = networks_of("mlp")
+    found = prove("compiled", networks, RECIPE, shape)
+    assert found.holds
+    shapes = {key[-1] for key in compiled.COMPILED if key[0] is type(networks[0])}
+    assert shapes == {(32, 40), (9, 40)}, "two networks, two sizes of batch"
