@@ -218,6 +218,8 @@ def slice_of_table_5(device: str, reduced: bool, out: Path | None, short: bool) 
             process.terminate()  # once: it saves its states and writes its tables
             is_stopped, code = True, process.wait()
         keep_measured(Path(folder))
+        if not (Path(folder) / "runs").exists():
+            sys.exit("the sweep had not begun when time was up")
         rows = results(Path(folder))
         trained = rows[(rows["epochs"] > 0) & (rows["status"] == "done")]
         taken = time.perf_counter() - start
