@@ -459,7 +459,7 @@ def sweep(config, storage, module, **environment):
 
 
 def test_a_sweep_whose_packs_do_not_fit_in_memory_is_finished_in_smaller_ones(tmp_path):
-    resources = {**{kind: {"gpus": 1} for kind in ("dense", "imp", "sparse")}, "pack": 4}
+    resources = {**{kind: {"gpus": 1} for kind in ("dense", "imp", "sparse")}, "pack": 4, "engine": "eager"}
     config = tiny_sweep(resources=resources, sparse={"arms": ["lth", "naive", "random"], "sparsities": [0.5]})
     found = sweep(config, tmp_path, "tests.scarce_memory")
     assert (set(found["states"].values()), found["errors"]) == ({"done"}, {})
@@ -472,7 +472,8 @@ def test_a_sweep_whose_packs_do_not_fit_in_memory_is_finished_in_smaller_ones(tm
 
 
 def test_after_a_cuda_error_that_stays_the_next_stage_runs_in_another_process(tmp_path):
-    resources = {kind: {"gpus": 1} for kind in ("dense", "imp", "sparse", "match", "mask")} | {"pack": "off", "retries": 1}
+    resources = {kind: {"gpus": 1} for kind in ("dense", "imp", "sparse", "match", "mask")}
+    resources |= {"pack": "off", "retries": 1, "engine": "eager"}
     config = tiny_sweep(
         resources=resources, sparse={"arms": ["lth", "permuted", "random"], "rewinds": [0], "sparsities": [0.5]}
     )
