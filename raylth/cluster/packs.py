@@ -37,7 +37,7 @@ class Packs:
         self.engines: dict[str, str] = {}  # class -> the fastest engine
         self.measuring: set[str] = set()  # classes at which a worker is, or was
         self.fits: dict[str, int] = {}  # class -> how many fit in memory, where more did not
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
         self.careful: set[str] = (
             set()
         )  # classes whose measuring ended a process: only engines of torch's own kernels are tried
@@ -88,13 +88,13 @@ class Packs:
         return self.measured[name]
 
     def news(self, lines: Iterable[str]) -> list[str]:
-        """Return what workers say of engines that was not said before; each of them finds it out by itself."""
-        new = [line for line in lines if line not in self.told]
-        self.told.update(new)
+        """Return the lines about engines that were not reported yet; each worker sends its own."""
+        new = [line for line in lines if line not in self.reported]
+        self.reported.update(new)
         return new
 
     def ran_out(self, stage: Stage, slot: Slot, size: int, fits: int, *, killed: bool = False) -> list[str]:
-        """Take in that a pack of `size` ran out of memory, and how many fit; returns what a person should be told.
+        """Record that a pack of `size` ran out of memory, and how many fit; returns the lines to report.
 
         That is written beside what was measured, and later runs read it, unless it holds for this run only: where the worker
         was killed for its machine's memory, which others may have filled, or had a part of a GPU, which the file does not
@@ -112,7 +112,7 @@ class Packs:
         return [f"a pack of {size} ran out of {memory}; packs of at most {fits} from now on"]
 
     def crashed(self, stages: Sequence[Stage], size: int, why: str) -> list[str]:
-        """Take in that the worker of a pack died, and which stages it has left; returns what a person should be told.
+        """Record that the worker of a pack died, and which stages it has left; returns the lines to report.
 
         Any of them may have been what ended it, an illegal memory access for instance, so none counts as having crashed:
         half as many run together the next time, and half of that after another crash. One that crashes its process is by

@@ -45,7 +45,7 @@ class Context:
     publish: Callable[[str, Artefact], None] = _publishes_nothing  # what is finished before its stage is
     uploads: Uploads = field(default_factory=Uploads)  # writes that go on behind the stage
     engine: EngineName = "eager"  # that trains, where it is proved on this device
-    note: Callable[[str], None] = lambda line: None  # told what a person should know, once
+    note: Callable[[str], None] = lambda line: None  # reports a line to the driver
     team: Team = ALONE  # the processes that run the same stage together; the first of them writes
     measured: Callable[[str, dict[str, Any]], None] = lambda key, point: None  # told each evaluated point of a curve
 
