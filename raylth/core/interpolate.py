@@ -71,7 +71,7 @@ class Plane:
         self.corners = ((0.0, 0.0), (length, 0.0), (along, across))
 
     def at(self, x: float, y: float) -> dict[str, Tensor]:
-        """Return the network at (x, y), which loads where the three do; variances that would be negative, outside them, are 0."""
+        """Return the network at (x, y), which loads where the three do; variances that would be negative are 0."""
         (_, _), (length, _), (along, across) = self.corners
         third = y / across
         second = (x - third * along) / length

@@ -58,7 +58,7 @@ def repair_sites(model: nn.Module) -> list[str]:
 
 
 def _shared(traced: fx.GraphModule) -> set[nn.Module]:
-    """Return the modules of which something is used more than once in a forward pass: they themselves, or a tensor of theirs."""
+    """Return the modules of which something is used more than once in a forward pass: they themselves, or a tensor."""
     modules = dict(traced.named_modules())
     called: list[nn.Module] = []
     uses: Counter[int] = Counter()
@@ -127,15 +127,15 @@ def repair(
     norms = {n: module for n, module in model.named_modules() if isinstance(module, _BatchNorm) and module not in shared}
     modules = {name: model.get_submodule(name) for name in sites} | norms
     moments = {name: Moments() for name in modules}
-    signs = {name: module.weight.sign() for name, module in norms.items() if name in targets}
+    slopes = {name: _slope(module) for name, module in norms.items() if name in targets}
     with ExitStack() as hooks, in_mode(model, training=False):  # the very operations that the statistics are from
-        for module in norms.values():
-            module.training = True
+        for norm in norms.values():
+            norm.training = True
         for name, module in modules.items():
             if isinstance(module, _BatchNorm):
                 handle = module.register_forward_pre_hook(
                     lambda layer, args, name=name: _rescaled(
-                        layer, args[0], moments[name], targets.get(name), signs.get(name)
+                        layer, args[0], moments[name], targets.get(name), slopes.get(name)
                     )
                 )
             else:
@@ -152,28 +152,37 @@ def repair(
     for name in sites:
         module = modules[name]
         if isinstance(module, _BatchNorm):
-            _set_affine(module, moments[name], targets[name], signs[name], correction=1)
+            _set_affine(module, moments[name], targets[name], slopes[name], correction=1)
         else:
             _fuse(module, moments[name], targets[name])
 
 
-def _rescaled(module: _BatchNorm, x: Tensor, into: Moments, target: Statistics | None, sign: Tensor | None) -> None:
+def _slope(module: _BatchNorm) -> Tensor:
+    """Return by how much a batch norm's output changes with its input in evaluation, (C,) float64."""
+    variance = torch.zeros_like(module.weight) if module.running_var is None else module.running_var
+    return module.weight.double() / (variance.double() + module.eps).sqrt()
+
+
+def _rescaled(module: _BatchNorm, x: Tensor, into: Moments, target: Statistics | None, slope: Tensor | None) -> None:
     """Note the moments of a batch norm's input, and make its output on this batch have the target's."""
     into.add(x)
-    if target is not None and sign is not None:
+    if target is not None and slope is not None:
         own = Moments()
         own.add(x)
-        _set_affine(module, own, target, sign, correction=0)
+        _set_affine(module, own, target, slope, correction=0)
 
 
-def _set_affine(module: _BatchNorm, moments: Moments, target: Statistics, sign: Tensor, correction: int) -> None:
+def _set_affine(module: _BatchNorm, moments: Moments, target: Statistics, slope: Tensor, correction: int) -> None:
     """Write the target into a batch norm that divides by the deviation with this correction and its eps: neither counts
-    then, which matters where the input varies less than eps. `sign` is that of its weight, (C,) in -1, 0, 1."""
+    then, which matters where the input varies less than eps.
+
+    `slope` is that of the network as it was: its sign stays, and where the input never varies the whole of it.
+    """
     _, variance = moments.result()
     _, divisor = moments.result(correction)
-    alive = variance.sqrt() > SMALLEST
-    lost = torch.where(alive, ((divisor + module.eps) / variance.clamp(min=SMALLEST**2)).sqrt(), torch.ones_like(variance))
-    module.weight.copy_(sign * target.deviation * lost)
+    wanted = slope.sign() * target.deviation / variance.sqrt().clamp(min=SMALLEST)
+    slope = torch.where(variance.sqrt() > SMALLEST, wanted, slope)
+    module.weight.copy_(slope * (divisor + module.eps).sqrt())
     module.bias.copy_(target.mean)
 
 

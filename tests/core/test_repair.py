@@ -139,20 +139,16 @@ def with_random_signs(model):
     return model
 
 
-def assert_repair_changes_nothing(model, x, states=None):
-    """REPAIR half-way between a network and itself, by one batch, gives its outputs to rounding; by default its own state."""
-    one, other = states or (model.state_dict(), model.state_dict())
+def assert_repair_changes_nothing(model, x):
+    """REPAIR half-way between a network and itself, by one batch, gives its outputs to rounding."""
     middle = copy.deepcopy(model)
-    middle.load_state_dict(interpolate(one, other, 0.5))
-    ends = []
-    for state in (one, other):
-        end = copy.deepcopy(model)
-        end.load_state_dict(state)
-        ends.append(site_statistics(end, [x]))
-    repair(middle, *ends, 0.5, [x])
-    with torch.no_grad():
-        expected, found = model.eval()(x), middle.eval()(x)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    middle.load_state_dict(interpolate(model.state_dict(), model.state_dict(), 0.5))
+    statistics = site_statistics(model, [x])
+    repair(middle, statistics, statistics, 0.5, [x])
+    for inputs in (x, torch.randn_like(x)):  # also where units vary that did not before
+        with torch.no_grad():
+            expected, found = model.eval()(inputs), middle.eval()(inputs)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
     return middle
 
 
@@ -167,7 +163,8 @@ def test_repair_between_a_network_and_itself_is_that_network(name):
     assert_repair_changes_nothing(model, x)
     planted = random_permutation(derive_spec(model, x[:2]), 3)
     there = planted.apply(model.state_dict())
-    assert_repair_changes_nothing(model, x, (planted.inverse().apply(there), model.state_dict()))
+    back = planted.inverse().apply(there)
+    assert all(torch.equal(back[key], tensor) for key, tensor in model.state_dict().items()), "pi(A), aligned with A, is A"
     moved = copy.deepcopy(model)
     moved.load_state_dict(there)
     repaired = assert_repair_changes_nothing(moved, x)
@@ -229,6 +226,20 @@ def test_a_weight_that_is_nought_stays_so_and_a_negative_one_negative():
     assert middle[1].weight.sign().tolist() == [0, -1, 1]
     with pytest.raises(ValueError, match="no samples"):
         repair(middle, *(site_statistics(end, [x]) for end in (one, other)), 0.5, [])
+
+
+def test_a_unit_that_does_not_vary_on_the_samples_is_the_same_elsewhere():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].bias[:2] = -10.0  # dead on small inputs
+        model[2].weight.copy_(torch.randn(6))
+    reset_bn_stats(model, [10 * torch.randn(64, 4)])
+    x = torch.randn(64, 4)
+    assert site_statistics(model, [x])["2"].deviation[:2].tolist() == [0, 0]
+    middle = assert_repair_changes_nothing(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(middle.eval()(20 * x), model.eval()(20 * x), rtol=1e-3, atol=1e-3)
 
 
 def test_a_network_whose_blocks_began_at_nought_keeps_its_accuracy():
