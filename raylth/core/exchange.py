@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from raylth.core.masks import Mask
+from raylth.core.state import like
 
 __all__ = ["complete_mask", "from_plain_masks", "from_torch_prune", "is_torch_prune", "to_torch_prune"]
 
@@ -27,7 +28,7 @@ def to_torch_prune(state: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> d
             exchanged[name + PRUNED] = mask[name].to(tensor.dtype)
         else:
             exchanged[name] = tensor.clone()
-    return exchanged
+    return like(exchanged, state)
 
 
 def is_torch_prune(tensors: Mapping[str, Tensor]) -> bool:
@@ -84,7 +85,7 @@ def from_torch_prune(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Ma
     if not mask:
         raise ValueError("no mask: a network pruned by torch.nn.utils.prune has tensors that end in _orig and _mask")
     _check(plain, mask)
-    return plain, mask
+    return like(plain, state), mask
 
 
 def _check(state: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> None:

@@ -6,23 +6,29 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from raylth.core.state import like
+
 __all__ = ["Plane", "barrier", "interpolate", "line", "middle_rise"]
 
 T = TypeVar("T")
 
 
 def interpolate(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Return (1 - alpha) A + alpha B of two state dicts; integers are B's. ValueError when names or shapes differ."""
+    """Return (1 - alpha) A + alpha B of two state dicts, which loads where they do; integers are B's.
+
+    Raises ValueError when names or shapes differ.
+    """
     if list(state_a) != list(state_b):
         odd = sorted(set(state_a) ^ set(state_b)) or list(state_a)
         raise ValueError(f"A and B are of different architectures: {odd[0]!r} is not in both")
     for name, tensor in state_b.items():
         if state_a[name].shape != tensor.shape:
             raise ValueError(f"{name}: A has shape {tuple(state_a[name].shape)}, B {tuple(tensor.shape)}")
-    return {
+    between = {
         name: (1 - alpha) * state_a[name] + alpha * tensor if tensor.is_floating_point() else tensor.clone()
         for name, tensor in state_b.items()
     }
+    return like(between, state_b, state_a)
 
 
 def line(
@@ -52,7 +58,7 @@ class Plane:
         coordinates_of: Sequence[str],
     ) -> None:
         interpolate(state_a, state_b, 0.0), interpolate(state_a, state_c, 0.0)  # they check names and shapes
-        self.states = [dict(state) for state in (state_a, state_b, state_c)]
+        self.states = [like(state, state) for state in (state_a, state_b, state_c)]
         to_b, to_c = (
             torch.cat([(state[name].double() - state_a[name].double()).flatten() for name in coordinates_of])
             for state in (state_b, state_c)
@@ -65,7 +71,7 @@ class Plane:
         self.corners = ((0.0, 0.0), (length, 0.0), (along, across))
 
     def at(self, x: float, y: float) -> dict[str, Tensor]:
-        """Return the network at (x, y); variances that would be negative, outside the three, are 0."""
+        """Return the network at (x, y), which loads where the three do; variances that would be negative are 0."""
         (_, _), (length, _), (along, across) = self.corners
         third = y / across
         second = (x - third * along) / length
@@ -76,7 +82,8 @@ class Plane:
             else tensor.clone()
             for name, tensor in a.items()
         }
-        return {name: t.clamp(min=0) if name.endswith("running_var") else t for name, t in state.items()}
+        state = {name: t.clamp(min=0) if name.endswith("running_var") else t for name, t in state.items()}
+        return like(state, a, b, c)
 
     def ticks(self, axis: int, count: int, margin: float) -> list[float]:
         """Return `count` equally spaced coordinates along x (0) or y (1), beyond the corners by `margin` of their extent."""

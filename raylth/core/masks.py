@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from raylth.core.state import like
 from raylth.seeding import derive_seed
 
 __all__ = [
@@ -58,7 +59,7 @@ def full_mask(model: nn.Module, *, prune_shortcuts: bool = False) -> Mask:
 
 def apply_mask(state: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a copy of a state dict in which every pruned weight is exactly 0 (also where it was NaN)."""
-    masked = dict(state)
+    masked = like(state, state)
     for name, alive in mask.items():
         masked[name] = torch.where(alive, state[name], torch.zeros_like(state[name]))
     return masked

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.core.precision import cast_like_autocast
+from raylth.core.state import load_tensors
 from raylth.core.walk import trace
 
 __all__ = ["NotPackable", "Pack", "Program"]
@@ -102,7 +103,7 @@ class Program:
         """Give the networks the values that their members have."""
         if self.size > 1:
             for number, network in enumerate(self.networks):
-                network.load_state_dict(self.member(number))
+                load_tensors(network, self.member(number))
 
 
 class Pack(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raylth.core.derive import UnknownOperation, derive_spec
 from raylth.core.spec import Axis, Group, Part, PermutationSpec, Site
+from raylth.core.state import like
 from raylth.seeding import derive_seed
 
 __all__ = [
@@ -48,8 +49,11 @@ class Permutation:
                 raise ValueError(f"group {name!r}: not a permutation of its {group.size} units")
 
     def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict whose units stand in the permuted order; the function it computes is unchanged."""
-        return {name: self._permute(name, tensor) for name, tensor in state.items()}
+        """Return a state dict whose units stand in the permuted order; the function it computes is unchanged.
+
+        It loads wherever `state` does.
+        """
+        return like({name: self._permute(name, tensor) for name, tensor in state.items()}, state)
 
     def apply_mask(self, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return pi(mask): each weight's mask moves with the units that the weight connects."""

@@ -1,20 +1,21 @@
 """REPAIR: gives a network between two others the statistics that its end points would have (Jordan et al. 2023).
 
-An interpolated network's units vary too little. Each layer's output is rescaled, channel by channel, to the mean and
-deviation that lie between the end points'; with batch norm that is its affine part and its statistics, without it the
-layer's own weight and bias, so nothing is left over that was not in the network before.
+An interpolated network's units vary too little. Each layer's output is rescaled by a positive factor, channel by channel, to
+the mean and deviation that lie between the end points'; with batch norm that is its affine part and its statistics, without
+it the layer's own weight and bias, so nothing is left over that was not in the network before.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.core.batchnorm import Moments, set_statistics
-from raylth.core.modes import freeze_dropout, in_mode
+from raylth.core.modes import in_mode
 from raylth.core.precision import precision
 from raylth.core.walk import trace
 
@@ -35,18 +36,46 @@ class Statistics:
 
 def repair_sites(model: nn.Module) -> list[str]:
     """Return the modules whose outputs are corrected: every affine batch norm, and every layer with a bias that no batch
-    norm follows, but for the one that gives the logits."""
+    norm follows, but for the one that gives the logits.
+
+    A module that runs more than once in a forward pass, or has a tensor that something else uses too (tied weights), is none:
+    one correction of its weights cannot fit all uses.
+    """
     traced, sites = trace(model), []
-    modules = dict(traced.named_modules())
+    modules, shared = dict(traced.named_modules()), _shared(traced)
     for node in traced.graph.nodes:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if module is None or module in shared:
+            continue
         if isinstance(module, _BatchNorm) and module.affine:
             sites.append(str(node.target))
         elif isinstance(module, LAYERS) and module.bias is not None:
             followers = [modules.get(str(user.target)) if user.op == "call_module" else user.op for user in node.users]
-            if not any(isinstance(follower, _BatchNorm) or follower == "output" for follower in followers):
+            is_corrected = (isinstance(follower, _BatchNorm) and follower not in shared for follower in followers)
+            if "output" not in followers and not any(is_corrected):
                 sites.append(str(node.target))
-    return list(dict.fromkeys(sites))
+    return sites
+
+
+def _shared(traced: fx.GraphModule) -> set[nn.Module]:
+    """Return the modules of which something is used more than once in a forward pass: they themselves, or a tensor."""
+    modules = dict(traced.named_modules())
+    called: list[nn.Module] = []
+    uses: Counter[int] = Counter()
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            called.append(modules[str(node.target)])
+            uses.update(_tensors(called[-1]))
+        elif node.op == "get_attr":
+            place, _, name = str(node.target).rpartition(".")
+            uses[id(getattr(modules[place], name))] += 1
+    times = Counter(called)
+    return {module for module in called if times[module] > 1 or any(uses[tensor] > 1 for tensor in _tensors(module))}
+
+
+def _tensors(module: nn.Module) -> set[int]:
+    """Return which tensors a module has, each by its identity."""
+    return {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
 
 @precision("float32")
@@ -79,10 +108,13 @@ def repair(
 
     `model` is the network at alpha between A and B; the statistics come from `site_statistics` of the end points;
     `batches` yields network inputs (B, *in_shape). While a layer is measured, those before it are corrected already, by
-    the statistics of the batch. A unit that never varies is only shifted. Jordan et al. (2023), equations 4 and 5.
+    the statistics of the batch, so that of one batch A between A and A is A again. A batch norm's weight keeps its sign. A
+    unit that never varies is only shifted, so a weight of 0 stays 0. Batch norms that are no site get their statistics anew,
+    but for those of which something is used twice, which stay as they are, statistics too.
+    Jordan et al. (2023), equations 4 and 5.
     Raises ValueError for no data, or statistics of another architecture.
     """
-    sites = repair_sites(model)
+    sites, shared = repair_sites(model), _shared(trace(model))
     if set(sites) != set(statistics_a) or set(sites) != set(statistics_b):
         raise ValueError("the statistics belong to networks of another architecture")
     targets = {
@@ -92,14 +124,19 @@ def repair(
         )
         for name in sites
     }
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    norms = {n: module for n, module in model.named_modules() if isinstance(module, _BatchNorm) and module not in shared}
     modules = {name: model.get_submodule(name) for name in sites} | norms
     moments = {name: Moments() for name in modules}
-    with ExitStack() as hooks, in_mode(model, training=True):
+    slopes = {name: _slope(module) for name, module in norms.items() if name in targets}
+    with ExitStack() as hooks, in_mode(model, training=False):  # the very operations that the statistics are from
+        for norm in norms.values():
+            norm.training = True
         for name, module in modules.items():
             if isinstance(module, _BatchNorm):
                 handle = module.register_forward_pre_hook(
-                    lambda layer, args, name=name: _rescaled(layer, args[0], moments[name], targets.get(name))
+                    lambda layer, args, name=name: _rescaled(
+                        layer, args[0], moments[name], targets.get(name), slopes.get(name)
+                    )
                 )
             else:
                 axis = -1 if isinstance(module, nn.Linear) else 1
@@ -107,35 +144,45 @@ def repair(
                     lambda _, __, out, name=name, axis=axis: _corrected(out, axis, moments[name], targets[name])
                 )
             hooks.callback(handle.remove)
-        freeze_dropout(model)
         for x in batches:
             model(x)
-    set_statistics(norms, moments)
+    if modules and not any(seen.count for seen in moments.values()):
+        raise ValueError("no samples: statistics need at least one batch")
+    set_statistics({name: module for name, module in norms.items() if moments[name].count}, moments)
     for name in sites:
         module = modules[name]
         if isinstance(module, _BatchNorm):
-            _set_affine(module, moments[name], targets[name], correction=1)
+            _set_affine(module, moments[name], targets[name], slopes[name], correction=1)
         else:
             _fuse(module, moments[name], targets[name])
 
 
-def _rescaled(module: _BatchNorm, x: Tensor, into: Moments, target: Statistics | None) -> None:
+def _slope(module: _BatchNorm) -> Tensor:
+    """Return by how much a batch norm's output changes with its input in evaluation, (C,) float64."""
+    variance = torch.zeros_like(module.weight) if module.running_var is None else module.running_var
+    return module.weight.double() / (variance.double() + module.eps).sqrt()
+
+
+def _rescaled(module: _BatchNorm, x: Tensor, into: Moments, target: Statistics | None, slope: Tensor | None) -> None:
     """Note the moments of a batch norm's input, and make its output on this batch have the target's."""
     into.add(x)
-    if target is not None:
+    if target is not None and slope is not None:
         own = Moments()
         own.add(x)
-        _set_affine(module, own, target, correction=0)
+        _set_affine(module, own, target, slope, correction=0)
 
 
-def _set_affine(module: _BatchNorm, moments: Moments, target: Statistics, correction: int) -> None:
+def _set_affine(module: _BatchNorm, moments: Moments, target: Statistics, slope: Tensor, correction: int) -> None:
     """Write the target into a batch norm that divides by the deviation with this correction and its eps: neither counts
-    then, which matters where the input varies less than eps."""
+    then, which matters where the input varies less than eps.
+
+    `slope` is that of the network as it was: its sign stays, and where the input never varies the whole of it.
+    """
     _, variance = moments.result()
     _, divisor = moments.result(correction)
-    alive = variance.sqrt() > SMALLEST
-    lost = torch.where(alive, ((divisor + module.eps) / variance.clamp(min=SMALLEST**2)).sqrt(), torch.ones_like(variance))
-    module.weight.copy_(target.deviation * lost)
+    wanted = slope.sign() * target.deviation / variance.sqrt().clamp(min=SMALLEST)
+    slope = torch.where(variance.sqrt() > SMALLEST, wanted, slope)
+    module.weight.copy_(slope * (divisor + module.eps).sqrt())
     module.bias.copy_(target.mean)
 
 

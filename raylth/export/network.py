@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from raylth.core.data import DATASETS
 from raylth.core.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Scale
 from raylth.core.masks import Mask, check_mask
 from raylth.core.models import MODELS, code_of
+from raylth.core.state import like, load_tensors
 from raylth.report.results import load_results
 from raylth.stages import Stage, make_plan
 from raylth.stages.arrays import to_torch
@@ -63,7 +64,7 @@ class Network:
     def module(self) -> nn.Module:
         """Build the network, for evaluation."""
         network = new_network({"model": self.model}, 0, "cpu")
-        network.load_state_dict(self.state)
+        load_tensors(network, self.state)
         return network.eval()
 
 
@@ -92,10 +93,10 @@ def find_network(store: Store, beginning: str) -> Network:
         scale = scale._replace(mean=IMAGENET_MEAN, std=IMAGENET_STD)
     network = Network(row, manifest, _model(row, manifest, origin), state, mask, scale, origin)
     try:
-        network.module()
+        module = network.module()
     except RuntimeError as error:
         raise ValueError(f"{key[:12]}: its weights do not fit {row['model']!r} as it is here: {error}") from error
-    return network
+    return replace(network, state=like(state, module.state_dict()))
 
 
 def _model(row: Mapping[str, Any], manifest: Mapping[str, Any], origin: Origin | str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from raylth.core.exchange import complete_mask, from_plain_masks, from_torch_prune, is_torch_prune, to_torch_prune
 from raylth.core.masks import Mask, full_mask, mask_sparsity, model_sparsity
+from raylth.core.state import like, load_tensors
 from raylth.core.train import evaluate
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
@@ -72,7 +73,7 @@ def mask(stage: Stage, context: Context) -> dict[str, Artefact]:
         "model_sparsity": model_sparsity(network, brought.mask),
     }
     if brought.weights is not None:
-        network.load_state_dict(brought.weights)
+        load_tensors(network, brought.weights)
         tensors["weights"] = state_arrays(network.state_dict())
         metrics["test_loss"], metrics["test_accuracy"], metrics["test_top5"] = evaluate(network, context.test)
     return {stage.key: Artefact(tensors, metrics)}
@@ -121,7 +122,7 @@ def _decode(path: Path, data: bytes) -> dict[str, Tensor]:
         raise ValueError(f"not a file that torch.save wrote: its {len(data)} bytes are of another kind") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError("expected a state dict (name -> tensor)")
-    return dict(state)
+    return like(state, state)
 
 
 def _check_ending(path: Path) -> None:

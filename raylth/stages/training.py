@@ -16,6 +16,7 @@ from raylth.core.memory import is_out_of_memory, release_memory
 from raylth.core.models import init_model
 from raylth.core.pack import Program
 from raylth.core.recipe import Recipe, TrainState
+from raylth.core.state import load_tensors
 from raylth.core.train import Diverged, evaluate_together, train_together
 from raylth.stages.arrays import state_arrays, to_torch
 from raylth.stages.context import Context
@@ -43,7 +44,7 @@ def new_network(settings: dict[str, Any], seed: int, device: str) -> nn.Module:
 def load_network(settings: dict[str, Any], context: Context, key: str) -> nn.Module:
     """Build the network that the settings name with the weights of an artefact."""
     network = new_network(settings, 0, context.device)
-    network.load_state_dict(to_torch(context.load(key, "weights"), context.device))
+    load_tensors(network, to_torch(context.load(key, "weights"), context.device))
     return network
 
 

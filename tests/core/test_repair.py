@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torchvision import models
 
@@ -21,7 +23,7 @@ from raylth.core.train import Recipe, train
 from raylth.core.weight_matching import match_weights
 from raylth.stages import make_context
 from raylth.store import Store
-from tests.core.test_zoo import ZOO
+from tests.core.test_zoo import KINDS, ZOO, RandomNetwork
 
 
 def norm_inputs(model, batches):
@@ -123,6 +125,140 @@ def test_every_network_can_be_reset_and_repaired(name):
         torch.testing.assert_close(found[site].deviation, deviation, rtol=2e-3, atol=slack, msg=f"{site} deviation")
         moved += not torch.allclose(wrong[site].deviation, deviation, rtol=2e-3, atol=slack)
     assert moved > 0.5 * len(sites), "without REPAIR the statistics are wrong"
+
+
+def with_random_signs(model):
+    """Give half of the affine weights of every norm, and of every layer scale, the other sign."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)) and module.weight is not None:
+                module.weight.mul_(torch.randn_like(module.weight).sign())
+        for name, parameter in model.named_parameters():
+            if name.endswith("layer_scale"):
+                parameter.mul_(torch.randn_like(parameter).sign())
+    return model
+
+
+def assert_repair_changes_nothing(model, x):
+    """REPAIR half-way between a network and itself, by one batch, gives its outputs to rounding."""
+    middle = copy.deepcopy(model)
+    middle.load_state_dict(interpolate(model.state_dict(), model.state_dict(), 0.5))
+    statistics = site_statistics(model, [x])
+    repair(middle, statistics, statistics, 0.5, [x])
+    for inputs in (x, torch.randn_like(x)):  # also where units vary that did not before
+        with torch.no_grad():
+            expected, found = model.eval()(inputs), middle.eval()(inputs)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    return middle
+
+
+@pytest.mark.parametrize("name", EVERY_NETWORK)
+def test_repair_between_a_network_and_itself_is_that_network(name):
+    """Whatever the signs of the affine weights, and wherever its units stand; its statistics are of other data."""
+    torch.manual_seed(1)
+    model = with_random_signs(disturb(build(name.split()[-1]), 0.1))
+    size = 32 if name in OWN or "vgg" in name else 64
+    x, other = torch.randn(8, 3, size, size), torch.randn(8, 3, size, size)
+    reset_bn_stats(model, [other])
+    assert_repair_changes_nothing(model, x)
+    planted = random_permutation(derive_spec(model, x[:2]), 3)
+    there = planted.apply(model.state_dict())
+    back = planted.inverse().apply(there)
+    assert all(torch.equal(back[key], tensor) for key, tensor in model.state_dict().items()), "pi(A), aligned with A, is A"
+    moved = copy.deepcopy(model)
+    moved.load_state_dict(there)
+    repaired = assert_repair_changes_nothing(moved, x)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        torch.testing.assert_close(repaired(x), expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.sampled_from(KINDS), max_size=4), st.sampled_from([4, 8]), st.booleans(), st.integers(0, 3))
+def test_repair_between_a_random_network_and_itself_is_that_network(blocks, channels, flatten, seed):
+    torch.manual_seed(seed)
+    assert_repair_changes_nothing(with_random_signs(RandomNetwork(blocks, channels, flatten)), torch.randn(16, 3, 4, 4))
+
+
+class Uses(nn.Module):
+    """Modules and tensors that are used twice, each in another way, beside some that are used once."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.once = nn.Linear(6, 8), nn.BatchNorm1d(8)
+        self.twice, self.norm_twice = nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.tied, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.other.weight = self.tied.weight
+        self.read, self.before = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.once(self.first(x)))
+        x = torch.relu(self.twice(torch.relu(self.twice(x))))
+        x = torch.relu(self.other(torch.tanh(self.tied(x))))
+        x = torch.relu(F.linear(self.read(x), self.read.weight))
+        x = torch.relu(self.norm_twice(self.before(torch.tanh(self.norm_twice(x)))))
+        return self.head(F.dropout(x, 0.5, training=self.training))
+
+
+def test_what_is_used_twice_is_left_as_it_is():
+    """Modules called twice, tied weights, a weight that is read by itself, a norm for two places: none is a site."""
+    torch.manual_seed(0)
+    model = with_random_signs(disturb(Uses(), 0.3))
+    x = torch.randn(64, 6)
+    assert repair_sites(model) == ["once", "before"], "the layer before a norm that is left alone is a site itself"
+    reset_bn_stats(model, [x])
+    middle = assert_repair_changes_nothing(model, x)
+    left = [name for name in model.state_dict() if name.split(".")[0] in ("twice", "norm_twice", "tied", "other", "read")]
+    assert all(torch.equal(middle.state_dict()[name], model.state_dict()[name]) for name in left)
+
+
+def test_a_weight_that_is_nought_stays_so_and_a_negative_one_negative():
+    torch.manual_seed(0)
+    one, other = (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)) for _ in range(2))
+    with torch.no_grad():
+        one[1].weight.copy_(torch.tensor([1.0, -1.0, 2.0]))
+        other[1].weight.copy_(torch.tensor([-1.0, -3.0, -1.0]))
+    x = torch.randn(32, 4)
+    middle = copy.deepcopy(one)
+    middle.load_state_dict(interpolate(one.state_dict(), other.state_dict(), 0.5))
+    repair(middle, *(site_statistics(end, [x]) for end in (one, other)), 0.5, [x])
+    assert middle[1].weight.sign().tolist() == [0, -1, 1]
+    with pytest.raises(ValueError, match="no samples"):
+        repair(middle, *(site_statistics(end, [x]) for end in (one, other)), 0.5, [])
+
+
+def test_a_unit_that_does_not_vary_on_the_samples_is_the_same_elsewhere():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].bias[:2] = -10.0  # dead on small inputs
+        model[2].weight.copy_(torch.randn(6))
+    reset_bn_stats(model, [10 * torch.randn(64, 4)])
+    x = torch.randn(64, 4)
+    assert site_statistics(model, [x])["2"].deviation[:2].tolist() == [0, 0]
+    middle = assert_repair_changes_nothing(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(middle.eval()(20 * x), model.eval()(20 * x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_whose_blocks_began_at_nought_keeps_its_accuracy():
+    """The last batch norm of each block begins with weights of 0 (as timm's do), of which training makes some negative."""
+    split = make_context(Store("unused"), load_dataset("digits"), data_sha256="unused").train
+    model = init_model(0, "resnet20", width=0.25, num_classes=10, in_shape=(1, 8, 8))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bn2.weight"):
+                parameter.zero_()
+    train(model, split, Recipe(3, lr=0.1), seed=0)
+    negative = sum(int((parameter < 0).sum()) for name, parameter in model.named_parameters() if name.endswith("bn2.weight"))
+    assert negative >= 10
+    x, y = next(split.batches(1000))
+    middle = assert_repair_changes_nothing(model, x)
+    with torch.no_grad():
+        accuracies = [float((network.eval()(x).argmax(1) == y).double().mean()) for network in (model, middle)]
+    assert accuracies[0] > 0.7
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.003)
 
 
 def test_repair_brings_the_barrier_of_a_planted_pair_to_zero():

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from raylth.core.engines import stacked_ops
 from raylth.core.pack import RELU, BatchedLinear, NotPackable, Pack, PackedBatchNorm, PackedConv2d, PackedLinear, Program
 from raylth.core.precision import cast_like_autocast
+from raylth.core.state import load_tensors
 
 __all__ = ["Stacked"]
 
@@ -60,7 +61,7 @@ class Stacked(Program):
     def write_back(self) -> None:
         """Give the networks the values that their members have."""
         for number, network in enumerate(self.networks):
-            network.load_state_dict(self.member(number))
+            load_tensors(network, self.member(number))
 
 
 class StackedPack(Pack):
