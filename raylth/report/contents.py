@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 import pandas as pd
 from matplotlib.figure import Figure
 
+from raylth.report.costs import cost_table
 from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot
 from raylth.report.landscape import barrier_vs_width, imp_barriers, line_plot, plane_plot
 from raylth.report.matching import mask_overlap, match_effort, match_quality
@@ -166,9 +167,18 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         lambda frames: paired_differences(frames.results),
     ),
     Entry(
+        "costs",
+        "What each arm costs",
+        "Epochs that one network of the arm needs from nothing, beside its mean test accuracy (%): dense A and IMP for the "
+        "mask, B as far as it is read, the match in passes over the training split (a forward pass is a third of one), and "
+        "its own training. A sweep trains what arms share once.",
+        lambda frames: cost_table(frames.results),
+    ),
+    Entry(
         "search",
         "Best settings",
-        "What the search found best, with its accuracy on the held-out training samples; trials that were stopped early.",
+        "What the search found best, with its accuracy on the held-out training samples; the trials of each study, how many "
+        "were stopped early, and the epochs that all of them trained. edges: settings at an end of their range.",
         lambda frames: search_table(frames.search),
         lambda frames: not frames.search.empty,
     ),

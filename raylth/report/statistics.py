@@ -1,13 +1,11 @@
 """Differences between arms, paired: two arms of one cell and replicate share data, networks and mask."""
 
 import pandas as pd
-from scipy import stats
 
+from raylth.report.repeats import CONFIDENCE, difference_of
 from raylth.report.tables import CELL, finished_arms
 
 __all__ = ["CONFIDENCE", "paired_differences"]
-
-CONFIDENCE = 0.95
 
 
 def paired_differences(results: pd.DataFrame, first: str = "permuted", second: str = "naive") -> pd.DataFrame:
@@ -15,19 +13,14 @@ def paired_differences(results: pd.DataFrame, first: str = "permuted", second: s
 
     One row per (width, sparsity, rewind_epoch, label of the first arm) that has both: `difference` (mean over pairs), `low`
     and `high` (95 % confidence interval, Student's t with n - 1 degrees of freedom; missing for one pair), and `n` pairs.
+    After a search the interval counts the variance between its repeats, too, and winners that do not share their dense
+    networks and mask are not paired (`difference_of`).
     """
     arms = finished_arms(results)
-    columns = [*CELL, "label", "difference", "low", "high", "n"]
-    ours = arms[arms["arm"] == first][[*CELL, "replicate", "label", "test_accuracy"]]
-    theirs = arms[arms["arm"] == second][[*CELL, "replicate", "test_accuracy"]]
-    pairs = ours.merge(theirs, on=[*CELL, "replicate"], suffixes=("", "_second"))
-    pairs["difference"] = pairs["test_accuracy"] - pairs["test_accuracy_second"]
     rows = []
-    for cell, group in pairs.groupby([*CELL, "label"], observed=True):
-        values = group["difference"]
-        low = high = float("nan")
-        if len(values) > 1:
-            half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.sem()
-            low, high = values.mean() - half, values.mean() + half
-        rows.append((*cell, values.mean(), low, high, len(values)))
-    return pd.DataFrame(rows, columns=columns)
+    for cell, ours in arms[arms["arm"] == first].groupby([*CELL, "label"], observed=True):
+        theirs = arms[(arms["arm"] == second) & (arms[list(CELL)] == list(cell[: len(CELL)])).all(axis=1)]
+        found = difference_of(ours, theirs)
+        if found is not None:
+            rows.append((*cell, found.mean.value, *found.mean.interval, found.mean.pairs))
+    return pd.DataFrame(rows, columns=[*CELL, "label", "difference", "low", "high", "n"])

@@ -38,24 +38,34 @@ def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def finished_arms(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the sparse networks that finished, each once, with their `label`; ValueError as `accuracy_table` says."""
+    """Return the sparse networks that finished, each once, with their `label`; ValueError as `accuracy_table` says.
+
+    `repeat` counts the repeats of a search from 1 (1 where there was none): a network that several found has a row for each.
+    """
     arms = results[(results["stage"] == "sparse") & (results["status"] == "done")].copy()
     if "member" in arms:
         arms = arms[arms["member"].isna()]  # the others are there for an ensemble alone
     arms["label"] = arm_labels(arms)
-    return _once(arms, [*CELL, "arm", "label"], ["replicate"])
+    arms["repeat"] = arms["repeats"].fillna("1").str.split(",") if "repeats" in arms else 1
+    arms = arms.explode("repeat", ignore_index=True).astype({"repeat": int})
+    return _once(arms, [*CELL, "arm", "label"], ["replicate", "repeat"])
 
 
 def dense_networks(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the dense networks that finished, each once; ValueError when runs give one width different ones."""
+    """Return the dense networks that finished, each once; ValueError when runs give one width different ones.
+
+    One run has different ones where a search found other settings of theirs for each arm.
+    """
     dense = results[(results["stage"] == "dense") & (results["status"] == "done")]
-    return _once(dense, ["stage", "width"], ["replicate", "network"])
+    return _once(dense, ["stage", "width"], ["replicate", "network"], alike_in_a_run=False)
 
 
-def _once(networks: pd.DataFrame, cell: list[str], member: list[str]) -> pd.DataFrame:
+def _once(networks: pd.DataFrame, cell: list[str], member: list[str], *, alike_in_a_run: bool = True) -> pd.DataFrame:
     """Drop what sweeps share; ValueError when a cell then has a member twice, or members of two data sets or models."""
-    networks = networks.drop_duplicates(["key", *cell])
+    networks = networks.drop_duplicates(list(dict.fromkeys(["key", *cell, *member])))
     clash = networks.duplicated([*cell, *member], keep=False)
+    if not alike_in_a_run:
+        clash &= networks.groupby([*cell, *member], observed=True)["run"].transform("nunique") > 1
     for column in {"dataset", "model"} & set(networks):
         clash |= networks.groupby(cell, observed=True)[column].transform("nunique") > 1
     if clash.any():
