@@ -25,14 +25,14 @@ from raylth.stages import Graph, Plan, hours, load_data
 from raylth.store import Lease, Location, Store, fingerprint
 from raylth.store.location import DiskLocation
 from raylth.sweepfile import BadSweep
-from raylth.winners import joined_plan, plan_of_winners, summary_of, winners_of
+from raylth.winners import SUMMARY, joined_plan, plan_of_winners, summary_of, winners_of
 
 if TYPE_CHECKING:
     from raylth.cluster.study import Study
 
 __all__ = ["final_of", "judged_by", "run_search", "what_is_searched"]
 
-JOURNAL, SUMMARY = "studies.log", "search.json"
+JOURNAL = "studies.log"
 SECTIONS = ("dense", "imp", "match", "sparse", "model")  # whose settings can be looked for
 OF_THE_SAME_SEARCH = {"trials", "repeats", "concurrent", "final", "sampler", "start"}  # settings that may change on the way
 

@@ -13,7 +13,9 @@ from raylth.stages import Plan, Stage
 if TYPE_CHECKING:
     from raylth.cluster.study import Study
 
-__all__ = ["Winner", "joined_plan", "plan_of_winners", "summary_of", "winners_of"]
+__all__ = ["SUMMARY", "Winner", "joined_plan", "plan_of_winners", "summary_of", "winners_of"]
+
+SUMMARY = "search.json"  # in the folder of the winners' run: what was tried
 
 
 @dataclass(frozen=True)

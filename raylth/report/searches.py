@@ -94,7 +94,7 @@ def search_findings(trials: pd.DataFrame, results: pd.DataFrame) -> list[str]:
     if trials.empty:
         return []
     best = search_table(trials)
-    names = [f"{row['study']}{f' {row.repeat}' if 'repeat' in best else ''}" for _, row in best.iterrows()]
+    names = best[["study", "repeat"] if "repeat" in best else ["study"]].astype(str).agg(" ".join, axis=1)
     counts = trials.groupby(["study", "repeat"], sort=False).size()
     said = [f"{name}: {settings}" for name, settings in zip(names, best["settings"], strict=True)]
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"

@@ -27,7 +27,7 @@ from raylth.cluster.preflight import versions
 from raylth.cluster.study import Study, search_on_ray
 from raylth.costs import BudgetConfig, PricesConfig
 from raylth.report import load_results
-from raylth.report.searches import load_search, search_figure, search_findings, search_table
+from raylth.report.searches import COLUMNS, load_search, search_figure, search_findings, search_table
 from raylth.store import Lease, Store, locate
 from raylth.sweepfile import BadSweep, read_sweep
 from tests.conftest import tiny_sweep
@@ -192,11 +192,49 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(tmp_path):
     assert "nothing to train" in again.stdout
 
 
+def test_a_search_goes_on_when_its_repeats_are_raised(tmp_path):
+    """The first repeat's trials are those of before; each repeat has pairs and points of its own, and its winners."""
+    space = {"sparse.lr": {"type": "categorical", "choices": [0.05, 1e-4]}}
+
+    def run(repeats):
+        file = search_sweep(tmp_path, trials=2, repeats=repeats, space=space, start=[{"sparse.lr": 0.05}])
+        words = [sys.executable, "-m", "raylth.sweep", str(file), "sparse.arms=[permuted, naive]"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=480, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return re.findall(r"^(\w+(?: repeat \d)?) (\d)/2: ", done.stdout, re.MULTILINE)
+
+    studies = ["permuted", "naive"]
+    assert run(1) == [(study, number) for study in studies for number in "12"]
+    assert run(2) == [(f"{study} repeat 2", number) for study in studies for number in "12"]
+    assert run(2) == []
+    summaries = [json.loads(path.read_text())["studies"] for path in (tmp_path / "store/runs").glob("*/search.json")]
+    once, twice = sorted(summaries, key=len)
+    assert twice[:2] == once
+    assert [(study["study"], study["repeat"]) for study in twice] == [(s, r) for r in (1, 2) for s in studies]
+    assert all(trial["epochs"] == 3 for study in twice for trial in study["trials"])
+    first, second = ([trial["values"] for trial in study["trials"]] for study in twice[::2])
+    assert first != second, "judged on other pairs"
+    assert not {study["study"]: trial["edges"] for study in twice for trial in study["trials"] if trial["edges"]}
+
+
+def test_samplers_of_repeats_draw_other_points(tmp_path):
+    for settings in ({}, {"settings": {"seed": 7}}):
+        config = read_sweep(search_sweep(tmp_path, repeats=3, sampler={"name": "TPESampler", **settings}))
+        drawn = []
+        for repeat in (1, 2, 3):
+            study = Study("naive", ["naive"], searches.judged_by(config, repeat), tmp_path / f"{len(settings)}.log", repeat)
+            study.record.sampler = studies.sampler(study)
+            drawn.append(
+                study.record.ask({"sparse.lr": studies.distribution(config.search.space["sparse.lr"])}).params["sparse.lr"]
+            )
+        assert len(set(drawn)) == 3
+
+
 def test_a_search_knows_what_its_trials_are_made_of(tmp_path, monkeypatch):
-    """Another code of the network is another search; more trials are the same."""
+    """Another code of the network is another search; more trials and repeats are the same."""
     config = read_sweep(search_sweep(tmp_path))
     before = searches._fingerprint(searches.judged_by(config))
-    more = read_sweep(search_sweep(tmp_path, trials=9))
+    more = read_sweep(search_sweep(tmp_path, trials=9, repeats=3))
     assert searches._fingerprint(searches.judged_by(more)) == before
     monkeypatch.setattr("raylth.stages.pair.code_of", lambda name, build: "other code" if name == "mnist1d" else None)
     assert searches._fingerprint(searches.judged_by(config)) != before
@@ -270,8 +308,7 @@ def test_a_holdout_of_images_in_files_is_refused(tmp_path):
 
 
 def test_findings_say_whether_the_gain_survives():
-    columns = ["study", "number", "state", "is_best", "settings", "accuracy", "model_sparsity", "holdout"]
-    best = [(arm, 0, "complete", True, "sparse.lr = 0.1", 60.0, None, 800) for arm in ("permuted", "naive")]
+    best = [(arm, 1, 0, "complete", True, "sparse.lr = 0.1", "", 30, 60.0, None, 800) for arm in ("permuted", "naive")]
     common = {"stage": "sparse", "status": "done", "width": 1.0, "sparsity": 0.9, "rewind_epoch": 10, "run": "r"}
     common |= {"dataset": "d", "model": "m", "network": "B", "match_method": None, "match_epoch": None}
     for gain, expected in ((10, "survives"), (-10, "does not survive"), (0, "is not certain")):
@@ -280,6 +317,6 @@ def test_findings_say_whether_the_gain_survives():
             for number, noise in enumerate((0.0, 1.0, -1.0))
             for arm, accuracy in (("permuted", 50 + gain + noise), ("naive", 50.0))
         ]
-        said = search_findings(pd.DataFrame(best, columns=columns), pd.DataFrame(rows))
+        said = search_findings(pd.DataFrame(best, columns=COLUMNS), pd.DataFrame(rows))
         assert f"better than naive {expected} where" in said[1], said
         assert f"{gain:+.1f} points" in said[1]
