@@ -1,5 +1,6 @@
 """Tables and figures from a store's Parquet files. Recomputes nothing."""
 
+from raylth.report.costs import cost_table
 from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot
 from raylth.report.findings import findings
 from raylth.report.landscape import barrier_vs_width, imp_barriers, line_plot, plane_plot
@@ -38,6 +39,7 @@ __all__ = [
     "barrier_table",
     "barrier_vs_width",
     "beside_paper",
+    "cost_table",
     "difference_plot",
     "ensemble_table",
     "ensembles_beside_paper",
