@@ -87,7 +87,7 @@ def load(options: argparse.Namespace) -> tuple[ArrayDataset, list[bytes] | None]
     """Return the images as arrays, and as they are stored where they come from files."""
     if not options.parquet:
         return synthetic(options.images), None
-    data = cifar10(root=options.parquet, layout="parquet", download=False).first(options.images, None)
+    data = cifar10(root=options.parquet, layout="parquet", download=False).subset(options.images, None)
     return data, encoded_images(options.parquet, options.images)
 
 

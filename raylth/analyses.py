@@ -78,7 +78,7 @@ class ConnectConfig(Settings):
         "every layer's mean and deviation set to the interpolation of the end points' (Jordan et al. 2023).",
     )
     samples: Count | None = Field(
-        2000, description="Training samples, from the first, for corrections and training loss; null is all."
+        2000, description="Training samples (classes in proportion) for corrections and training loss; null is all."
     )
 
 
@@ -109,6 +109,11 @@ class EnsembleConfig(CellConfig):
     members: Annotated[int, Field(ge=2), NUMBER] | None = Field(
         None, description="Networks of a set, at most seeds.replicates; null is 5 (the paper's) or as many as there are."
     )
+    repeats: Count = Field(
+        1,
+        description="Sets of each kind, each with the mask (lth: also the initialisation) of another replicate's A, at most "
+        "seeds.replicates; sets of the same networks are measured once.",
+    )
     sets: Annotated[list[SetName], Field(min_length=1), AfterValidator(unique)] | None = Field(
         None,
         description="imp: the pruned A of each replicate; lth: one mask, one initialisation, an order of batches for each; "
@@ -121,6 +126,8 @@ class EnsembleConfig(CellConfig):
         sets: list[SetName] = self.sets or ["imp", *(name for name in SETS_OF_ARMS if name in cells.arms)]
         if members > replicates:
             raise ValueError(f"members: {members} asked for, and seeds.replicates is {replicates}")
+        if self.repeats > replicates:
+            raise ValueError(f"repeats: {self.repeats} asked for, and seeds.replicates is {replicates}")
         for name in sets:
             if name != "imp":
                 cells.check_arm("sets", name)
@@ -191,7 +198,8 @@ class PlaneConfig(_AmongNetworks):
     )
     samples: Count | None = Field(
         2000,
-        description="Training samples, from the first, for reset and training loss; null is all. Reset holds a layer of all.",
+        description="Training samples (classes in proportion) for reset and training loss; null is all. Reset holds a layer "
+        "of all.",
     )
 
     def completed(self, cells: Cells) -> "PlaneConfig | None":

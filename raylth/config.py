@@ -12,7 +12,7 @@ from raylth.analyses import AnalysesConfig, Cells, MatchedLineConfig
 from raylth.core.data import DATASETS
 from raylth.core.models import build_shapes
 from raylth.core.precision import Precision, fastest_precision
-from raylth.core.train import Recipe
+from raylth.core.recipe import Interval, Recipe
 from raylth.costs import BudgetConfig, PricesConfig
 from raylth.logs import LogConfig
 from raylth.resources import ResourcesConfig
@@ -67,9 +67,17 @@ class OptimizerConfig(Settings):
     """SGD; fields that dense, IMP and sparse training share."""
 
     batch_size: Count = Field(128, description="Samples per step (paper: 128 on CIFAR).")
+    drop_last: bool = Field(
+        True,
+        description="Leave out the samples of an epoch that do not fill a batch (others in each epoch), unless they are all: "
+        "batch norm's statistics would be those of a few samples.",
+    )
     momentum: Real = Field(0.9, ge=0, lt=1, description="SGD momentum.")
     weight_decay: Real = Field(5e-4, ge=0, lt=1, description="L2 weight decay on every parameter.")
     warmup_epochs: Integer = Field(0, ge=0, description="Epochs of linear warm-up at the start of the schedule.")
+    lr_interval: Interval = Field(
+        "step", description="How often the learning rate changes: at every step, or once an epoch (the published code)."
+    )
     decay_every: Integer = Field(
         0,
         ge=0,
@@ -147,7 +155,12 @@ class MatchConfig(Settings):
     epochs: Annotated[list[Epoch], AfterValidator(unique)] | None = Field(
         None, min_length=1, description="Epochs of B at which the permutation is found; null is [T]. Below T: Table 15."
     )
-    samples: Count | None = Field(None, description="Training samples to match on, from the first; null is all.")
+    samples: Count | None = Field(None, description="Training samples to match on (classes in proportion); null is all.")
+    augment: bool = Field(
+        False,
+        description="Match on training images that are augmented as in training, each once (the published code), by "
+        "activation or learned; else as they are.",
+    )
     sites: Literal["post_activation", "pre_activation"] = Field(
         "post_activation", description="Where activation matching compares units."
     )
@@ -216,6 +229,12 @@ class SweepConfig(Settings):
         return self.match.epochs if self.match.epochs is not None else [self.dense.epochs]
 
     @property
+    def augment(self) -> str:
+        """The training augmentation, settled: "none", "flip_crop" or "resized_crop"."""
+        asked = self.data.augment
+        return DATASETS[self.data.name].augment if asked == AUTO else asked
+
+    @property
     def cells(self) -> Cells:
         """What analyses may name."""
         sparse = self.sparse
@@ -269,6 +288,8 @@ class SweepConfig(Settings):
                     build_shapes(self.model.name, width=width, num_classes=info.num_classes, in_shape=self.data.in_shape)
                 except ValueError as error:
                     raise ValueError(f"{field}: {error}") from error
+        if self.match.augment and self.augment == "none":
+            raise ValueError("match.augment: training images are not augmented (data.augment): leave it out")
         num_train = (self.data.num_train or info.num_train) - self.data.holdout
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")

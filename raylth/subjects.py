@@ -32,13 +32,22 @@ class DataConfig(Settings):
         description="Training augmentation; auto is flip and crop with padding 4 for CIFAR, random resized crop and flip for "
         "ImageNet, none elsewhere.",
     )
-    num_train: Count | None = Field(None, description="Keep only the first training samples.")
-    num_test: Count | None = Field(None, description="Keep only the first test samples.")
+    normalisation: Literal["own", "imagenet"] = Field(
+        "own",
+        description="Whose mean and deviation by channel normalise images in memory: those of their own training split, or "
+        "ImageNet's (the published code on CIFAR-10).",
+    )
+    num_train: Count | None = Field(
+        None,
+        description="Keep only so many training samples: classes in proportion, the same samples in every sweep, "
+        "and fewer of them lie among more.",
+    )
+    num_test: Count | None = Field(None, description="Keep only so many test samples, as num_train does.")
     holdout: Integer = Field(
         0,
         ge=0,
-        description="Last training samples that are held back from training, and on which networks are evaluated instead of "
-        "the test split, which is not read; 0: none. A search judges by them.",
+        description="Training samples (classes in proportion) that are held back from training, and on which networks are "
+        "evaluated instead of the test split, which is not read; 0: none. A search judges by them.",
     )
 
     @model_validator(mode="after")
@@ -58,6 +67,8 @@ class DataConfig(Settings):
             if self.holdout >= (self.num_train or info.num_train):
                 total = self.num_train or info.num_train
                 raise ValueError(f"holdout: {self.holdout} of {total} samples leaves none to train on")
+        if self.normalisation != "own" and (info.dtype != "uint8" or info.in_shape[0] != 3 or info.is_streamed):
+            raise ValueError(f"normalisation: imagenet is for colour images in memory, which those of {self.name} are not")
         if self.augment == "flip_crop" and (len(info.in_shape) != 3 or info.is_streamed):
             raise ValueError(
                 f"augment: flip_crop needs images in memory, not samples of shape {info.in_shape} as {self.name} has"
@@ -85,4 +96,9 @@ class ModelConfig(Settings):
     )
     widths: Annotated[list[Width], Field(min_length=1), AfterValidator(unique)] = Field(
         [1.0], description="Multipliers of every hidden width; the paper has 1 to 16."
+    )
+    init: Literal["own", "torch"] = Field(
+        "own",
+        description="Initialisation: own, the network's (He normal in those of this package), or torch's default of every "
+        "convolution and linear layer (the published code's VGG-11).",
     )

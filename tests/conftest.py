@@ -37,7 +37,7 @@ def tiny_sweep(**changes: object) -> SweepConfig:
     settings: dict = {
         "name": "tiny",
         "seeds": {"replicates": 1},
-        "data": {"name": "mnist1d", "num_train": 500, "num_test": 200},
+        "data": {"name": "mnist1d", "num_train": 512, "num_test": 200},
         "model": {"name": "mlp", "widths": [0.25]},
         "dense": {"epochs": 4, "lr": 0.08},
         "imp": {"epochs_per_round": 1},

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Plane", "barrier", "interpolate", "line"]
+__all__ = ["Plane", "barrier", "interpolate", "line", "middle_rise"]
 
 T = TypeVar("T")
 
@@ -89,12 +89,25 @@ class Plane:
 def barrier(values: Sequence[float], alphas: Sequence[float]) -> float:
     """Return how far `values` rise above the chord between their ends: the largest gap, never below 0.
 
-    `values` are losses (nats) or errors (percent) at `alphas`, which run from 0 (A) to 1 (B). Paper, equation 3.
+    `values` are losses (nats) or errors (percent) at `alphas`, which run from 0 (A) to 1 (B). Paper, equation 3. As the
+    largest of noisy gaps, and 0 at least, it is on average above the gap that there is; `middle_rise` is not.
     Raises ValueError when the ends are missing or a value is not finite.
     """
+    return max(0.0, *_rises(values, alphas))
+
+
+def middle_rise(values: Sequence[float], alphas: Sequence[float]) -> float | None:
+    """Return how far the value half-way is above the chord between the ends, below 0 where it lies under it.
+
+    None where 1/2 is none of the `alphas`. Raises ValueError as `barrier` does.
+    """
+    rises = _rises(values, alphas)
+    return rises[alphas.index(0.5)] if 0.5 in alphas else None
+
+
+def _rises(values: Sequence[float], alphas: Sequence[float]) -> list[float]:
     if len(values) != len(alphas) or len(values) < 2 or alphas[0] != 0 or alphas[-1] != 1:
         raise ValueError("a barrier needs one value per alpha, and alphas that run from 0 to 1")
     if not torch.tensor(values, dtype=torch.float64).isfinite().all():
         raise ValueError("a barrier needs finite values")
-    chord = [(1 - alpha) * values[0] + alpha * values[-1] for alpha in alphas]
-    return max(0.0, *(value - straight for value, straight in zip(values, chord, strict=True)))
+    return [value - (1 - alpha) * values[0] - alpha * values[-1] for value, alpha in zip(values, alphas, strict=True)]

@@ -1,13 +1,15 @@
 """How a training runs, and where one stands between two steps."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from raylth.core.precision import Precision
 
-__all__ = ["Recipe", "TrainState"]
+__all__ = ["Interval", "Recipe", "TrainState"]
+
+Interval = Literal["step", "epoch"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class Recipe:
     weight_decay: float = 5e-4  # on every parameter
     warmup_epochs: int = 0
     label_smoothing: float = 0.0
+    drop_last: bool = True  # leave out the samples of an epoch that do not fill a batch, unless they are all
     precision: Precision = "float32"  # of convolutions and matrix products
+    lr_interval: Interval = "step"  # how often the rate changes: at every "step", or once an "epoch"
     decay_every: int = 0  # epochs after which the rate falls, again and again; 0: a cosine
     decay_factor: float = 0.1  # to this part of itself
     schedule_epochs: int | None = None  # length of the whole cosine; None: `epochs`
@@ -33,6 +37,8 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """Return the fields as plain data; those that came later stand there only where they are not as before."""
         found = asdict(self)
+        if self.lr_interval == "step":
+            del found["lr_interval"]
         if self.precision == "float32":
             del found["precision"]
         if not self.decay_every:

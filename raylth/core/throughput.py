@@ -15,6 +15,7 @@ from raylth.core.memory import is_out_of_memory, release_memory
 from raylth.core.pack import NotPackable, Program
 from raylth.core.recipe import Recipe
 from raylth.core.train import evaluate_together, evaluation_batch, train_together
+from raylth.steps import steps_per_epoch
 
 __all__ = ["SIZES", "Fastest", "fastest_pack"]
 
@@ -50,7 +51,7 @@ def fastest_pack(
 ) -> Fastest:
     """Find with which engine, and in packs of which of the `sizes`, a network is trained fastest here.
 
-    Each engine is proved first. A few steps of each size are trained on the first samples of `split`, and a batch is
+    Each engine is proved first. A few steps of each size are trained on samples of `split`, and a batch is
     evaluated, so that what does not fit in memory is met here; sizes grow until they bring nothing, do not fit, or measuring
     on would take long. What cannot be packed has size 1. An engine must be 5 % faster than those before it; where only one is
     asked for, and it is not proved, the one that it falls back to is measured.
@@ -65,6 +66,7 @@ def fastest_pack(
         unsynced_workers=0,
     )
     count = STEPS_ON_GPU if split.y.device.type == "cuda" else STEPS
+    count = min(count, steps_per_epoch(len(split), recipe.batch_size, drop_last=recipe.drop_last))
     samples = split.take(min(len(split), count * recipe.batch_size))
     rates: dict[EngineName, dict[int, float]] = {}
     notes: list[str] = []

@@ -121,7 +121,8 @@ def train_together(
     if states is not None:
         program.load([state.weights for state in states])
         steps.load([state.momentum for state in states])
-    per_epoch = steps_per_epoch(len(split), recipe.batch_size)
+    per_epoch = steps_per_epoch(len(split), recipe.batch_size, drop_last=recipe.drop_last)
+    num_trained = min(len(split), per_epoch * recipe.batch_size)  # samples of an epoch
     losses = [list(state.losses) for state in states] if states else [[] for _ in range(size)]
     first, sums_before = (states[0].step, [state.loss_sum for state in states]) if states else (0, [0.0] * size)
     sums_before = sums_before if team.rank == 0 else [0.0] * size
@@ -131,15 +132,15 @@ def train_together(
         for completed in range(len(losses[0]), recipe.epochs):
             loss_sums = to_device(torch.tensor(sums_before, dtype=torch.float64), device)
             epoch = recipe.schedule_start + completed
-            for step, x, y in epochs(epoch, first):
-                count = min(recipe.batch_size, len(split) - step * recipe.batch_size)  # of each member
+            for step, x, y in epochs(epoch, first, per_epoch):
+                count = min(recipe.batch_size, num_trained - step * recipe.batch_size)  # of each member
                 loss_sums += steps(x, y, _rate(recipe, epoch * per_epoch + step, per_epoch), count) * count
                 if step + 1 < per_epoch:
                     on_step(completed, step + 1, partial(_snapshots, program, steps, losses, step + 1, loss_sums, team))
             first, sums_before = 0, [0.0] * size
             team.settle(program)
             for each, loss_sum in zip(losses, team.sum(loss_sums).tolist(), strict=True):
-                each.append(loss_sum / len(split))
+                each.append(loss_sum / num_trained)
             _note_diverged(diverged, losses, epoch + 1)
             if len(diverged) == size:
                 break
@@ -185,15 +186,15 @@ class Epochs:
             threaded=split.y.device.type == "cuda",
         )
 
-    def __call__(self, epoch: int, first: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (step, inputs, labels) of an epoch of the schedule from step `first` on, at its resolution.
+    def __call__(self, epoch: int, first: int, stop: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield (step, inputs, labels) of an epoch of the schedule, steps `first` to `stop` - 1, at its resolution.
 
         What the network draws itself, as dropout does, is seeded for each step: it is the same in any process that goes on
         from there, and another for each process of a team.
         """
         batches = self._resized(epoch).epoch(
-            self.seeds, epoch, self.recipe.batch_size, augment=self.augment, first=first, part=self.team.part,
-            drawn=self.ahead(epoch), by_member=self.steps.by_member, place=self.steps.place,
+            self.seeds, epoch, self.recipe.batch_size, augment=self.augment, first=first, stop=stop,
+            part=self.team.part, drawn=self.ahead(epoch), by_member=self.steps.by_member, place=self.steps.place,
         )  # fmt: skip
         for step, (x, y) in enumerate(batches, start=first):
             if self.draws:
@@ -218,6 +219,7 @@ def _rate(recipe: Recipe, step: int, per_epoch: int) -> float:
         warmup_steps=recipe.warmup_epochs * per_epoch,
         decay_steps=recipe.decay_every * per_epoch,
         decay_factor=recipe.decay_factor,
+        hold_steps=per_epoch if recipe.lr_interval == "epoch" else 1,
     )
 
 

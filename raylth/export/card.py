@@ -120,7 +120,8 @@ def _cell(network: Network) -> dict[str, Any]:
 def _arguments(network: Network) -> str:
     model = network.model
     settings = f"width={model['width']:g}, num_classes={model['num_classes']}, in_shape={network.in_shape}"
-    return f'"{model["name"]}", {settings}'
+    init = ', init="torch"' if model["init"] == "torch" else ""
+    return f'"{model["name"]}", {settings}{init}'
 
 
 def _own_seeds(network: Network) -> dict[str, Any]:

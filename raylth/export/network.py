@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raylth.config import SweepConfig
 from raylth.core.data import DATASETS
-from raylth.core.data.dataset import Scale
+from raylth.core.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Scale
 from raylth.core.masks import Mask, check_mask
 from raylth.core.models import MODELS, code_of
 from raylth.report.results import load_results
@@ -87,7 +87,10 @@ def find_network(store: Store, beginning: str) -> Network:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{store.root / 'runs' / run}: its manifest.json is missing") from error
     origin, info = _origin(store, key, manifest["config"]), DATASETS[row["dataset"]]
-    network = Network(row, manifest, _model(row, manifest, origin), state, mask, info.scale(), origin)
+    scale = info.scale()
+    if manifest["config"]["data"].get("normalisation") == "imagenet":
+        scale = scale._replace(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    network = Network(row, manifest, _model(row, manifest, origin), state, mask, scale, origin)
     try:
         network.module()
     except RuntimeError as error:
@@ -104,7 +107,8 @@ def _model(row: Mapping[str, Any], manifest: Mapping[str, Any], origin: Origin |
         raise ValueError(f"{row['key'][:12]}: whether {row['model']!r} is the code that was trained is not known: {origin}")
     info, side = DATASETS[row["dataset"]], manifest["config"]["data"].get("resolution")
     in_shape = [info.in_shape[0], side, side] if side else list(info.in_shape)
-    return {"name": row["model"], "width": row["width"], "num_classes": info.num_classes, "in_shape": in_shape}
+    init = manifest["config"]["model"].get("init", "own")
+    return {"name": row["model"], "width": row["width"], "init": init, "num_classes": info.num_classes, "in_shape": in_shape}
 
 
 def _find_row(store: Store, beginning: str) -> dict[str, Any]:

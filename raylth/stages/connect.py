@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from raylth.core.interpolate import barrier, line
+from raylth.core.interpolate import barrier, line, middle_rise
 from raylth.stages.context import Context
 from raylth.stages.ends import Gauge, Measured, load_ends
 from raylth.stages.stage import Artefact, Stage
@@ -20,8 +20,9 @@ __all__ = ["connect"]
 def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
     """Walk the line from `a` to `b`, moved as the stage says; measure loss (nats) and error (percent).
 
-    Corrections use training samples without augmentation and leave the end points as they are. Barriers: paper,
-    equation 3, for each correction on the training samples and on the test split.
+    Corrections use training samples without augmentation, and correct the ends as they do the points between: a line from A
+    to A is flat under each. Barriers: paper, equation 3, for each correction on the training samples and on the test split,
+    with the signed rise half-way and the ends without correction beside them.
     """
     start = time.perf_counter()
     settings = stage.settings
@@ -34,18 +35,21 @@ def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
     }
     points = settings["points"]
     alphas = [number / (points - 1) for number in range(points)]
-    ends = {0.0: gauge.plain(a), 1.0: gauge.plain(b)}
+    plain_ends = gauge.plain(a), gauge.plain(b)
     found, barriers = [], []
     for name in settings["corrections"]:
-        walked = _walk(a, b, alphas, ends, corrected[name]())
+        walked = _walk(a, b, alphas, corrected[name]())
         for split in ("train", "test"):
             losses, errors = ([measured[split][place] for measured in walked] for place in (0, 1))
             found += [
                 {"correction": name, "split": split, "alpha": alpha, "loss": loss, "error": error}
                 for alpha, loss, error in zip(alphas, losses, errors, strict=True)
             ]
-            gaps = {"loss_barrier": barrier(losses, alphas), "error_barrier": barrier(errors, alphas)}
-            barriers.append({"correction": name, "split": split, **gaps})
+            row = {"correction": name, "split": split}
+            for place, (measure, values) in enumerate((("loss", losses), ("error", errors))):
+                row |= {f"{measure}_barrier": barrier(values, alphas), f"{measure}_mid": middle_rise(values, alphas)}
+                row |= {f"plain_{measure}_{end}": plain[split][place] for end, plain in zip("ab", plain_ends, strict=True)}
+            barriers.append(row)
     metrics = {"line": found, "barriers": barriers, "seconds": time.perf_counter() - start, "epochs": 0}
     return {stage.key: Artefact({}, metrics)}
 
@@ -54,15 +58,12 @@ def _walk(
     a: nn.Module,
     b: nn.Module,
     alphas: list[float],
-    ends: dict[float, Measured],
     measure: Callable[[nn.Module, float], Measured],
 ) -> list[Measured]:
-    """Measure the network at every alpha; the ends are known."""
+    """Measure the network at every alpha."""
     between = copy.deepcopy(b)
 
     def at(alpha: float, state: dict[str, Tensor]) -> Measured:
-        if alpha in ends:
-            return ends[alpha]
         between.load_state_dict(state)
         return measure(between, alpha)
 

@@ -61,6 +61,7 @@ def load_data(data: DataConfig, staging: str | None = None) -> Dataset:
         layout=data.layout,
         download=data.download,
         resolution=data.resolution,
+        normalisation=data.normalisation,
         num_train=data.num_train,
         num_test=data.num_test,
     )

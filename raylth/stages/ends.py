@@ -14,6 +14,7 @@ from raylth.core.train import evaluate, score
 from raylth.stages.context import Context
 from raylth.stages.stage import Stage
 from raylth.stages.training import load_network
+from raylth.steps import even_batch_size
 
 __all__ = ["Gauge", "Measured", "load_ends", "load_permutation"]
 
@@ -46,15 +47,15 @@ def load_ends(stage: Stage, context: Context) -> list[nn.Module]:
 
 
 class Gauge:
-    """Measures networks on the first training samples and on the test split, as they are or corrected."""
+    """Measures networks on training samples, classes in proportion, and on the test split, as they are or corrected."""
 
     def __init__(self, context: Context, samples: int) -> None:
         self.train, self.test = context.train.take(samples), context.test
         self.chunk = IMAGES if self.train.is_images else SIGNALS
 
     def inputs(self, size: int) -> list[Tensor]:
-        """Return the training samples as batches, without augmentation."""
-        batches = [x for x, _ in self.train.batches(size)]
+        """Return the training samples as batches of at most `size`, without augmentation, none of them much smaller."""
+        batches = [x for x, _ in self.train.batches(even_batch_size(len(self.train), size))]
         return [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in batches]
 
     def plain(self, network: nn.Module) -> Measured:

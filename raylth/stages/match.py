@@ -18,16 +18,18 @@ from raylth.core.permutation import (
     random_permutation,
 )
 from raylth.core.weight_matching import match_weights
+from raylth.seeding import derive_seed
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import load_network, new_network
+from raylth.steps import even_batch_size
 
 __all__ = ["METHODS", "PermutationBroken", "match"]
 
 Settings = dict[str, Any]
 
-BATCH_SIZE = 500  # samples per forward pass; only the order of float64 sums depends on it
+BATCH_SIZE = 500  # most samples of a forward pass; learned matching normalises by a batch's statistics, activations by none
 TOLERANCE = 1e-3  # on |f(pi(A)) - f(A)|, relative to the largest logit
 
 
@@ -36,7 +38,7 @@ class PermutationBroken(RuntimeError):
 
 
 def match(stage: Stage, context: Context) -> dict[str, Artefact]:
-    """Match A to B on training samples without augmentation, and prove that pi(A) is still A before publishing pi."""
+    """Match A to B on training samples, and prove that pi(A) is still A before publishing pi."""
     start = time.perf_counter()
     network_a = load_network(stage.settings, context, stage.parents["a"])
     network_b = load_network(stage.settings, context, stage.parents["b"])
@@ -57,7 +59,7 @@ def match(stage: Stage, context: Context) -> dict[str, Artefact]:
 
 
 def _activation(a: nn.Module, b: nn.Module, spec: PermutationSpec, settings: Settings, context: Context) -> MatchResult:
-    watched = spec.watch(settings.get("sites", "post_activation"), settings.get("stream_site"))
+    watched = spec.watch(settings["sites"], settings["stream_site"])
     result = match_activations(a, b, watched, (x for x, _ in _batches(settings, context)))
     return MatchResult(Permutation(spec, result.permutation.perms), result.objective)
 
@@ -88,7 +90,12 @@ METHODS = {
 
 
 def _batches(settings: Settings, context: Context) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    return context.train.take(settings["samples"]).batches(BATCH_SIZE)
+    """Yield the samples to match on: each once, as it is or as an epoch of training would augment it."""
+    samples = context.train.take(settings["samples"])
+    size = even_batch_size(len(samples), BATCH_SIZE)
+    if "augment" in settings:
+        return samples.epoch([derive_seed(settings["seed"], "images")], 0, size, augment=settings["augment"])
+    return samples.batches(size)
 
 
 def _prove(network: nn.Module, moved: nn.Module, permutation: Permutation, x: torch.Tensor) -> None:

@@ -124,21 +124,32 @@ def _match_quality(config: SweepConfig, pair: Pair) -> list[Stage]:
 
 
 def _ensembles(config: SweepConfig, asked: EnsembleConfig, pairs: Sequence[Pair]) -> list[Stage]:
-    """Plan the sets of Table 1 at one width, with the networks that they need beyond the cells."""
+    """Plan the sets of Table 1 at one width, with the networks that they need beyond the cells.
+
+    Set number i has the mask of pair i, and its members are of that pair and those after it, the first after the last.
+    """
     assert asked.sets is not None
     assert asked.members is not None
-    first, stages = pairs[0], []
+    stages: list[Stage] = []
     for name in asked.sets:
-        keys, needed = _members(name, config, asked, pairs[: asked.members])
-        parents = {f"member {number}": key for number, key in enumerate(keys)}
-        labels = {
-            "width": first.labels["width"],
-            "arm": name,
-            "sparsity": asked.sparsity,
-            "rewind_epoch": None if name == "imp" else asked.rewind,  # imp: A itself, pruned
-        }
-        settings = {"model": first.model, "data": {**first.train_data, **first.test_data}}
-        stages += [*needed, _stage("ensemble", settings, parents, labels)]
+        seen = set()
+        for number in range(asked.repeats):
+            among = [pairs[(number + member) % len(pairs)] for member in range(asked.members)]
+            keys, needed = _members(name, config, asked, among)
+            if frozenset(keys) in seen:
+                continue
+            seen.add(frozenset(keys))
+            first = among[0]
+            parents = {f"member {member}": key for member, key in enumerate(keys)}
+            labels = {
+                "width": first.labels["width"],
+                "arm": name,
+                "sparsity": asked.sparsity,
+                "rewind_epoch": None if name == "imp" else asked.rewind,  # imp: A itself, pruned
+                "set_number": number,
+            }
+            settings = {"model": first.model, "data": {**first.train_data, **first.test_data}}
+            stages += [*needed, _stage("ensemble", settings, parents, labels)]
     return stages
 
 
@@ -154,12 +165,13 @@ def _members(name: str, config: SweepConfig, asked: EnsembleConfig, pairs: Seque
     if name == "imp":
         return [pair.masks[asked.sparsity] for pair in pairs], []
     mask, cell = first.masks[asked.sparsity], (asked.sparsity, asked.rewind)
+    replicate = first.replicate
     keys, needed = [], []
     for number, pair in enumerate(pairs):
-        labels = {"replicate": 0, "seed_a": first.seeds["A"], "member": number or None}
+        labels = {"replicate": replicate, "seed_a": first.seeds["A"], "member": number or None}
         if name == "lth":
             parents = {"weights": first.theta["A", asked.rewind], "mask": mask}
-            seed = derive_seed(config.seeds.base, "replicate", 0, "sparse data", "member", number) % 2**32
+            seed = derive_seed(config.seeds.base, "replicate", replicate, "sparse data", "member", number) % 2**32
             network = first.sparse(name, parents, *cell, None, order_seed=seed if number else None, labels=labels)
         else:
             parents = {"weights": pair.theta["B", asked.rewind], "mask": mask}

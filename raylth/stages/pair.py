@@ -28,20 +28,22 @@ class Pair:
     """Plans one pair of networks. After `stages`, its dictionaries say where networks and masks are; `find` reads them."""
 
     def __init__(self, config: SweepConfig, width: float, replicate: int) -> None:
-        self.config = config
+        self.config, self.replicate = config, replicate
         info = DATASETS[config.data.name]
         self.model: dict[str, Any] = {
             "name": config.model.name,
             "width": width,
+            "init": config.model.init,
             "num_classes": info.num_classes,
             "in_shape": list(config.data.in_shape),
         }
         if (code := code_of(config.model.name, MODELS[config.model.name])) is not None:
             self.model["code"] = code
-        self.augment = info.augment if config.data.augment == "auto" else config.data.augment
+        self.augment = config.augment
         self.train_data: dict[str, Any] = {
             "name": config.data.name,
             "layout": info.layout(config.data.layout),
+            "normalisation": config.data.normalisation,
             "num_train": (config.data.num_train or info.num_train) - config.data.holdout,
         }
         if (code := code_of(config.data.name, info.load)) is not None:
@@ -245,13 +247,13 @@ class Pair:
         settings: dict[str, Any] = {"model": self.model, "data": self.train_data, "method": method}
         if method in ("activation", "learned"):
             settings["samples"] = samples or match.samples or self.train_data["num_train"]
-        if method == "activation" and match.sites != "post_activation":
-            settings["sites"] = match.sites
-        if method == "activation" and match.stream_site:
-            settings["stream_site"] = match.stream_site
+            if match.augment:
+                settings["augment"] = self.augment
+        if method == "activation":
+            settings |= {"sites": match.sites, "stream_site": match.stream_site}
         if method == "learned":
             settings |= {"epochs": match.learned_epochs, "lr": match.learned_lr}
-        if method in ("weight", "learned", "random"):
+        if method in ("weight", "learned", "random") or "augment" in settings:
             settings["seed"] = self.match_seed
         parents = {"a": dense_a, "b": dense_b}
         labels = {**self.labels, "match_epoch": epoch, "match_method": method, "carries_masks": False}
@@ -275,8 +277,6 @@ class Pair:
         settings = {
             **self.evaluation(asked.samples), "points": asked.points, "corrections": asked.corrections, **(moves or {}),
         }  # fmt: skip
-        if "reset" in asked.corrections:
-            settings["reset"] = "all samples as one batch"
         return Stage("connect", stage_key("connect", settings, parents), settings, parents, {**labels, "between": between})
 
     def evaluation(self, samples: int | None) -> dict[str, Any]:

@@ -14,7 +14,9 @@ __all__ = ["plane"]
 
 
 def plane(stage: Stage, context: Context) -> dict[str, Artefact]:
-    """Measure a grid over the plane through `a`, `b` and `c`, moved as the stage says, and the three as they are.
+    """Measure a grid over the plane through `a`, `b` and `c`, moved as the stage says, and the three themselves.
+
+    The three are measured as the grid is, and without correction beside.
 
     Loss in nats, error in percent, on the training samples and on the test split; x and y are distances of weights in the
     plane's orthonormal coordinates, `a` at the origin, `b` on the axis of x.
@@ -28,9 +30,13 @@ def plane(stage: Stage, context: Context) -> dict[str, Artefact]:
     a, b, c = (network.state_dict() for network in networks)
     found = Plane(a, b, c, coordinates_of=names)
     points = []
-    for corner, (x, y), network in zip(stage.labels["between"].split(", "), found.corners, networks, strict=True):
-        points += _rows(x, y, gauge.plain(network), corner)
     between = copy.deepcopy(networks[0])
+    for corner, (x, y), network in zip(stage.labels["between"].split(", "), found.corners, networks, strict=True):
+        between.load_state_dict(network.state_dict())
+        plain = gauge.plain(between)
+        for row in _rows(x, y, measure(between, 0.0), corner):
+            loss, error = plain[str(row["split"])]
+            points.append({**row, "plain_loss": _finite(loss), "plain_error": error})
     for y in found.ticks(1, settings["resolution"], settings["margin"]):
         for x in found.ticks(0, settings["resolution"], settings["margin"]):
             with torch.no_grad():

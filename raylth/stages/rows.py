@@ -55,7 +55,8 @@ def _add_rows(tables: dict[str, list[dict[str, Any]]], plan: Plan, graph: Graph,
             quality = {"correlation": correlation, "fixed_share": metrics["fixed_share"][group]}
             tables["permutations"].append({**identity, "group": group, **quality, "samples": metrics.get("samples")})
     elif stage.kind == "ensemble":
-        tables["ensembles"] += [{**identity, **metrics["ensemble"]}] if state == "done" else []
+        set_number = stage.labels["set_number"]
+        tables["ensembles"] += [{**identity, "set_number": set_number, **metrics["ensemble"]}] if state == "done" else []
     elif stage.kind == "connect":
         identity |= {"between": stage.labels["between"], "carries_masks": stage.labels.get("carries_masks")}
         tables["barriers"] += [{**identity, **found} for found in metrics.get("barriers", [])]

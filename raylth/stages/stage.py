@@ -10,7 +10,7 @@ from raylth.store import fingerprint
 
 __all__ = ["Artefact", "Stage", "stage_key"]
 
-VERSION = 1  # of the stages' numerics; raising it gives every stage a new key
+VERSION = 2  # of the stages' numerics; raising it gives every stage a new key
 
 
 def stage_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> str:

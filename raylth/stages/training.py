@@ -35,6 +35,7 @@ def new_network(settings: dict[str, Any], seed: int, device: str) -> nn.Module:
         num_classes=model["num_classes"],
         in_shape=tuple(model["in_shape"]),
         code=model.get("code"),
+        init=model["init"],
     )
     return built.to(device)
 

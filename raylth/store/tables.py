@@ -98,6 +98,12 @@ DATASETS = {
             ("split", pa.string()),  # train or test
             ("loss_barrier", pa.float64()),  # nats, never below 0
             ("error_barrier", pa.float64()),  # percentage points, never below 0
+            ("loss_mid", pa.float64()),  # nats half-way above the chord between the ends; null where 1/2 is no point
+            ("error_mid", pa.float64()),  # percentage points
+            ("plain_loss_a", pa.float64()),  # of the first end, without correction
+            ("plain_loss_b", pa.float64()),
+            ("plain_error_a", pa.float64()),
+            ("plain_error_b", pa.float64()),
         ]
     ),
     "lines": pa.schema(
@@ -118,11 +124,13 @@ DATASETS = {
             ("between", pa.string()),  # the three networks
             ("correction", pa.string()),  # plain or reset
             ("split", pa.string()),
-            ("corner", pa.string()),  # which of the three, as it is; null: a point of the grid
+            ("corner", pa.string()),  # which of the three; null: a point of the grid
             ("x", pa.float64()),  # distance of weights along the first two networks
             ("y", pa.float64()),  # and across
             ("loss", pa.float64()),  # nats
             ("error", pa.float64()),  # percent
+            ("plain_loss", pa.float64()),  # of a corner, without correction
+            ("plain_error", pa.float64()),
         ]
     ),
     "masks": pa.schema(
@@ -141,6 +149,7 @@ DATASETS = {
     "ensembles": pa.schema(
         [
             *_NETWORK,
+            ("set_number", pa.int64()),  # of the sets of its kind, from 0
             ("members", pa.int64()),
             ("mean_accuracy", pa.float64()),  # percent
             ("ensemble_accuracy", pa.float64()),  # percent, of the mean of the probabilities

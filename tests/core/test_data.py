@@ -5,10 +5,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from mnist1d.data import get_dataset_args, make_dataset
 from PIL import Image
 
-from raylth.core.data import DATASETS, DataError, check_dataset, load_dataset
+from raylth.core.data import DATASETS, ArrayDataset, DataError, check_dataset, cifar10, load_dataset, mnist1d
+from raylth.core.data.subset import stratified_order
 from tests.conftest import SHARED_DATA
 
 
@@ -35,7 +40,7 @@ def test_embedded_sets_are_what_their_info_says_and_always_the_same(name):
 
 def test_mnist1d_is_what_its_generator_makes():
     made = make_dataset(get_dataset_args())
-    data = load_dataset("mnist1d")
+    data = mnist1d()
     for ours, theirs in (("train_x", "x"), ("test_x", "x_test")):
         np.testing.assert_allclose(getattr(data, ours), made[theirs], atol=1e-5)
     assert data.train_y.tolist() == made["y"].tolist()
@@ -48,7 +53,7 @@ def test_parquet_images_are_decoded_in_order_and_normalised(tmp_path):
     grey = rng.integers(0, 256, (32, 32), dtype=np.uint8)
     write_parquet(tmp_path, "train", [*map(jpeg, pixels), jpeg(grey)], list(range(7)))
     write_parquet(tmp_path, "test", [jpeg(pixels[0])], [9])
-    data = load_dataset("cifar10", root=str(tmp_path), layout="parquet")
+    data = cifar10(root=str(tmp_path), layout="parquet", download=False)
     np.testing.assert_array_equal(data.train_x[:6], pixels.transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(data.train_x[6], np.stack([grey] * 3))
     assert data.train_y.tolist() == list(range(7))
@@ -71,7 +76,7 @@ def test_torchvision_files(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", None]])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", None]])
     monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
-    data = load_dataset("cifar10", root=str(tmp_path))
+    data = cifar10(root=str(tmp_path), layout="torchvision", download=False)
     np.testing.assert_array_equal(data.train_x, pixels.reshape(2, 3, 32, 32))
     assert data.test_y.tolist() == [5, 6]
 
@@ -140,3 +145,51 @@ def test_real_cifar10():
     channels = data.train_x.transpose(1, 0, 2, 3).reshape(3, -1)
     assert channels.mean(1) == pytest.approx(data.mean, abs=0.5)
     assert channels.std(1) == pytest.approx(data.std, abs=0.5)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(0, 400), st.booleans())
+def test_any_first_part_has_the_classes_in_proportion(sizes, count, sort):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    if not sort:
+        labels = np.random.default_rng(0).permutation(labels)
+    order = stratified_order(labels, "train")
+    assert sorted(order) == list(range(len(labels)))
+    count = min(count, len(labels))
+    found = np.bincount(labels[order[:count]], minlength=len(sizes))
+    share = count * np.asarray(sizes) / len(labels)
+    if len(set(sizes)) == 1:
+        assert ((found == np.floor(share)) | (found == np.ceil(share))).all()
+    else:
+        assert (np.abs(found - share) <= 1 + np.asarray(sizes) / len(labels) * len(sizes)).all()
+
+
+def test_a_part_of_sorted_data_is_a_fair_sample_in_every_stage():
+    """Data in the order of their classes, as a folder for each class gives them: the same random samples of every class."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1000, 4)).astype(np.float32), np.repeat(np.arange(10), 100)
+    whole = ArrayDataset(x, y, x, y)
+    some, fewer = whole.subset(200, 50), whole.subset(20, 50)
+    for part, each in ((some.train_y, 20), (fewer.train_y, 2), (some.test_y, 5)):
+        assert np.bincount(part, minlength=10).tolist() == [each] * 10
+    np.testing.assert_array_equal(fewer.train_x, some.train_x[:20])
+    train, _ = whole.subset(None, None).splits("cpu")
+    assert torch.equal(train.take(200).x, torch.tensor(some.train_x))
+    held = some.holding_out(50)
+    assert np.bincount(held.test_y, minlength=10).tolist() == [5] * 10
+    assert np.bincount(held.train_y, minlength=10).tolist() == [15] * 10
+    assert not {row.tobytes() for row in held.train_x} & {row.tobytes() for row in held.test_x}
+    firsts = {float(value) for value in x[::100, 0]}
+    assert len(firsts & {float(value) for value in some.train_x[:100, 0]}) < 5, "nor the first samples of each class"
+    assert not np.array_equal(whole.subset(200, 200).train_x, whole.subset(200, 200).test_x), "each split has its own draw"
+
+
+def test_imagenets_constants_take_the_place_of_a_data_sets_own(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    for split in ("train", "test"):
+        write_parquet(tmp_path, split, [*map(jpeg, pixels)], [0, 1, 2, 3])
+    options = {"root": str(tmp_path), "layout": "parquet"}
+    own, other = (load_dataset("cifar10", **options, normalisation=name).splits("cpu")[0] for name in ("own", "imagenet"))
+    assert torch.equal(own.x, other.x)
+    expected = torchvision.transforms.functional.normalize(own.x / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    torch.testing.assert_close(other.probe(4), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(own.probe(4), expected, atol=1e-2)

@@ -152,7 +152,13 @@ def test_an_epoch_is_the_same_from_any_step_on_and_in_any_company(converted, mon
     x, y = (torch.cat(parts) for parts in zip(*test.batches(5), strict=True))
     assert x.shape == (NUM_VAL, 3, 32, 32)
     assert y.tolist() == sorted(y.tolist()), "evaluation goes through the file in order"
-    assert torch.equal(test.take(7).probe(7), x[:7])
+    some, fewer = test.take(7), test.take(7).take(3)
+    assert torch.equal(test.take(3).probe(3), fewer.probe(3)), "fewer lie among more"
+    for split in (some, fewer):
+        places = [int((x == image).flatten(1).all(1).nonzero()) for image in split.probe(len(split))]
+        assert places == sorted(places), "they are read in the order of the file"
+        assert torch.equal(split.y, y[places])
+    assert some.y.bincount(minlength=1000)[:3].sort().values.tolist() == [2, 2, 3], "classes in proportion"
     thirds = [torch.cat([labels for _, labels in test.batches(5, (number, 3))]) for number in range(3)]
     assert torch.equal(torch.cat(thirds), y)
 
@@ -163,7 +169,7 @@ def test_progressive_resizing_trains_at_one_size_after_the_other_and_goes_on_wit
 ):
     monkeypatch.setattr("raylth.core.data.images.has_ffcv", lambda: with_ffcv)
     split, sides, states = load(converted, 96).splits("cpu")[0], [], []
-    recipe = Recipe(epochs=4, lr=0.01, batch_size=16, first_resolution=32, resolution_ramp=(0.0, 0.75))
+    recipe = Recipe(epochs=4, lr=0.01, batch_size=16, drop_last=False, first_resolution=32, resolution_ramp=(0.0, 0.75))
 
     def network():
         model = init_model(1, "resnet50", width=0.125, num_classes=10, in_shape=(3, 96, 96))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from raylth.core.models import build_model, init_model
 from raylth.registry import UnknownName
@@ -41,3 +42,21 @@ def test_width_scales_every_channel_of_every_network():
 def test_bad_settings_are_named(settings, message):
     with pytest.raises((ValueError, UnknownName), match=message):
         build_model(**{"width": 1, "num_classes": 10, "in_shape": (40,), **settings})
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet20", "mlp"])
+def test_torchs_own_initialisation_is_what_its_layers_draw(name):
+    shape = (40,) if name == "mlp" else (3, 32, 32)
+    settings = {"width": 0.25, "num_classes": 10, "in_shape": shape}
+    own, drawn, again = (init_model(3, name, **settings, init=init) for init in ("own", "torch", "torch"))
+    for module, same in zip(drawn.modules(), again.modules(), strict=True):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = 1 / module.weight[0].numel() ** 0.5
+            assert torch.equal(module.weight, same.weight)
+            assert 0.9 * bound < float(module.weight.detach().abs().max()) <= bound * 1.001, "uniform, by the number of inputs"
+            if module.bias is not None:
+                assert 0 < float(module.bias.detach().abs().max()) <= bound * 1.001
+    first, other = (next(p for p in network.parameters() if p.ndim > 1).detach() for network in (own, drawn))
+    assert float(first.std() / other.std()) == pytest.approx(6**0.5, rel=0.25), "He's deviation is 2.45 times torch's"
+    with pytest.raises(ValueError, match=r"init: 'he' is none of own, torch"):
+        init_model(3, name, **settings, init="he")

@@ -49,7 +49,7 @@ def fitted(team: Team, name: str = "resnet20", count: int = 100, stop_at=None, s
     split, model, scores, kept = random_split(SHAPES[name], count), network(name), [], []
     program = Program([model])
     mask = shuffle_mask(prune_global_magnitude(model.state_dict(), full_mask(model), 0.5), 3)
-    recipe = Recipe(epochs=3, lr=lr, batch_size=32, label_smoothing=0.1, **settings)
+    recipe = Recipe(epochs=3, lr=lr, batch_size=32, label_smoothing=0.1, **{"drop_last": False, **settings})
 
     def on_step(completed, step, snapshot):
         if (completed, step) == stop_at:

@@ -4,6 +4,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from raylth.core.data.augment import Augmentation, flip_and_crop
@@ -15,7 +17,7 @@ from raylth.core.pruning import prune_global_magnitude
 from raylth.core.sgd import SGD
 from raylth.core.step import cross_entropies
 from raylth.core.train import Diverged, Recipe, evaluate, train
-from raylth.steps import crop_side, learning_rate, steps_per_epoch
+from raylth.steps import crop_side, even_batch_size, learning_rate, steps_per_epoch
 
 
 def random_split(in_shape, count=70, seed=0):
@@ -85,11 +87,76 @@ def test_training_is_reproducible_and_the_order_depends_on_the_seed_alone():
     assert results[0][0] != results[2][0]
 
 
+@pytest.mark.parametrize("name", ["resnet20", "mlp"])
+def test_left_over_samples_move_nothing(name):
+    """5 batches of 32 and 8 samples more: none of the 8 is seen, and the 5 batches are those of the whole order."""
+    shape = (3, 8, 8) if name == "resnet20" else (40,)
+    split, model = random_split(shape, count=5 * 32 + 8), init_model(0, name, width=0.25, num_classes=10, in_shape=shape)
+    reference, sizes, steps = copy.deepcopy(model), [], []
+    hook = model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    losses = train(
+        model, split, Recipe(2, lr=0.002, batch_size=32), seed=1, on_step=lambda epochs, step, _: steps.append((epochs, step))
+    )
+    hook.remove()
+    assert sizes == [32] * 10
+    assert steps == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2), (1, 3), (1, 4)]
+    optimizer = torch.optim.SGD(reference.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
+    reference.train()
+    expected = []
+    for epoch in range(2):
+        found = []
+        for step, (x, y) in enumerate(list(split.epoch([1], epoch, 32))[:5]):
+            optimizer.param_groups[0]["lr"] = learning_rate(5 * epoch + step, total_steps=10, peak=0.002)
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(reference(x), y)
+            loss.backward()
+            optimizer.step()
+            found.append(float(loss.detach()))
+        expected.append(sum(found) / 5)
+    assert losses == pytest.approx(expected, rel=1e-3)
+    for key, tensor in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], tensor, rtol=1e-2, atol=1e-3)
+
+
+def test_an_epochs_only_batch_is_never_left_out():
+    split, sizes = random_split((40,), count=20), []
+    model = init_model(0, "mlp", width=0.25, num_classes=10, in_shape=(40,))
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    train(model, split, Recipe(2, lr=0.01, batch_size=32), seed=1)
+    assert sizes == [20, 20]
+
+
+def test_a_rate_that_changes_once_an_epoch_is_that_of_torchs_cosine_stepped_by_epoch():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.08)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    for epoch in range(10):
+        rates = [learning_rate(7 * epoch + step, total_steps=70, peak=0.08, hold_steps=7) for step in range(7)]
+        assert rates == pytest.approx([optimizer.param_groups[0]["lr"]] * 7)
+        optimizer.step()
+        cosine.step()
+    split, rates = random_split((40,)), []
+    model = init_model(0, "mlp", width=0.25, num_classes=10, in_shape=(40,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raylth.core.sgd.SGD.step", lambda self, rate: rates.append(float(rate)))
+        train(model, split, Recipe(4, lr=1.0, batch_size=16, lr_interval="epoch"), seed=1)
+    assert len(set(rates)) == 4
+    assert rates[0] == 1.0
+
+
+@given(st.integers(1, 300_000), st.integers(1, 600))
+def test_no_batch_of_statistics_is_less_than_half_of_the_others(samples, most):
+    size = even_batch_size(samples, most)
+    assert 1 <= size <= min(samples, most)
+    assert samples % size == 0 or samples % size >= size / 2
+    assert size >= min(samples, most) / 2, "and they do not become many"
+
+
 def test_cosine_with_warmup_against_a_hand_made_table():
     rates = [learning_rate(step, total_steps=6, peak=1.0, warmup_steps=2) for step in range(6)]
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466])
     assert learning_rate(6, total_steps=6, peak=1.0) == pytest.approx(0.0)
     assert [steps_per_epoch(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+    assert [steps_per_epoch(n, 4, drop_last=True) for n in (0, 1, 4, 5, 7, 8)] == [0, 1, 1, 1, 1, 2]
 
 
 def test_crops_grow_as_in_ffcvs_training_of_resnet_50():

@@ -16,7 +16,8 @@ NAMES = ("mlp", "resnet20", "vgg11", "attention")
 
 def recipe_for(device, precision="float32"):
     """21 steps, of which seven end an epoch with a ragged batch; on a CPU six."""
-    return Recipe(7 if device.type == "cuda" else 2, lr=0.05, batch_size=32, label_smoothing=0.1, precision=precision)
+    epochs = 7 if device.type == "cuda" else 2
+    return Recipe(epochs, lr=0.05, batch_size=32, label_smoothing=0.1, precision=precision, drop_last=False)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

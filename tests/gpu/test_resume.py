@@ -7,7 +7,7 @@ import pytest
 from raylth.core.recipe import Recipe
 from tests.gpu.trainings import assert_same_bits, run
 
-RECIPE = Recipe(3, lr=0.05, batch_size=32, label_smoothing=0.1)
+RECIPE = Recipe(3, lr=0.05, batch_size=32, label_smoothing=0.1, drop_last=False)
 
 
 class Stopped(Exception):

@@ -12,7 +12,7 @@ from raylth.core.recipe import Recipe
 from raylth.core.train import train_together
 from tests.gpu.trainings import NETWORKS, augmentation_of, masks_of, networks_of, random_split
 
-RECIPE = Recipe(3, lr=0.05, batch_size=32, label_smoothing=0.1)
+RECIPE = Recipe(3, lr=0.05, batch_size=32, label_smoothing=0.1, drop_last=False)
 COUNT = 5 * 32 + 6
 LAST = 5  # steps before the ragged one
 

@@ -108,10 +108,13 @@ def test_a_line_runs_from_dense_a_to_every_round_of_imp(finished):
         for place, role in ((0, "a"), (1, "b")):
             loss, accuracy, _ = evaluate(load_network(stage.settings, context, stage.parents[role]), context.test)
             ends = [point for point in points if point["alpha"] == place and point["split"] == "test"]
-            assert len(ends) == 2
-            for end in ends:  # the ends are the networks
-                assert end["loss"] == pytest.approx(loss, rel=1e-5)
-                assert end["error"] == pytest.approx(100.0 - accuracy)
+            plain, reset = (next(end for end in ends if end["correction"] == name) for name in ("plain", "reset"))
+            assert plain["loss"] == pytest.approx(loss, rel=1e-5), "the ends are the networks"
+            assert plain["error"] == pytest.approx(100.0 - accuracy)
+            assert reset["loss"] != pytest.approx(loss, rel=1e-5), "the ends are corrected, as the points between are"
+            for row in (row for row in store.metrics(stage.key)["barriers"] if row["split"] == "test"):
+                assert row[f"plain_loss_{role}"] == pytest.approx(loss, rel=1e-5)
+                assert row[f"plain_error_{role}"] == pytest.approx(100.0 - accuracy)
         plain, reset = (
             next(p["loss"] for p in points if (p["alpha"], p["split"], p["correction"]) == (0.5, "test", name))
             for name in LINE["corrections"]
@@ -139,9 +142,33 @@ def test_an_ensemble_that_cannot_be_is_refused(changes, message):
         tiny_sweep(**SWEEP, analyses={"ensemble": {**ASKED, **changes}})
 
 
+def test_several_sets_each_have_the_mask_of_another_pair_and_share_no_training_twice():
+    asked = {"ensemble": {**ASKED, "members": 2, "repeats": 3}}
+    plan = make_plan(tiny_sweep(**SWEEP, analyses=asked))
+    by_key = {stage.key: stage for stage in plan.stages}
+    sets = {}
+    for stage in plan.stages:
+        if stage.kind == "ensemble":
+            sets.setdefault(stage.labels["arm"], {})[stage.labels["set_number"]] = [by_key[k] for k in stage.parents.values()]
+    assert {name: sorted(found) for name, found in sets.items()} == {
+        name: [0, 1, 2] for name in ("imp", "lth", "permuted", "naive")
+    }
+    for name in ("lth", "permuted", "naive"):
+        masks = [{network.parents["mask"] for network in networks} for networks in sets[name].values()]
+        assert [len(found) for found in masks] == [1, 1, 1], "each set has one mask"
+        assert len(set.union(*masks)) == 3
+        own = {stage.key for stage in plan.stages if stage.kind == "sparse" and stage.labels.get("member") is None}
+        assert all(networks[0].key in own for networks in sets[name].values()), "the first of each is an arm of the sweep"
+    all_three = {**SWEEP, "analyses": {"ensemble": {**ASKED, "repeats": 3}}}
+    imp = [stage for stage in make_plan(tiny_sweep(**all_three)).stages if stage.labels.get("arm") == "imp"]
+    assert len(imp) == 1, "the same three networks are one set"
+    with pytest.raises(ValueError, match=r"ensemble.repeats: 4 asked for, and seeds.replicates is 3"):
+        tiny_sweep(**SWEEP, analyses={"ensemble": {**ASKED, "repeats": 4}})
+
+
 def test_what_is_left_open_is_what_the_sweep_has():
     open_ended = tiny_sweep(**SWEEP, analyses={"ensemble": {}}).measured.ensemble
-    assert open_ended.model_dump() == {**ASKED, "sets": ["imp", "lth", "permuted", "naive"]}
+    assert open_ended.model_dump() == {**ASKED, "repeats": 1, "sets": ["imp", "lth", "permuted", "naive"]}
     alone = {**SWEEP, "seeds": {"replicates": 1}}
     assert tiny_sweep(**alone, analyses={"ensemble": {}}).measured.ensemble is None, "one network is no ensemble"
     few = {**SWEEP, "sparse": {**SWEEP["sparse"], "arms": ["naive"], "sparsities": [0.9, 0.95]}}

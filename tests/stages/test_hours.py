@@ -22,7 +22,7 @@ def test_what_is_not_timed_is_counted(tmp_path):
     plan, store = make_plan(tiny_sweep(model={"widths": [1.0]})), Store(tmp_path)
     graph = scan(plan, store)
     epochs = sum(stage.epochs for stage in plan.stages)
-    operations = 3 * 500 * epochs * 2 * (40 * 128 + 2 * 128 * 128 + 128 * 10)
+    operations = 3 * 512 * epochs * 2 * (40 * 128 + 2 * 128 * 128 + 128 * 10)
     found = hours(plan, graph, store, lambda kind: (1, 0.0))
     assert found.cpus == pytest.approx(operations / CORE.operations / 3600)
     assert (found.gpus, found.num_measured) == (0, 0)

@@ -22,11 +22,14 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_at", [(0, 1), (1, 0), (1, 2), (2, 0), (2, 4)])
+@pytest.mark.parametrize(
+    ("stop_at", "drop_last"),
+    [((0, 1), False), ((1, 0), True), ((1, 2), True), ((2, 0), False), ((2, 3), True), ((2, 4), False)],
+)
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_a_training_that_goes_on_ends_with_the_same_bits(stop_at, momentum):
+def test_a_training_that_goes_on_ends_with_the_same_bits(stop_at, momentum, drop_last):
     split = random_split((3, 8, 8), count=150)
-    recipe = Recipe(3, lr=0.1, batch_size=32, momentum=momentum, warmup_epochs=1)
+    recipe = Recipe(3, lr=0.1, batch_size=32, momentum=momentum, warmup_epochs=1, drop_last=drop_last)
     whole = init_model(0, **RESNET)
     losses = train(whole, split, recipe, seed=3, augment="flip_crop")
     stopped, states = init_model(0, **RESNET), []

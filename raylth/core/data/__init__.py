@@ -1,8 +1,20 @@
 """Data sets by name, as whole arrays: loaded once, kept on the device, augmented a batch at a time."""
 
+import dataclasses
+
 from raylth.core.data.augment import Augmentation, flip_and_crop
 from raylth.core.data.cifar import cifar10, cifar100
-from raylth.core.data.dataset import DATASETS, ArrayDataset, ArraySplit, DataError, Dataset, DatasetInfo, Split
+from raylth.core.data.dataset import (
+    DATASETS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ArrayDataset,
+    ArraySplit,
+    DataError,
+    Dataset,
+    DatasetInfo,
+    Split,
+)
 from raylth.core.data.digits import digits
 from raylth.core.data.imagenet import imagenet
 from raylth.core.data.mnist1d import mnist1d
@@ -34,17 +46,23 @@ def load_dataset(
     layout: str = "torchvision",
     download: bool = False,
     resolution: int | None = None,
+    normalisation: str = "own",
     num_train: int | None = None,
     num_test: int | None = None,
 ) -> Dataset:
     """Load the named data set: whole into memory as numpy arrays, or the place of its files.
 
     `root` and `layout` matter to data sets that lie in files only, `resolution` (pixels) to images that stay in them;
-    `num_train` and `num_test` keep the first samples of each split. Raises UnknownName, and DataError (one line: the path
-    and what was expected there) for missing or corrupt files.
+    `normalisation` "imagenet" takes ImageNet's constants for colour images in memory, in the place of their own; `num_train`
+    and `num_test` keep so many samples of each split, the first of its `stratified_order`. Raises UnknownName, and DataError
+    (one line: the path and what was expected there) for missing or corrupt files.
     """
     dataset = DATASETS[name].load(root=root, layout=layout, download=download, resolution=resolution)
-    return dataset.first(num_train, num_test)
+    if normalisation == "imagenet":
+        if not isinstance(dataset, ArrayDataset):
+            raise DataError(f"data.normalisation: {name} does not lie in memory")
+        dataset = dataclasses.replace(dataset, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return dataset.subset(num_train, num_test)
 
 
 def check_dataset(name: str, *, root: str | None = None, layout: str = "torchvision", download: bool = False) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raylth.core.data.ahead import pinned
 from raylth.core.data.augment import Augmentation
+from raylth.core.data.subset import stratified_order
 from raylth.registry import Registry
 from raylth.seeding import derive_seed
 
@@ -39,11 +40,12 @@ class Dataset(ABC):
     """Two splits of samples with labels, as Ray's object store can carry them to workers."""
 
     @abstractmethod
-    def first(self, num_train: int | None, num_test: int | None) -> "Dataset":
-        """Keep the first samples of each split; DataError when a split has fewer."""
+    def subset(self, num_train: int | None, num_test: int | None) -> "Dataset":
+        """Keep so many samples of each split (None: all), the first of its `stratified_order`; what is taken of a split later
+        is taken in that order, too. DataError when a split has fewer."""
 
     def holding_out(self, count: int) -> "Dataset":
-        """Return the data set whose test split is its last `count` training samples; its own test split is let go.
+        """Return the data set whose test split is `count` of its training samples; its own test split is let go.
 
         Raises DataError where no part can be held back.
         """
@@ -73,21 +75,23 @@ class ArrayDataset(Dataset):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def first(self, num_train: int | None, num_test: int | None) -> "ArrayDataset":
-        """Keep the first samples of each split; DataError when a split has fewer."""
+    def subset(self, num_train: int | None, num_test: int | None) -> "ArrayDataset":
+        """Keep so many samples of each split (None: all), in their `stratified_order`; DataError when a split has fewer."""
         for split, wanted, y in (("train", num_train, self.train_y), ("test", num_test, self.test_y)):
             if wanted is not None and wanted > len(y):
                 raise DataError(f"data.num_{split}: {wanted} asked for, but the {split} split has {len(y)} samples")
+        train = stratified_order(self.train_y, "train")[:num_train]
+        test = stratified_order(self.test_y, "test")[:num_test]
         return dataclasses.replace(
             self,
-            train_x=self.train_x[:num_train],
-            train_y=self.train_y[:num_train],
-            test_x=self.test_x[:num_test],
-            test_y=self.test_y[:num_test],
+            train_x=self.train_x[train],
+            train_y=self.train_y[train],
+            test_x=self.test_x[test],
+            test_y=self.test_y[test],
         )
 
     def holding_out(self, count: int) -> "ArrayDataset":
-        """Return the data set whose test split is its last `count` training samples; its own test split is let go."""
+        """Return the data set whose test split is its last `count` training samples, in their order; its own is let go."""
         kept = len(self.train_y) - count
         return dataclasses.replace(
             self,
@@ -123,6 +127,9 @@ def normalisation(
         return None, None
     shape = (-1,) + (1,) * (ndim - 2)  # (C, 1, 1)
     return torch.tensor(mean, device=device).reshape(shape), torch.tensor(std, device=device).reshape(shape)
+
+
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of its training images, 0..255
 
 
 class Scale(NamedTuple):
@@ -222,12 +229,15 @@ class Split(ABC):
         *,
         augment: str = "none",
         first: int = 0,
+        stop: int | None = None,
         part: tuple[int, int] = WHOLE,
         drawn: "Drawn | None" = None,
         by_member: bool = False,
         place: Place = anywhere,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield an epoch of training for K members, from step `first` on: inputs (B * K, *in_shape), labels (B * K,).
+        """Yield an epoch of training for K members: inputs (B * K, *in_shape), labels (B * K,).
+
+        Its steps are `first` to `stop` - 1, or to its end, where the last batch may be smaller.
 
         Each member meets the samples in its own order and with its own augmentation, which follow from its seed and the
         epoch: `drawn` is what `draw` returned for them, if it was called ahead. The members' samples of one place in their
@@ -252,10 +262,10 @@ class Split(ABC):
 
     @abstractmethod
     def take(self, count: int) -> "Split":
-        """Return the first `count` samples as a split of their own."""
+        """Return `count` samples as a split of their own: the first of the split's `stratified_order`."""
 
     def probe(self, count: int) -> Tensor:
-        """Return the inputs of the first samples."""
+        """Return the inputs of some samples."""
         return next(self.take(count).batches(count))[0]
 
 
@@ -269,7 +279,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class ArraySplit(Split):
-    """A split that lies on its device: `x` (N, *in_shape) uint8 or float32."""
+    """A split that lies on its device, in stratified order: `x` (N, *in_shape) uint8 or float32."""
 
     x: Tensor
     y: Tensor
@@ -289,6 +299,7 @@ class ArraySplit(Split):
         *,
         augment: str = "none",
         first: int = 0,
+        stop: int | None = None,
         part: tuple[int, int] = WHOLE,
         drawn: Drawn | None = None,
         by_member: bool = False,
@@ -299,7 +310,7 @@ class ArraySplit(Split):
         order = drawn.order.to(device, non_blocking=True)  # (N, K)
         augmentation = drawn.augmentation and drawn.augmentation.to(lambda tensor: tensor.to(device, non_blocking=True))
         members = torch.arange(size, device=device)
-        for index in order.split(batch_size)[first:]:
+        for index in order.split(batch_size)[first:stop]:
             index = index[part_of(len(index), part)]
             count = len(index)
             flat = (index.T if by_member else index).flatten()

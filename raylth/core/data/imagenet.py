@@ -3,7 +3,7 @@
 import functools
 
 from raylth.core.data.beton import Beton
-from raylth.core.data.dataset import DATASETS, DataError, DatasetInfo, Scale
+from raylth.core.data.dataset import DATASETS, IMAGENET_MEAN, IMAGENET_STD, DataError, DatasetInfo, Scale
 from raylth.core.data.images import CENTER_SHARE, ImageFiles
 from raylth.core.data.places import below
 
@@ -14,14 +14,13 @@ RESOLUTION = 224
 WHOLE = (1_281_167, 50_000)
 CLASSES = 1000
 UNITS = f"pixel values 0..255 of an image's central square, {CENTER_SHARE:g} of its shorter side, resized"
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the training images, 0..255
 
 
 def imagenet(*, root: str | None, resolution: int | None = None, **_: object) -> ImageFiles:
     """Return the place of the images, (3, resolution, resolution) uint8 of 1,000 classes; none is read."""
     check(root=root)
     train, test = (below(root or "", name) for name in FILES.values())
-    return ImageFiles(train, test, resolution or RESOLUTION, CLASSES, MEAN, STD, WHOLE)
+    return ImageFiles(train, test, resolution or RESOLUTION, CLASSES, IMAGENET_MEAN, IMAGENET_STD, WHOLE)
 
 
 def check(*, root: str | None, **_: object) -> None:
@@ -47,6 +46,6 @@ DATASETS.register("imagenet")(
         dtype="uint8",
         check=check,
         is_streamed=True,
-        scale=functools.partial(Scale, UNITS, MEAN, STD),
+        scale=functools.partial(Scale, UNITS, IMAGENET_MEAN, IMAGENET_STD),
     )
 )

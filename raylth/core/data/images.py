@@ -20,6 +20,7 @@ from raylth.core.data.ahead import to_device
 from raylth.core.data.beton import Beton
 from raylth.core.data.dataset import WHOLE, DataError, Dataset, Drawn, Place, Split, anywhere, normalisation, part_of
 from raylth.core.data.places import copy, is_remote, locate_file
+from raylth.core.data.subset import stratified_order
 from raylth.seeding import derive_seed
 
 __all__ = ["CENTER_SHARE", "ImageFiles", "StreamedSplit", "has_ffcv", "stage"]
@@ -52,7 +53,7 @@ class ImageFiles(Dataset):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     whole: tuple[int, int]  # samples that the files have where no number is asked for
-    num_train: int | None = None  # the first samples of each; None: all
+    num_train: int | None = None  # samples of each; None: all
     num_test: int | None = None
     staging: str | None = None  # folder of each machine to which the files are copied before they are read
 
@@ -61,8 +62,11 @@ class ImageFiles(Dataset):
         """What both files take."""
         return sum(Beton(path).size for path in (self.train, self.test))
 
-    def first(self, num_train: int | None, num_test: int | None) -> "ImageFiles":
-        """Keep the first samples of each split; DataError when a file has fewer, or labels beyond the classes."""
+    def subset(self, num_train: int | None, num_test: int | None) -> "ImageFiles":
+        """Keep so many samples of each split (None: all), the first of its `stratified_order`.
+
+        Raises DataError when a file has fewer, or labels beyond the classes.
+        """
         asked = (("train", self.train, num_train), ("test", self.test, num_test))
         for (name, path, wanted), whole in zip(asked, self.whole, strict=True):
             beton = Beton(path)
@@ -93,11 +97,10 @@ class ImageFiles(Dataset):
         """Open both files, or their copies on this machine."""
         paths = (self.train, self.test)
         train, test = (Beton(stage(path, self.staging) if self.staging else path) for path in paths)
-        opened = (self._open(train, self.num_train, device), self._open(test, self.num_test, device))
-        return opened[0], opened[1]
+        return self._open(train, "train", self.num_train, device), self._open(test, "test", self.num_test, device)
 
-    def _open(self, beton: Beton, count: int | None, device: str) -> "StreamedSplit":
-        labels = torch.tensor(beton.labels[:count], device=device)
+    def _open(self, beton: Beton, name: str, count: int | None, device: str) -> Split:
+        labels, order = torch.tensor(beton.labels), torch.from_numpy(stratified_order(beton.labels, name))
         mean, std = normalisation(self.mean, self.std, device, 4)
         where = torch.device(device)
 
@@ -112,7 +115,8 @@ class ImageFiles(Dataset):
 
             return PilImages(beton, resolution, CENTER_SHARE, where)
 
-        return StreamedSplit(labels, mean, std, self.resolution, cache(reader))
+        whole = StreamedSplit(labels.to(device), mean, std, self.resolution, cache(reader), torch.arange(len(beton)), order)
+        return whole.take(len(beton) if count is None else count)
 
 
 def stage(path: str, folder: str) -> Path:
@@ -143,13 +147,15 @@ def stage(path: str, folder: str) -> Path:
 
 @dataclass(frozen=True)
 class StreamedSplit(Split):
-    """A split whose images are decoded when they are wanted."""
+    """A split whose images are decoded when they are wanted. Its samples are in the order in which they lie in the file."""
 
     y: Tensor
     mean: Tensor | None
     std: Tensor | None
     resolution: int
     reader: Callable[[int], Reader] = field(repr=False)  # of images of a resolution
+    places: Tensor  # (N,) of the samples in the file, ascending
+    order: Tensor  # (N,) of the samples, stratified
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -164,6 +170,7 @@ class StreamedSplit(Split):
         *,
         augment: str = "none",
         first: int = 0,
+        stop: int | None = None,
         part: tuple[int, int] = WHOLE,
         drawn: Drawn | None = None,
         by_member: bool = False,
@@ -174,7 +181,8 @@ class StreamedSplit(Split):
         The draws of a sample follow from (seed, epoch, index), so an epoch has the same images, in the same order, in any
         process and from any step on. Several members read the file once each.
         """
-        members = [self._member(seed, epoch, batch_size, augment, first, part) for seed in seeds]
+        steps = slice(first, stop)
+        members = [self._member(seed, epoch, batch_size, augment, steps, part) for seed in seeds]
         for batches in zip(*members, strict=True):
             if len(batches) == 1:
                 yield batches[0]
@@ -186,11 +194,11 @@ class StreamedSplit(Split):
             )
 
     def _member(
-        self, seed: int, epoch: int, batch_size: int, augment: str, first: int, part: tuple[int, int]
+        self, seed: int, epoch: int, batch_size: int, augment: str, steps: slice, part: tuple[int, int]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
         order = torch.randperm(len(self), generator=generator)
-        batches = [batch[part_of(len(batch), part)] for batch in order.split(batch_size)[first:]]
+        batches = [batch[part_of(len(batch), part)] for batch in order.split(batch_size)[steps]]
         key = derive_seed(seed, "augment", epoch) % KEYS if augment == "resized_crop" else None
         return self._read(batches, key)
 
@@ -203,14 +211,16 @@ class StreamedSplit(Split):
         return dataclasses.replace(self, resolution=side)
 
     def take(self, count: int) -> Split:
-        """Return the first `count` samples."""
-        return dataclasses.replace(self, y=self.y[:count])
+        """Return `count` samples: the first of the split's `stratified_order`."""
+        kept = self.order[:count].sort().values
+        order = torch.searchsorted(kept, self.order[:count])
+        return dataclasses.replace(self, y=self.y[kept.to(self.y.device)], places=self.places[kept], order=order)
 
     def _read(self, batches: Sequence[Tensor], key: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images of batches of indices that are equally large, but for the last, which may have none."""
         batch_size = max((len(batch) for batch in batches), default=0)
         decoded = (
-            self.reader(self.resolution).batches(torch.cat(list(batches)).numpy(), batch_size, key)
+            self.reader(self.resolution).batches(self.places[torch.cat(list(batches))].numpy(), batch_size, key)
             if batch_size
             else iter(())
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from raylth.core.models.brought import code_of
@@ -17,14 +18,23 @@ from raylth.core.models.vgg import vgg11
 
 __all__ = ["MODELS", "build_model", "build_shapes", "code_of", "init_model", "mlp", "resnet20", "resnet50", "vgg11"]
 
+INITS = ("own", "torch")
+
 
 def build_model(
-    name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...], code: str | None = None
+    name: str,
+    *,
+    width: float = 1,
+    num_classes: int,
+    in_shape: tuple[int, ...],
+    code: str | None = None,
+    init: str = "own",
 ) -> nn.Module:
     """Build the named network with its own default initialisation drawn from torch's current random state.
 
     `in_shape` is one sample's shape without the batch: (C, H, W) for images, (L,) for signals; `width` multiplies
-    every hidden width. `code` is what `code_of` told of a user's own network. Raises UnknownName for a name that is not
+    every hidden width. With `init` "torch" all convolutions and linear layers are drawn as torch does by itself. `code` is
+    what `code_of` told of a user's own network. Raises UnknownName for a name that is not
     registered, ValueError for a shape or width that the network cannot have, RuntimeError where its code is another.
     """
     if code is not None and code_of(name, MODELS[name]) != code:
@@ -32,6 +42,17 @@ def build_model(
     if not (math.isfinite(width) and width > 0):
         raise ValueError(f"width must be a positive number, not {width}")
     settings: dict[str, Any] = {"width": width, "num_classes": num_classes, "in_shape": tuple(in_shape)}
+    if init not in INITS:
+        raise ValueError(f"init: {init!r} is none of {', '.join(INITS)}")
+    network = _build(name, settings)
+    if init == "torch":
+        for module in network.modules():
+            if isinstance(module, _ConvNd | nn.Linear):
+                module.reset_parameters()
+    return network
+
+
+def _build(name: str, settings: dict[str, Any]) -> nn.Module:
     if ":" not in name:
         return MODELS[name](**settings)
     try:
@@ -43,7 +64,14 @@ def build_model(
 
 
 def init_model(
-    seed: int, name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...], code: str | None = None
+    seed: int,
+    name: str,
+    *,
+    width: float = 1,
+    num_classes: int,
+    in_shape: tuple[int, ...],
+    code: str | None = None,
+    init: str = "own",
 ) -> nn.Module:
     """Build the named network from a seed of its own, and leave torch's random state as it was.
 
@@ -51,11 +79,17 @@ def init_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_model(name, width=width, num_classes=num_classes, in_shape=in_shape, code=code)
+        return build_model(name, width=width, num_classes=num_classes, in_shape=in_shape, code=code, init=init)
 
 
 def build_shapes(
-    name: str, *, width: float = 1, num_classes: int, in_shape: tuple[int, ...], code: str | None = None
+    name: str,
+    *,
+    width: float = 1,
+    num_classes: int,
+    in_shape: tuple[int, ...],
+    code: str | None = None,
+    init: str = "own",  # which moves no shape
 ) -> nn.Module:
     """Build the named network without values, on torch's meta device: what it would have, at no cost."""
     with torch.device("meta"), _NoDraws():

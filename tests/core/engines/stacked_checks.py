@@ -19,7 +19,7 @@ from tests.core.engines.checks import set_interpreter_up
 from tests.core.test_train import random_split
 
 SHAPE, COUNT, SIZE = (3, 6, 6), 14, 3
-RECIPE = Recipe(2, lr=0.002, batch_size=6, label_smoothing=0.1)  # two full batches and one of two
+RECIPE = Recipe(2, lr=0.002, batch_size=6, label_smoothing=0.1, drop_last=False)  # two full batches and one of two
 
 
 class Everything(nn.Module):
