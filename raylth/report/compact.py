@@ -12,15 +12,14 @@ def compact_barriers(table: pd.DataFrame) -> pd.DataFrame:
     labels = [name for name in table if not name.startswith(("error_", "loss_")) and name != "n"]
     labels = [name for name in labels if table[name].notna().any() and (name != "width" or table[name].nunique() > 1)]
     shown = table[labels].copy()
-    for column, name, digits in (
-        ("error_barrier", "error barrier", 1), ("error_mid", "error, middle", 1),
-        ("loss_barrier", "loss barrier", 3), ("loss_mid", "loss, middle", 3),
+    for column, digits in (
+        ("error_barrier", 1), ("error_mid", 1), ("loss_barrier", 3), ("loss_mid", 3),
     ):  # fmt: skip
         if table[column].notna().any():
             is_signed = column.endswith("_mid")
             rows = table.to_dict("records")
-            shown[name] = [with_interval_text(row, column, digits=digits, signed=is_signed) for row in rows]
-    return shown.assign(n=table["n"]).rename(columns=lambda name: name.replace("_", " "))
+            shown[column] = [with_interval_text(row, column, digits=digits, signed=is_signed) for row in rows]
+    return shown.assign(n=table["n"])
 
 
 def compact_ensembles(table: pd.DataFrame) -> pd.DataFrame:
@@ -31,7 +30,7 @@ def compact_ensembles(table: pd.DataFrame) -> pd.DataFrame:
         digits, is_signed = (1 if column.endswith("accuracy") or column == "gain" else 3), column == "gain"
         rows = table.to_dict("records")
         shown[column] = [with_interval_text(row, column, digits=digits, signed=is_signed) for row in rows]
-    return shown.rename(columns=lambda name: name.replace("_", " "))
+    return shown
 
 
 def compact_contrasts(table: pd.DataFrame) -> pd.DataFrame:
@@ -48,7 +47,7 @@ def compact_contrasts(table: pd.DataFrame) -> pd.DataFrame:
         shown = shown.drop(columns="lost")
     for name in shown.columns.intersection(["p", "p_holm"]):
         shown[name] = shown[name].map(lambda p: "" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}")
-    return shown.rename(columns=lambda name: name.replace("_", " "))
+    return shown
 
 
 def compact_shares(table: pd.DataFrame) -> pd.DataFrame:
@@ -56,4 +55,4 @@ def compact_shares(table: pd.DataFrame) -> pd.DataFrame:
     percent = 100 * table[["share", "low", "high"]].set_axis(["share", "share_low", "share_high"], axis=1)
     shown = table.drop(columns=["low", "high"])
     shown["share"] = [with_interval_text(row, "share", digits=0) for row in percent.to_dict("records")]
-    return shown.rename(columns={"share": "share (%)"}).rename(columns=lambda name: name.replace("_", " "))
+    return shown.rename(columns={"share": "share (%)"})

@@ -87,9 +87,14 @@ def _figures(frames: Frames, name: str, out: Location) -> list[Shown]:
 
 def _tables(frames: Frames, out: Location) -> list[Shown]:
     shown = []
-    for entry in (entry for entry in TABLES if entry.has_place(frames)):
+    for entry in TABLES:
         file, title, notes = entry.name, entry.title, notes_of(entry, frames)
-        frame = entry.make(frames)
+        frame = entry.make(frames) if entry.has_place(frames) else pd.DataFrame()
+        if frame.empty:
+            for kind in ("csv", "tex"):  # of an earlier report, which said more than can be said now
+                (out / "tables" / f"{file}.{kind}").remove()
+        if not entry.has_place(frames):
+            continue
         if frame.empty:
             shown.append(Shown(file, title, f"{entry.text} {entry.nothing}".strip(), "", notes))
             continue

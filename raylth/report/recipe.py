@@ -62,7 +62,7 @@ def recipe_of(manifest: dict[str, Any] | None, *, searched: bool = False) -> Rec
         found.append(Difference("each arm at settings of its own, from a search, the paper one recipe for all", moves=True))
     if unknown:
         shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        found.append(Difference(f"the run's manifest does not say {shown}", moves=True))
+        found.insert(0, Difference(f"the run's manifest does not say {shown}", moves=True))
     always = [Difference(line["text"], moves=False) for line in paper_recipe()["always"] if data in line["for"]]
     return Recipe((*found, *always))
 

@@ -1,5 +1,6 @@
 """The paper's numbers and recipe, as the package carries them."""
 
+import functools
 import importlib.resources
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -26,6 +27,7 @@ def paper_ensembles() -> pd.DataFrame:
         return pd.read_csv(text).rename(columns={"method": "set"})
 
 
+@functools.cache
 def paper_recipe() -> dict[str, Any]:
     """Return the recipe behind the paper's tables, setting by setting; the file says what its fields are."""
     found: dict[str, Any] = yaml.safe_load(_file("paper_recipe.yaml").read_bytes())

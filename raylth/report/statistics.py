@@ -75,9 +75,8 @@ def mean_effects(results: pd.DataFrame) -> pd.DataFrame:
         for part in _two_arms(results, first, second).parts():
             effect, cells, count = _mean_effect(part)
             low, high = effect.interval
-            lost = len(part.lost)
-            total = len(_by_cell(part, is_paired=part.is_paired))
-            facts = (cells, total, count, effect.p, effect.smallest, lost, _design(part.is_paired))
+            total = len(_differences(part).columns)
+            facts = (cells, total, count, effect.p, effect.smallest, len(part.lost), _design(part.is_paired))
             rows.append((part.label, part.against, effect.value, low, high, *facts))
     columns = ["label", "against", "difference", "low", "high", "cells", "cells_all", "n", "p", "smallest", "lost", "design"]
     found = pd.DataFrame(rows, columns=columns)
@@ -162,16 +161,13 @@ def _by_cell(arms: _Arms, *, is_paired: bool) -> pd.DataFrame:
     rows = []
     for part in arms.parts():
         lost = part.lost.groupby(list(CELL)).size().to_dict()
-        seconds = dict(list(part.second.groupby(list(CELL), observed=True)))
-        for cell, ours in part.first.groupby(list(CELL), observed=True):
-            theirs = seconds.get(cell)
-            pairs = pd.DataFrame() if theirs is None else part.pairs(ours, theirs)
-            if theirs is None or pairs.empty:
-                continue
+        alone = [dict(list(arm.groupby(list(CELL), observed=True)["test_accuracy"])) for arm in (part.first, part.second)]
+        for cell, pairs in part.pairs(part.first, part.second).groupby(list(CELL), observed=True):
             if is_paired:
                 effect, count = mean_of(pairs["test_accuracy"] - pairs["test_accuracy_second"]), len(pairs)
             else:
-                effect, count = welch(ours["test_accuracy"], theirs["test_accuracy"]), min(len(ours), len(theirs))
+                ours, theirs = (arm[cell] for arm in alone)
+                effect, count = welch(ours, theirs), min(len(ours), len(theirs))
             facts = (effect.value, *effect.interval, count, effect.p, lost.get(cell, 0), _design(is_paired))
             rows.append((*cell, part.label, part.against, *facts))
     return pd.DataFrame(rows, columns=COLUMNS).sort_values([*CELL, "label", "against"], ignore_index=True)
