@@ -6,7 +6,7 @@ import types
 import pandas as pd
 import pytest
 
-from raylth.report import accuracy_table, load_results, paired_differences, render_table, write_report
+from raylth.report import accuracy_table, contrast, load_results, paired_differences, render_table, write_report
 from raylth.report.costs import cost_table
 from raylth.report.repeats import crossed_mean
 from raylth.report.searches import load_search, search_findings, search_table
@@ -57,9 +57,13 @@ def test_winners_with_other_dense_settings_are_compared_unpaired(tmp_path):
     assert len(dense_networks(results)) == 12, "each arm's own; all in one run"
     arms = finished_arms(results)
     assert arms.groupby("replicate")["pair_key"].nunique().tolist() == [2, 2, 2]
-    (row,) = paired_differences(results).to_dict("records")
-    ours, theirs = (crossed_mean(arms[arms["arm"] == arm], "test_accuracy") for arm in ("permuted", "naive"))
-    welch = (ours.variance + theirs.variance) ** 0.5
+    (row,) = contrast(results).to_dict("records")
+    assert row["design"] == "unpaired"
+    ours, theirs = (
+        crossed_mean(arms[arms["arm"] == arm].set_index(["repeat", "replicate"])["test_accuracy"])
+        for arm in ("permuted", "naive")
+    )
+    welch = (ours.error**2 + theirs.error**2) ** 0.5
     assert row["high"] - row["difference"] > 1.9 * welch
     page = page_of(folder)
     assert "unpaired, since the best settings give the arms other dense networks or masks; Welch" in page
@@ -91,7 +95,7 @@ def test_repeats_are_counted_each_also_where_two_found_the_same(tmp_path):
     assert accuracy_table(results)["n"].tolist() == [9, 9]
     arms = finished_arms(results).set_index(["arm", "repeat", "replicate"])["test_accuracy"].astype(float)
     difference = (arms["permuted"] - arms["naive"]).rename("difference").reset_index()
-    expected = crossed_mean(difference, "difference")
+    expected = crossed_mean(difference.set_index(["repeat", "replicate"])["difference"])
     (row,) = paired_differences(results).to_dict("records")
     assert (row["low"], row["difference"], row["high"]) == pytest.approx(
         (expected.interval[0], difference["difference"].mean(), expected.interval[1])

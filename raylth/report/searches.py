@@ -109,26 +109,28 @@ def search_findings(trials: pd.DataFrame, results: pd.DataFrame) -> list[str]:
     for cell, ours in arms[arms["arm"] == "permuted"].groupby([*CELL, "label"], observed=True):
         theirs = arms[(arms["arm"] == "naive") & (arms[list(CELL)] == list(cell[: len(CELL)])).all(axis=1)]
         difference = difference_of(ours, theirs)
-        if difference is not None and difference.mean.variance >= 0:
+        if difference is not None and difference.estimate.df > 0:
             found.append(_survives(f"sparsity {cell[1]:g}, k = {cell[2]:.0f}", str(cell[-1]), difference))
     return found
 
 
 def _survives(where: str, label: str, difference: Difference) -> str:
     """Say whether an arm's gain over naive is certain, from what, and what the interval does not count."""
-    mean, (low, high) = difference.mean, difference.mean.interval
+    low, high = difference.estimate.interval
     does = "survives" if low > 0 else "does not survive" if high < 0 else "is not certain"
-    how = f"n = {mean.pairs}"
+    how = f"n = {difference.pairs}"
     if not difference.is_paired:
         how += " networks of each, unpaired, since the best settings give the arms other dense networks or masks; Welch"
-    if mean.repeats > 1:
+    if len(difference.by_repeat) > 1:
         by_repeat = ", ".join(f"{value:+.1f}" for value in difference.by_repeat)
-        how += f"; {mean.repeats} independent searches: {by_repeat}; the interval counts the variance between them"
+        how += (
+            f"; {len(difference.by_repeat)} independent searches: {by_repeat}; the interval counts the variance between them"
+        )
     else:
         how += "; one search: what another would have found is not in the interval, search.repeats counts it"
     return (
         f"That {label} is better than naive {does} where each has its own best settings ({where}): "
-        f"{mean.value:+.1f} points, 95 % confidence interval {low:+.1f} to {high:+.1f} ({how})."
+        f"{difference.estimate.value:+.1f} points, 95 % confidence interval {low:+.1f} to {high:+.1f} ({how})."
     )
 
 
