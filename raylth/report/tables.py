@@ -64,7 +64,7 @@ def _once(networks: pd.DataFrame, cell: list[str], member: list[str], *, alike_i
     """Drop what sweeps share; ValueError when a cell then has a member twice, or members of two data sets or models."""
     networks = networks.drop_duplicates(list(dict.fromkeys(["key", *cell, *member])))
     clash = networks.duplicated([*cell, *member], keep=False)
-    if not alike_in_a_run:
+    if clash.any() and not alike_in_a_run:
         clash &= networks.groupby([*cell, *member], observed=True)["run"].transform("nunique") > 1
     for column in {"dataset", "model"} & set(networks):
         clash |= networks.groupby(cell, observed=True)[column].transform("nunique") > 1

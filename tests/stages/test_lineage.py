@@ -62,7 +62,8 @@ def test_arms_with_other_settings_are_pairs_where_those_change_neither_network_n
 
 def test_what_a_network_cost_is_what_the_sweep_says():
     """T = 4; A is pruned by 20 % a round, so 30 % takes 2 rounds and 50 % takes 4, of 1 epoch each."""
-    config = tiny_sweep(match={"epochs": [2, 4], "method": ["activation", "learned"], "samples": 250, "learned_epochs": 3})
+    half = tiny_sweep().data.num_train // 2
+    config = tiny_sweep(match={"epochs": [2, 4], "method": ["activation", "learned"], "samples": half, "learned_epochs": 3})
     rounds = {0.3: 2, 0.5: 4}
     for labels, found in lineages(config):
         arm, k, matched_at = labels["arm"], labels["rewind_epoch"], labels["match_epoch"]
