@@ -122,5 +122,10 @@ def test_tables_are_trained_as_the_published_code_does(name):
     config = plan_of(name).config
     assert (config.imp.momentum, config.imp.weight_decay) == (0, 0)
     assert config.match.stream_site == ({"layer3.0.conv2": -2} if config.model.name == "resnet20" else {})
+    assert config.match.augment
+    assert config.data.normalisation == ("imagenet" if config.data.name == "cifar10" else "own")
+    assert config.model.init == ("torch" if config.model.name == "vgg11" else "own")
+    for kind in (config.dense, config.imp, config.sparse):
+        assert (kind.drop_last, kind.lr_interval) == (True, "epoch")
     for kind in ("dense", "imp", "match", "sparse"):
         assert getattr(config.resources, kind).gpus != 0, f"{kind} would train on the CPU"

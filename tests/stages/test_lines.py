@@ -9,6 +9,7 @@ from raylth.core.interpolate import barrier, middle_rise
 from raylth.core.matching import match_activations
 from raylth.core.permutation import derive_spec
 from raylth.stages import load_data, make_context, make_plan, run_plan, run_stage
+from raylth.stages.ends import Gauge
 from raylth.stages.match import _batches
 from raylth.stages.stage import stage_key
 from raylth.stages.training import load_network
@@ -89,3 +90,14 @@ def test_units_are_compared_on_augmented_images_where_that_is_asked_for(finished
     bare = {"match": {"epochs": [6], "augment": True}}
     with pytest.raises(ValueError, match=r"match.augment: training images are not augmented"):
         tiny_sweep(**{**SWEEP, **bare})
+
+
+def test_no_statistics_are_those_of_a_few_left_over_samples(finished):
+    """256 samples in batches of at most 255, as REPAIR and learned matching see them: none of a single sample."""
+    plan, store = finished
+    context = make_context(store, load_data(plan.config.data))
+    assert [len(x) for x in Gauge(context, 256).inputs(255)] == [170, 86]
+    settings = {**only(plan, "match").settings, "samples": 256}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raylth.stages.match.BATCH_SIZE", 255)
+        assert [len(x) for x, _ in _batches(settings, context)] == [170, 86]
