@@ -51,8 +51,9 @@ def compact_contrasts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def compact_shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Return shares for the page, in percent."""
+    """Return shares for the page, in percent; a width or label that is alike in all rows is left out."""
     percent = 100 * table[["share", "low", "high"]].set_axis(["share", "share_low", "share_high"], axis=1)
-    shown = table.drop(columns=["low", "high"])
+    alike = [name for name in ("width", "label") if table[name].nunique() < 2]
+    shown = table.drop(columns=["low", "high", *alike])
     shown["share"] = [with_interval_text(row, "share", digits=0) for row in percent.to_dict("records")]
     return shown.rename(columns={"share": "share (%)"})

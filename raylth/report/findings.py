@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from raylth.report.lost import lost_note, name_networks
+from raylth.report.lost import count_lost, lost_note
 from raylth.report.statistics import contrast_cells, mean_effects, recovered
 from raylth.report.tables import barrier_means, dense_networks, ensemble_table, lost_arms, matched_lines, with_interval_text
 
@@ -55,15 +55,12 @@ def _contrasts(results: pd.DataFrame) -> list[str]:
         if effect["n"] > 1:
             details.append(
                 f"The smallest effect that {effect['n']} replicates with this spread show with a power of 80 %: "
-                f"{effect['smallest']:.1f} points."
+                f"{_points(effect['smallest'])} points."
             )
-        missing = lost[lost["label"].isin([effect["label"], effect["against"]])]
-        if len(missing):
-            details.append(
-                f"{len(missing)} of their networks diverged or failed and are in no mean: {name_networks(missing)}."
-            )
-        if upstream := lost_note(results, ("dense", "imp")):
-            details.append(f"{upstream[0].upper()}{upstream[1:]}, and what needs them.")
+        missing = count_lost(lost[lost["label"].isin([effect["label"], effect["against"]])])
+        upstream = lost_note(results, ("dense", "imp"))
+        details += [f"{missing[0].upper()}{missing[1:]}."] if missing else []
+        details += [f"{upstream[0].upper()}{upstream[1:]}, and what needs them."] if upstream else []
         said.append(f"{_mean_effect(effect)}\n{' '.join(details)}")
     return said
 
@@ -77,10 +74,10 @@ def _mean_effect(effect: dict[Any, Any]) -> str:
     if effect["p_holm"] < LEVEL:
         does, sign = ("beats", 1) if difference > 0 else ("is behind", -1)
         low, high = sorted((sign * effect["low"], sign * effect["high"]))
-        facts = f"(95 % confidence interval {low:.1f} to {high:.1f}, n = {n} replicates)"
-        return f"{first} {does} {second} by {abs(difference):.1f} points on average {facts}."
-    facts = f"(95 % confidence interval {effect['low']:+.1f} to {effect['high']:+.1f}, n = {n} replicates)"
-    return f"That {first} and {second} differ is not shown: {difference:+.1f} points on average {facts}."
+        facts = f"(95 % confidence interval {_points(low)} to {_points(high)}, n = {n} replicates)"
+        return f"{first} {does} {second} by {_points(abs(difference))} points on average {facts}."
+    facts = f"(95 % confidence interval {_points(effect['low'], '+')} to {_points(effect['high'], '+')}, n = {n} replicates)"
+    return f"That {first} and {second} differ is not shown: {_points(difference, '+')} points on average {facts}."
 
 
 def _means(effect: dict[Any, Any], num_effects: int) -> list[str]:
@@ -122,8 +119,8 @@ def _recovered(results: pd.DataFrame) -> list[str]:
         cells = by_cell[by_cell["label"] == row["label"]]
         text = (
             f"{row['label']} makes up for {100 * row['share']:.0f} % of the distance from naive to lth (95 % interval "
-            f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %, Fieller; n = {row['n']} replicates, means over "
-            f"{_counted(row['cells'], 'cell')})"
+            f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %, n = {row['n']} replicates).\n"
+            f"Ratio of two mean effects per replicate over {_counted(row['cells'], 'cell')}, Fieller's interval"
         )
         if len(cells) and row["cells"] > 1:
             shares = f"from {100 * cells['share'].min():.0f} to {100 * cells['share'].max():.0f} %"
@@ -164,7 +161,11 @@ def _rise(rows: pd.DataFrame) -> str:
 def _ensembles(ensembles: pd.DataFrame, results: pd.DataFrame) -> list[str]:
     said = []
     for row in ensemble_table(ensembles).sort_values("disagreement", ascending=False).to_dict("records"):
-        sets = f"mean and 95 % interval of {row['sets']} sets" if row["sets"] > 1 else "one set, so no interval"
+        sets = (
+            f"mean and 95 % interval of {row['sets']} sets, taken as independent"
+            if row["sets"] > 1
+            else "one set, so no interval"
+        )
         text = (
             f"{row['members']} {row['set']} networks together reach {with_interval_text(row, 'ensemble_accuracy')} %, "
             f"{with_interval_text(row, 'gain', signed=True)} points over one alone; two of them disagree on "
@@ -200,6 +201,11 @@ def _cell(row: "pd.Series[float]") -> str:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _points(value: float, sign: str = "") -> str:
+    """Return percentage points with as many digits as a difference of their size needs."""
+    return f"{value:{sign}.{1 if abs(value) >= 2 else 2}f}"
 
 
 def _p(value: float) -> str:

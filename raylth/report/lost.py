@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["LOST", "lost_networks", "lost_note", "name_networks"]
+__all__ = ["LOST", "count_lost", "lost_networks", "lost_note"]
 
 LOST = ("diverged", "failed")
 MOST_NAMED = 4
@@ -35,15 +35,19 @@ def lost_note(
     lost = lost[lost["stage"].isin(list(stages))]
     if arms is not None:
         lost = lost[(lost["stage"] != "sparse") | lost["arm"].isin(list(arms))]
+    return count_lost(lost)
+
+
+def count_lost(lost: pd.DataFrame) -> str:
+    """Say how many networks were lost, and name them by cell and replicate, of many the first; "" for none."""
     if lost.empty:
         return ""
     counts = lost["status"].value_counts()
     how = " and ".join(f"{counts[status]} that {status}" for status in LOST if status in counts)
-    return f"without {how}: {name_networks(lost)}"
+    return f"without {how}: {_names(lost)}"
 
 
-def name_networks(networks: pd.DataFrame) -> str:
-    """Name networks that were lost, by cell and replicate; of many the first."""
+def _names(networks: pd.DataFrame) -> str:
     names = [_name(row) for row in networks.head(MOST_NAMED).to_dict("records")]
     more = len(networks) - len(names)
     return "; ".join(names) + (f" and {more} more" if more else "")

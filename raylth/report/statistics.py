@@ -60,7 +60,8 @@ def contrast_cells(results: pd.DataFrame) -> pd.DataFrame:
     """
     parts = [contrast(results, first, second) for first, second in PLANNED]
     found = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
-    return found.assign(p_holm=holm(found["p"]))
+    found.insert(found.columns.get_loc("p") + 1, "p_holm", holm(found["p"].astype(float)))
+    return found
 
 
 def mean_effects(results: pd.DataFrame) -> pd.DataFrame:

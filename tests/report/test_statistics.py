@@ -160,7 +160,7 @@ def test_the_first_sentence_is_the_mean_effect_with_its_interval():
         f"{effect['low']:.1f} to {effect['high']:.1f}, n = 4 replicates)."
     )
     assert "in 4 of 4 cells" in details
-    assert f"power of 80 %: {effect['smallest']:.1f} points" in details
+    assert f"power of 80 %: {effect['smallest']:.2f} points" in details
     assert "Holm" in details
     starts = ("permuted beats naive", "lth beats permuted", "permuted beats random_permutation")
     assert [sentence.startswith(start) for sentence, start in zip(said, starts, strict=False)] == [True] * 3
@@ -208,7 +208,7 @@ def test_cells_and_replicates_that_were_lost_whole():
     assert mean_effects(results)["cells"].tolist() == [3, 4, 4, 3]
     without = lose(sweep(), arm="naive", replicate=0)
     assert mean_effects(without)["n"].tolist() == [3, 4, 4, 3], "a replicate without an arm is in no mean of it"
-    assert "4 of their networks diverged or failed" in findings(without, NO_LINES)[0]
+    assert "Without 4 that diverged: naive at sparsity 0.8, k = 0, replicate 0" in findings(without, NO_LINES)[0]
 
 
 def test_a_dense_network_that_was_lost_is_named_where_its_arms_are_missing():
