@@ -5,7 +5,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +19,22 @@ from raylth.dryrun import plan_of, scan_of, share_of
 from raylth.progress import StatusFile
 from raylth.runner import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_places, compute, run_sweep
 from raylth.runs import NOT_SCIENCE, Run
+from raylth.searching import judging_base
 from raylth.settings import changed
-from raylth.stages import Graph, Plan, Stage, hours, load_data
+from raylth.stages import Graph, Plan, hours, load_data
 from raylth.store import Lease, Location, Store, fingerprint
 from raylth.store.location import DiskLocation
 from raylth.sweepfile import BadSweep
+from raylth.winners import SUMMARY, joined_plan, plan_of_winners, summary_of, winners_of
 
 if TYPE_CHECKING:
     from raylth.cluster.study import Study
 
 __all__ = ["final_of", "judged_by", "run_search", "what_is_searched"]
 
-JOURNAL, SUMMARY = "studies.log", "search.json"
+JOURNAL = "studies.log"
 SECTIONS = ("dense", "imp", "match", "sparse", "model")  # whose settings can be looked for
-Winner = tuple[list[str], dict[str, Any]]  # arms, and the settings at which they were best
+OF_THE_SAME_SEARCH = {"trials", "repeats", "concurrent", "final", "sampler", "start"}  # settings that may change on the way
 
 
 def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) -> int:
@@ -42,7 +43,9 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
     Raises BadSweep, DataError or ClusterError before anything is trained.
     """
     console, store = Console(), Store(config.storage)
-    judged = judged_by(config)
+    assert config.search is not None
+    repeats = [judged_by(config, repeat) for repeat in range(1, config.search.repeats + 1)]
+    judged = repeats[0]
     _check_space(judged)
     check_places(config, store)
     identity = _fingerprint(judged)
@@ -52,33 +55,38 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
         if not lease.held:
             raise BadSweep(f"search: another process is at this search already ({folder}); let it end, or end it")
         try:
-            studies = _search(judged, Run(judged, store, folder.name), journal, kept, console, command, joining, meter)
+            studies = _search(repeats, Run(judged, store, folder.name), journal, kept, console, command, joining, meter)
         except KeyboardInterrupt:
             console.print("\nstopped: what was tried is kept; the same command goes on", highlight=False)
             return EXIT_INTERRUPTED
     if meter.exhausted and any(len(study.ended()) < study.search.trials for study in studies):
         console.print(f"{meter.exhausted}; raise it, and the same command goes on", highlight=False, soft_wrap=True)
         return EXIT_BUDGET
-    winners = [(study.arms, trial.params) for study in studies for trial in study.winners()]
     for study in studies:
         if not study.winners():
-            console.print(f"{study.name}: no training went to its end, so nothing is best; see search.stop", style="red")
+            console.print(f"{study.title}: no training went to its end, so nothing is best; see search.stop", style="red")
             return EXIT_FAILED
+    winners = [winner for study in studies for winner in winners_of(study)]
+    for winner in winners:
+        for edge in winner.edges:
+            line = f"{winner.study}: the best {edge}; better may lie beyond it"
+            console.print(Text(line, style="yellow"), soft_wrap=True)
     final = final_of(config)
-    plan = _plan_of_winners(final, winners)
-    name = f"{config.name}-{fingerprint([_science(final), winners])[:8]}"
+    plan = plan_of_winners(final, winners)
+    name = f"{config.name}-{fingerprint([_science(final), [winner.identity for winner in winners]])[:8]}"
     run = Run(final, store, name)
-    (run.folder / SUMMARY).write(json.dumps(_summary(studies), indent=1).encode())
+    (run.folder / SUMMARY).write(json.dumps(summary_of(studies), indent=1).encode())
     return run_sweep(final, command, joining, plan, run, meter)
 
 
-def judged_by(config: SweepConfig) -> SweepConfig:
-    """Return the settings by which trials are judged: on the holdout, with the search's number of pairs."""
+def judged_by(config: SweepConfig, repeat: int = 1) -> SweepConfig:
+    """Return the settings by which trials of a repeat are judged: on the holdout, with pairs of its own."""
     search = config.search
     assert search is not None
     bare = _bare(config)
     try:
-        return changed(bare, {"data.holdout": search.holdout, "seeds.replicates": search.replicates})
+        base = judging_base(config.seeds.base, repeat)
+        return changed(bare, {"data.holdout": search.holdout, "seeds.replicates": search.replicates, "seeds.base": base})
     except ValueError as error:
         raise BadSweep(f"search.holdout: {_line(error)}") from error
 
@@ -91,7 +99,16 @@ def final_of(config: SweepConfig) -> SweepConfig:
 
 
 def _bare(config: SweepConfig) -> SweepConfig:
-    """Refuse what would have to be computed for each trial, whose arms are alone; BadSweep."""
+    """Refuse what would have to be computed for each trial, whose arms are alone, and seeds that are not fresh; BadSweep."""
+    search = config.search
+    assert search is not None
+    for repeat in range(1, search.repeats + 1):
+        if search.final.base == judging_base(config.seeds.base, repeat):
+            whose = "seeds.base" if repeat == 1 else f"the base seed of repeat {repeat}"
+            raise BadSweep(
+                f"search.final.base: {search.final.base} is {whose}, so the winners would be judged on the pairs of networks "
+                "that chose them: set another"
+            )
     if config.analyses != AnalysesConfig() or config.connect is not None:
         section = "analyses" if config.connect is None else "connect"
         raise BadSweep(
@@ -108,12 +125,13 @@ def what_is_searched(config: SweepConfig) -> str:
     assert search is not None
     _check_space(judged_by(config))
     judged, store = judged_by(config), Store(config.storage)
-    plan = plan_of(judged)
+    plan = joined_plan(judged, [plan_of(judged_by(config, repeat)) for repeat in range(1, search.repeats + 1)])
     shared, arms = (
         Plan(judged, tuple(stage for stage in plan.stages if (stage.kind == "sparse") == is_arm)) for is_arm in (False, True)
     )
     graph = scan_of(plan, store, print)
-    studies = 1 if search.arms == "shared" else len(config.sparse.arms)
+    studies = search.repeats * (1 if search.arms == "shared" else len(config.sparse.arms))
+    whose = f"of the winners of one of {search.repeats} repeats" if search.repeats > 1 else "of the winners"
     epochs = [sum(stage.epochs for stage in part.stages) for part in (shared, arms)]
     first, each = (hours(part, graph, store, share_of(config)) for part in (shared, arms))
     parts = [
@@ -125,7 +143,7 @@ def what_is_searched(config: SweepConfig) -> str:
         if number
     ]
     return (
-        f"the plan is that of the winners; before it a search of {studies} x {search.trials} trials, of about "
+        f"the plan is that {whose}; before it a search of {studies} x {search.trials} trials, of about "
         f"{epochs[0] + search.trials * epochs[1]:,} epochs and {' and '.join(parts) or 'no time'} where none is stopped, "
         f"on {search.holdout:,} held-out training samples"
     )
@@ -154,8 +172,22 @@ def _check_space(config: SweepConfig) -> None:
         raise BadSweep(str(error)) from error
 
 
+def _studies(repeats: Sequence[SweepConfig], journal: Path) -> "list[Study]":
+    """Open every study: of each repeat, by its settings, one for each arm, or one for all."""
+    from raylth.cluster.study import Study
+
+    search, arms = repeats[0].search, repeats[0].sparse.arms
+    assert search is not None
+    groups = {"shared": list(arms)} if search.arms == "shared" else {arm: [arm] for arm in arms}
+    return [
+        Study(name, list(group), config, journal, repeat)
+        for repeat, config in enumerate(repeats, start=1)
+        for name, group in groups.items()
+    ]
+
+
 def _search(
-    config: SweepConfig,
+    repeats: Sequence[SweepConfig],
     run: Run,
     journal: Path,
     kept: Callable[[], None],
@@ -164,22 +196,21 @@ def _search(
     joining: Joining,
     meter: Meter,
 ) -> "list[Study]":
-    """Compute what all trials share, then run what is left of every study."""
+    """Compute what the trials of each repeat share, then run what is left of every study."""
     from raylth.cluster.capacity import machines
     from raylth.cluster.launch import check_shares, joined
     from raylth.cluster.point import Given
     from raylth.cluster.preflight import versions
-    from raylth.cluster.study import Study, search_on_ray
+    from raylth.cluster.study import search_on_ray
 
-    search = config.search
+    config, search = repeats[0], repeats[0].search
     assert search is not None
-    groups = [config.sparse.arms] if search.arms == "shared" else [[arm] for arm in config.sparse.arms]
-    studies = [Study("shared" if search.arms == "shared" else arms[0], list(arms), config, journal) for arms in groups]
-    left = {study.name: search.trials - len(study.ended()) for study in studies}
-    if meter.exhausted or not any(number > 0 for number in left.values()):
+    studies = _studies(repeats, journal)
+    ahead = [(study, left) for study in studies if (left := search.trials - len(study.ended())) > 0]
+    if meter.exhausted or not ahead:
         return studies
     dataset = load_data(config.data, config.resources.staging)
-    whole = plan_of(config)
+    whole = joined_plan(config, [plan_of(repeats[number - 1]) for number in sorted({study.repeat for study, _ in ahead})])
     shared = Plan(config, tuple(stage for stage in whole.stages if stage.kind in ("dense", "imp", "mask", "match")))
     graph = scan_of(shared, run.store, lambda line: console.print(Text(line, style="yellow")))
     status = StatusFile(run.folder)
@@ -192,8 +223,7 @@ def _search(
         compute(shared, graph, run, dataset, console, command, joining, meter, also)
     with joined(joining) as ray, tempfile.TemporaryDirectory(prefix="raylth-search-") as scratch:
         every = search.stops.grace_epochs if search.stops else config.log.evaluate_every
-        settings = config.model_dump(mode="json")
-        given = Given(str(run.store.root.absolute()), settings, [ray.put(dataset)], dataset.fingerprint(), every, versions())
+        data, sha256, root = [ray.put(dataset)], dataset.fingerprint(), str(run.store.root.absolute())
 
         def told(line: str) -> None:
             kept()
@@ -201,42 +231,12 @@ def _search(
             console.print(line, highlight=False, soft_wrap=True)
 
         check_shares(config.resources, machines())
-        for study in studies:
-            if left[study.name] > 0 and not meter.exhausted:
-                search_on_ray(study, given, left[study.name], told, scratch, meter, None if joining.is_local else machines())
+        for study, left in ahead:
+            if not meter.exhausted:
+                given = Given(root, study.config.model_dump(mode="json"), data, sha256, every, versions())
+                search_on_ray(study, given, left, told, scratch, meter, None if joining.is_local else machines())
     status.update(graph, 0, meter.used, state="finished")
     return studies
-
-
-def _plan_of_winners(config: SweepConfig, winners: Sequence[Winner]) -> Plan:
-    """Plan every winner's arms at its settings; what they share is there once."""
-    plans = [plan_of(changed(config, {**params, "sparse.arms": arms})) for arms, params in winners]
-    stages: dict[str, Stage] = {}
-    for stage in (stage for plan in plans for stage in plan.stages):
-        before = stages.get(stage.key, stage)  # arms ask one dense network for different checkpoints
-        stages[stage.key] = replace(stage, checkpoints={**before.checkpoints, **stage.checkpoints})
-    order = {kind: number for number, kind in enumerate(dict.fromkeys(stage.kind for stage in plan_of(config).stages))}
-    return Plan(config, tuple(sorted(stages.values(), key=lambda stage: order[stage.kind])))
-
-
-def _summary(studies: "Sequence[Study]") -> dict[str, Any]:
-    """Return what was tried, as the report reads it."""
-    search = studies[0].search
-    found = []
-    for study in studies:
-        best = {trial.number for trial in study.winners()}
-        trials = [
-            {
-                "number": trial.number,
-                "state": trial.state.name.lower(),
-                "is_best": trial.number in best,
-                "params": trial.params,
-                "values": dict(zip(search.objectives, trial.values or [], strict=False)),
-            }
-            for trial in study.ended()
-        ]
-        found.append({"study": study.name, "trials": trials})
-    return {"holdout": search.holdout, "objectives": list(search.objectives), "studies": found}
 
 
 @contextlib.contextmanager
@@ -267,12 +267,12 @@ def _science(config: SweepConfig) -> dict[str, Any]:
 
 
 def _fingerprint(config: SweepConfig) -> str:
-    """Tell searches apart whose trials could not be compared; more trials of the same are the same search.
+    """Tell searches apart whose trials could not be compared; more trials or repeats of the same are the same search.
 
     The keys of the stages tell of a network's code and a mask's bytes, too.
     """
     assert config.search is not None
-    search = config.search.model_dump(mode="json", exclude={"trials", "concurrent", "final", "sampler", "start"})
+    search = config.search.model_dump(mode="json", exclude=OF_THE_SAME_SEARCH)
     return fingerprint([_science(config), search, sorted(stage.key for stage in plan_of(config).stages)])
 
 

@@ -1,12 +1,17 @@
 """What a search looks for and where: settings that decide which networks are trained at all."""
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from raylth.seeding import derive_seed
 from raylth.values import Count, Integer, Real, Settings, unique
 
-__all__ = ["FinalConfig", "SamplerConfig", "SearchConfig", "Space", "StopConfig"]
+__all__ = ["FinalConfig", "SamplerConfig", "SearchConfig", "Space", "StopConfig", "edges", "judging_base"]
+
+AT_THE_EDGE = 0.02  # of a range, on its scale
 
 
 class Space(Settings):
@@ -47,6 +52,34 @@ class Space(Settings):
         ends = [value for value in (self.low, self.high) if value is not None]
         return [int(value) for value in ends] if self.type == "int" else ends
 
+    def edge(self, value: Any) -> str | None:
+        """Return "lower" or "upper" for a number within 2 % of that end of the range on its scale, or the first or last that
+        can be drawn; None for others, and for choices, which have no order."""
+        if self.low is None or self.high is None:
+            return None
+        step = self.step or (1.0 if self.type == "int" else None)
+        last = self.high if step is None else self.low + step * math.floor((self.high - self.low) / step + 1e-9)
+        low, high, place = (math.log(number) if self.log else number for number in (self.low, last, value))
+        if high <= low:
+            return None  # one value alone
+        share = (place - low) / (high - low)
+        return "lower" if share <= AT_THE_EDGE else "upper" if share >= 1 - AT_THE_EDGE else None
+
+
+def edges(space: Mapping[str, Space], point: Mapping[str, Any]) -> list[str]:
+    """Name the settings of a point that lie at an end of their range, beyond which better ones may be."""
+    found = [(name, point[name], space[name], space[name].edge(point[name])) for name in point if name in space]
+    return [
+        f"{name} = {value:.4g} is at the {end} end of its range ({where.low:g} to {where.high:g})"
+        for name, value, where, end in found
+        if end
+    ]
+
+
+def judging_base(base: int, repeat: int) -> int:
+    """Return the base seed of the networks that judge the trials of one repeat, counted from 1, which has the sweep's own."""
+    return base if repeat == 1 else derive_seed(base, "search repeat", repeat)
+
 
 class SamplerConfig(Settings):
     """Optuna's sampler."""
@@ -82,6 +115,11 @@ class SearchConfig(Settings):
     arms: Literal["each", "shared"] = Field("each", description="A study for each arm, or one that judges by their mean.")
     holdout: Count = Field(description="Last training samples on which trials are judged; the test split is not read.")
     replicates: Count = Field(1, description="Pairs of networks on which each trial is judged, by their mean.")
+    repeats: Count = Field(
+        1,
+        description="Independent searches, each with a sampler and judging pairs of its own. All winners are trained, and "
+        "intervals count how they differ. When the number is raised, the searches that were made are kept.",
+    )
     objectives: Annotated[list[Literal["accuracy", "model_sparsity"]], Field(min_length=1)] = Field(
         ["accuracy"], description="What is made large; several give a Pareto front."
     )

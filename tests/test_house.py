@@ -22,7 +22,7 @@ LAYERS = [  # lowest first; a module may import from its own room and from rooms
     ("runs", "progress"),
     ("view", "status", "data", "cluster", "export", "results"),
     ("dryrun",),
-    ("runner",),
+    ("runner", "winners"),
     ("search",),
     ("sweep",),
     ("cli",),

@@ -29,13 +29,14 @@ def plan_of(name: str) -> Plan:
 
 
 def searched(name: str) -> tuple[int, int]:
-    """Trainings and epochs of a search at most: what trials share, every trial to its end, and the winners."""
+    """Trainings and epochs of a search at most: of all repeats what trials share, every trial to its end, the winners."""
     config = read_sweep(SWEEPS / name)
     judged, final = (make_plan(part(config)).stages for part in (judged_by, final_of))
     shared = counts([stage for stage in judged if stage.kind != "sparse"])
     trials = counts([stage for stage in judged if stage.kind == "sparse"])
-    winners = counts(list(final))
-    return tuple(shared[i] + config.search.trials * trials[i] + winners[i] for i in range(2))
+    winners, arms = (counts([stage for stage in final if (stage.kind == "sparse") == is_arm]) for is_arm in (False, True))
+    repeats, tried = config.search.repeats, config.search.trials
+    return tuple(repeats * (shared[i] + tried * trials[i] + arms[i]) + winners[i] for i in range(2))
 
 
 def header(name: str) -> str:

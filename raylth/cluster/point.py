@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,39 @@ class Given:
     data_sha256: str
     every: int  # epochs between two reports
     versions: dict[str, str]  # what every worker's machine must run
+
+
+class Clock:
+    """Counts the epochs of a point's arms, one after another, and reports what they reach to Tune.
+
+    Tune compares trials at equal counts of epochs, so every trial reports at the same ones, whatever the store holds of it.
+    All have the arms in the same order, which the cells of the sweep decide and no setting of a space. The accuracy is the
+    mean over the networks that were begun. Each count is reported once, and they grow.
+    """
+
+    def __init__(self, put: Callable[[dict[str, Any]], None]) -> None:
+        self.put = put
+        self.epochs, self.reported = 0, 0  # of the networks that ended; at the last report
+        self.accuracies: list[float] = []
+        self.sparsities: list[float] = []
+
+    def measure(self, epoch: int, accuracy: float) -> None:
+        """Report the accuracy of the network that is trained now, after an epoch of its own."""
+        self._report(self.epochs + epoch, [*self.accuracies, accuracy], {"finished": False})
+
+    def end(self, epochs: int, metrics: dict[str, Any], *, is_last: bool) -> None:
+        """Report a network's end; one that diverged has learned nothing."""
+        self.epochs += epochs
+        self.accuracies.append(metrics.get("test_accuracy") or 0.0)
+        self.sparsities.append(metrics.get("model_sparsity") or 0.0)
+        mean = sum(self.sparsities) / len(self.sparsities)
+        ended = {"model_sparsity": mean, "finished": True, "done": True} if is_last else {"finished": False}
+        self._report(self.epochs, self.accuracies, ended)
+
+    def _report(self, epochs: int, accuracies: Sequence[float], how: dict[str, Any]) -> None:
+        if epochs > self.reported:
+            self.reported = epochs
+            self.put({"accuracy": sum(accuracies) / len(accuracies), EPOCHS: epochs, **how})
 
 
 class PointTrial(tune.Trainable):
@@ -110,28 +143,28 @@ class PointTrial(tune.Trainable):
         config = SweepConfig.model_validate(self.given.config)
         torch.set_num_threads(config.resources.sparse.cpus)
         plan = make_plan(changed(config, {**self.config, "sparse.arms": self.arms}))
-        sparse = [stage for stage in plan.stages if stage.kind == "sparse"]
-        accuracies: list[float] = []
-        sparsities: list[float] = []
+        left = sum(stage.kind == "sparse" for stage in plan.stages)
+        clock = Clock(self.reports.put)
         for stage in plan.stages:
-            self._compute(stage, accuracies)
-            if stage.kind != "sparse":
-                if divergence(self.store.metrics(stage.key)) is not None:  # of a network that all arms begin with
-                    report = {"accuracy": 0.0, "model_sparsity": 0.0, EPOCHS: 1}
-                    self.reports.put({**report, "finished": True, "done": True})
-                    return
-            else:
-                metrics = self.store.metrics(stage.key)
-                accuracies.append(metrics.get("test_accuracy") or 0.0)  # a network that diverged has learned nothing
-                sparsities.append(metrics.get("model_sparsity") or 0.0)
-        report = {
-            "accuracy": sum(accuracies) / len(accuracies),
-            "model_sparsity": sum(sparsities) / len(sparsities),
-            EPOCHS: sum(stage.epochs for stage in sparse),
-        }
-        self.reports.put({**report, "finished": True, "done": True})
+            self._compute(stage, clock)
+            metrics = self.store.metrics(stage.key)
+            if stage.kind == "sparse":
+                for point in metrics.get("curve", []):  # of a training that the store held already, none is reported yet
+                    self._report(stage, clock, point)
+                left -= 1
+                clock.end(stage.epochs, metrics, is_last=left == 0)
+            elif divergence(metrics) is not None:  # of a network that all arms begin with
+                report = {"accuracy": 0.0, "model_sparsity": 0.0, EPOCHS: 1}
+                self.reports.put({**report, "finished": True, "done": True})
+                return
 
-    def _compute(self, stage: "Stage", before: Sequence[float]) -> None:
+    def _report(self, stage: "Stage", clock: "Clock", point: dict[str, Any]) -> None:
+        """Report a point of an arm's curve, if it is one at which every trial reports."""
+        every, epoch = self.given.every, point["epoch"]
+        if stage.kind == "sparse" and "test_accuracy" in point and every and epoch % every == 0 and epoch < stage.epochs:
+            clock.measure(epoch, point["test_accuracy"])
+
+    def _compute(self, stage: "Stage", clock: "Clock") -> None:
         """Compute one stage, unless the store has it, or another trial is at it."""
         from raylth.stages import Preempted, run_stage
 
@@ -143,13 +176,13 @@ class PointTrial(tune.Trainable):
                     time.sleep(LEASE_SECONDS)
                     continue
                 try:
-                    run_stage(stage, self._context(stage, before))
+                    run_stage(stage, self._context(stage, clock))
                 except Preempted:
                     if self.is_over.is_set():  # a trial that was stopped is not gone on with
                         self.store.drop_state(stage.key)
                     raise
 
-    def _context(self, stage: "Stage", before: Sequence[float]) -> "Context":
+    def _context(self, stage: "Stage", clock: "Clock") -> "Context":
         """Return what a stage runs with; arms report as they are evaluated."""
         from raylth.stages import make_context
 
@@ -167,14 +200,7 @@ class PointTrial(tune.Trainable):
                 stopping=self._must_stop,
             )
 
-        def measured(key: str, point: dict[str, Any]) -> None:
-            if stage.kind == "sparse" and point["epoch"] < stage.epochs:
-                accuracy = (sum(before) + point["test_accuracy"]) / (len(before) + 1)
-                self.reports.put(
-                    {"accuracy": accuracy, EPOCHS: len(before) * stage.epochs + point["epoch"], "finished": False}
-                )
-
-        return replace(self.context_of, measured=measured)
+        return replace(self.context_of, measured=lambda key, point: self._report(stage, clock, point))
 
     def _must_stop(self) -> bool:
         return self.is_over.is_set() or self.drain()

@@ -25,6 +25,7 @@ from raylth.cluster.shares import Nodes, room, slot_of
 from raylth.config import SweepConfig
 from raylth.registry import nearest
 from raylth.searching import SearchConfig, Space, StopConfig
+from raylth.seeding import derive_seed
 
 __all__ = ["Study", "check_sampler", "first_points", "search_on_ray"]
 
@@ -34,12 +35,16 @@ LOOK_SECONDS = 5.0  # between two looks at what the cluster has
 
 @dataclass
 class Study:
-    """An Optuna study of some arms, kept in a journal file: what was tried before is known when it goes on."""
+    """An Optuna study of some arms, kept in a journal file: what was tried before is known when it goes on.
+
+    `config` has the base seed of the study's repeat, counted from 1.
+    """
 
     name: str
     arms: list[str]
     config: SweepConfig
     file: Path
+    repeat: int = 1
     record: optuna.Study = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,10 +52,15 @@ class Study:
         self.storage = optuna.storages.JournalStorage(JournalFileBackend(str(self.file)))
         self.record = optuna.create_study(
             storage=self.storage,
-            study_name=self.name,
+            study_name=self.title,
             directions=["maximize"] * len(self.search.objectives),
             load_if_exists=True,
         )
+
+    @property
+    def title(self) -> str:
+        """The study's name among those of all repeats."""
+        return self.name if self.repeat == 1 else f"{self.name} repeat {self.repeat}"
 
     @property
     def search(self) -> SearchConfig:
@@ -94,6 +104,8 @@ class StudySearch(OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take in a trial's end."""
+        if result is not None and EPOCHS in result:
+            self._ot_trials[trial_id].set_user_attr(EPOCHS, int(result[EPOCHS]))
         if result is not None and not error and not result.get("finished"):
             study: Any = self._ot_study
             study.tell(self._ot_trials[trial_id], state=TrialState.PRUNED)
@@ -127,7 +139,7 @@ def search_on_ray(
         mode=["max"] * len(search.objectives) if len(search.objectives) > 1 else "max",
         points_to_evaluate=[*again, *first],
         sampler=sampler(study),
-        study_name=study.name,
+        study_name=study.title,
         storage=study.storage,
     )
     tuner = tune.Tuner(
@@ -143,7 +155,7 @@ def search_on_ray(
         ),
         run_config=tune.RunConfig(
             storage_path=storage,
-            name=study.name,
+            name=study.title,
             verbose=0,
             callbacks=[_Teller(study, told, searcher, meter)],
             failure_config=tune.FailureConfig(max_failures=study.config.resources.retries),
@@ -214,9 +226,14 @@ def distribution(space: Space) -> optuna.distributions.BaseDistribution:
 
 
 def sampler(study: Study) -> optuna.samplers.BaseSampler:
-    """Make the sampler that the file names. What it draws goes on from what was tried, and so does its seed."""
+    """Make the sampler that the file names. What it draws goes on from what was tried, and so does its seed.
+
+    A seed that the file itself gives is the first repeat's; the others have seeds that are derived from it.
+    """
     asked = study.search.sampler
     settings = dict(asked.settings)
+    if study.repeat > 1 and isinstance(settings.get("seed"), int):
+        settings["seed"] = derive_seed(settings["seed"], "search repeat", study.repeat) % 2**31
     if asked.name == "TPESampler":
         settings = {"constant_liar": True, "seed": study.config.seeds.base % 2**31 + len(study.ended()), **settings}
     return _make_sampler(asked.name, settings)
@@ -285,8 +302,10 @@ class _Teller(Callback):
         point = ", ".join(f"{name} {trial.config[name]:.4g}" if isinstance(trial.config[name], float) else
                           f"{name} {trial.config[name]}" for name in self.study.search.space)  # fmt: skip
         how = "" if result.get("finished") else f" after {result.get(EPOCHS, 0)} epochs, stopped"
-        self.told(f"{self.study.name} {number}/{self.study.search.trials}: {result.get('accuracy', 0.0):.1f} %{how}: {point}")
+        self.told(
+            f"{self.study.title} {number}/{self.study.search.trials}: {result.get('accuracy', 0.0):.1f} %{how}: {point}"
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lines = str(trial.error_file and Path(trial.error_file).read_text()).strip().splitlines()
-        self.told(f"{self.study.name}: a trial failed: {lines[-1] if lines else 'no reason known'}")
+        self.told(f"{self.study.title}: a trial failed: {lines[-1] if lines else 'no reason known'}")

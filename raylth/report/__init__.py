@@ -1,23 +1,35 @@
 """Tables and figures from a store's Parquet files. Recomputes nothing."""
 
+from raylth.report.costs import cost_table
+from raylth.report.estimates import power_table
 from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot
 from raylth.report.findings import findings
 from raylth.report.landscape import barrier_vs_width, imp_barriers, line_plot, plane_plot
 from raylth.report.matching import mask_overlap, match_effort, match_quality
 from raylth.report.page import write_report
-from raylth.report.paper import beside_paper, ensembles_beside_paper, paper_accuracy, paper_ensembles
+from raylth.report.paper import beside_paper, ensembles_beside_paper
+from raylth.report.recipe import recipe_of
 from raylth.report.results import (
     find_run,
     load_barriers,
     load_curves,
     load_ensembles,
     load_lines,
+    load_manifest,
     load_masks,
     load_permutations,
     load_planes,
     load_results,
 )
-from raylth.report.statistics import paired_differences
+from raylth.report.sources import paper_accuracy, paper_ensembles, paper_recipe
+from raylth.report.statistics import (
+    contrast,
+    contrast_cells,
+    mean_effects,
+    paired_differences,
+    recovered,
+    unpaired_differences,
+)
 from raylth.report.style import ARM_COLOURS
 from raylth.report.tables import (
     accuracy_table,
@@ -38,6 +50,9 @@ __all__ = [
     "barrier_table",
     "barrier_vs_width",
     "beside_paper",
+    "contrast",
+    "contrast_cells",
+    "cost_table",
     "difference_plot",
     "ensemble_table",
     "ensembles_beside_paper",
@@ -51,6 +66,7 @@ __all__ = [
     "load_curves",
     "load_ensembles",
     "load_lines",
+    "load_manifest",
     "load_masks",
     "load_permutations",
     "load_planes",
@@ -58,12 +74,18 @@ __all__ = [
     "mask_overlap",
     "match_effort",
     "match_quality",
+    "mean_effects",
     "overlap_table",
     "paired_differences",
     "paper_accuracy",
     "paper_ensembles",
+    "paper_recipe",
     "plane_plot",
+    "power_table",
+    "recipe_of",
+    "recovered",
     "render_barriers",
     "render_table",
+    "unpaired_differences",
     "write_report",
 ]

@@ -1,27 +1,32 @@
 """What a report shows, in its order: figures and tables, each with what a reader must know of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from raylth.report.compact import compact_barriers, compact_contrasts, compact_ensembles, compact_shares
+from raylth.report.costs import cost_table
 from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot
 from raylth.report.landscape import barrier_vs_width, imp_barriers, line_plot, plane_plot
+from raylth.report.lost import lost_note
 from raylth.report.matching import mask_overlap, match_effort, match_quality
 from raylth.report.paper import beside_paper, ensembles_beside_paper
+from raylth.report.recipe import Recipe, recipe_of
 from raylth.report.results import (
     load_barriers,
     load_ensembles,
     load_lines,
+    load_manifest,
     load_masks,
     load_permutations,
     load_planes,
     load_results,
 )
 from raylth.report.searches import load_search, search_figure, search_table
-from raylth.report.statistics import paired_differences
+from raylth.report.statistics import contrast_cells, mean_effects, recovered
 from raylth.report.tables import (
     accuracy_table,
     barrier_table,
@@ -30,11 +35,12 @@ from raylth.report.tables import (
     line_table,
     overlap_table,
     permutation_table,
+    wide_accuracy,
 )
 from raylth.store import Location
 from raylth.store.tables import DATASETS
 
-__all__ = ["FIGURES", "TABLES", "Entry", "Frames"]
+__all__ = ["FIGURES", "TABLES", "Entry", "Frames", "notes_of"]
 
 Make = TypeVar("Make")
 
@@ -51,6 +57,12 @@ class Frames:
     masks: pd.DataFrame
     ensembles: pd.DataFrame
     search: pd.DataFrame
+    manifest: dict[str, Any] | None = field(default=None)
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the run differs in from the paper's recipe."""
+        return recipe_of(self.manifest, searched=not self.search.empty)
 
     @classmethod
     def load(cls, run: Location) -> "Frames":
@@ -66,7 +78,7 @@ class Frames:
             except FileNotFoundError:
                 found[name] = pd.DataFrame()
             found[name] = found[name].reindex(columns=DATASETS[name].names)
-        return cls(load_results(run), **found, search=load_search(run))
+        return cls(load_results(run), **found, search=load_search(run), manifest=load_manifest(run))
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,10 @@ class Entry(Generic[Make]):
     text: str  # what a reader must know of it
     make: Make
     has_place: Callable[[Frames], bool] = lambda frames: True  # whether a page of these shows it at all
+    notes: Callable[[Frames], list[str]] = lambda frames: []  # what else must be known, a line each
+    shown: Callable[[Frames, pd.DataFrame], pd.DataFrame] = lambda frames, table: table  # on the page; its files have all
+    lacks: tuple[str, ...] = ()  # stages whose lost networks are missing in it
+    nothing: str = "Nothing to show yet."  # where the table is empty
 
 
 FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
@@ -90,7 +106,8 @@ FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
     Entry(
         "difference",
         "What the permutation gains",
-        "Permuted minus naive, paired: both arms of a replicate start from the same weights and see the same batches.",
+        "Permuted minus naive: both arms of a replicate start from the same weights and see the same batches, unless it says "
+        "unpaired; bars: 95 % interval of the cell alone, not corrected for their number.",
         lambda frames, title: difference_plot(frames.results, title),
     ),
     Entry(
@@ -115,7 +132,8 @@ FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
     Entry(
         "barrier_vs_width",
         "Barrier against width",
-        "Paper, Figure 3 (left): between pi(A) and B, test split, for the permutations that carry masks.",
+        "Paper, Figure 3 (left): between pi(A) and B, test split, for the permutations that carry masks; bars: 95 % interval "
+        "over replicates. Barriers are maxima, which noise raises.",
         lambda frames, title: barrier_vs_width(frames.barriers, title),
     ),
     Entry(
@@ -127,7 +145,8 @@ FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
     Entry(
         "imp_barriers",
         "From dense A to its pruned selves",
-        "Paper, Figure 4a: the barrier on the line from dense A to every round of IMP, test split.",
+        "Paper, Figure 4a: the barrier on the line from dense A to every round of IMP, test split; bars: 95 % interval over "
+        "replicates. Barriers are maxima, which noise raises.",
         lambda frames, title: imp_barriers(frames.barriers, title),
     ),
     Entry(
@@ -152,62 +171,134 @@ FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
     ),
 )
 
+MAXIMA = "Mean and 95 % interval over replicates; a maximum, so biased upwards, with the signed middle beside it."
+BIASED = (
+    "Mean over replicates and its 95 % interval (Student's t). A barrier is the maximum over a line's points, clipped at 0: "
+    "noise can only raise it, so it is biased upwards, and above 0 it is no evidence by itself. The signed height of the "
+    "line's middle over the chord, beside it, has no such bias."
+)
+NETWORKS = ("dense", "imp", "sparse")
+
+
 TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
     Entry(
         "accuracy",
         "Accuracy",
-        "Test accuracy in percent: mean and standard deviation over n replicates.",
+        "Test accuracy in percent: mean and standard deviation over n replicates; * where a network was lost.",
         lambda frames: accuracy_table(frames.results),
+        shown=lambda frames, table: wide_accuracy(frames.results),
+        lacks=NETWORKS,
+    ),
+    Entry(
+        "effects",
+        "The planned contrasts",
+        "Difference of test accuracy in percentage points: averaged over cells within each replicate, then over replicates, "
+        "with its 95 % interval (Student's t). p_holm: corrected for all contrasts by Holm's method; smallest: the effect "
+        "that so many replicates with this spread show with a power of 80 % (two-sided 5 %); unpaired: Welch's comparison.",
+        lambda frames: mean_effects(frames.results),
+        shown=lambda frames, table: compact_contrasts(table),
+        lacks=NETWORKS,
     ),
     Entry(
         "difference",
-        "Permuted against naive",
-        "Difference in percentage points, paired by replicate, with its 95 % confidence interval (Student's t).",
-        lambda frames: paired_differences(frames.results),
+        "The planned contrasts, cell by cell",
+        "Difference in percentage points, paired by replicate (unpaired: Welch), with its 95 % confidence interval "
+        "(Student's t), which is of the cell alone; p_holm is corrected for all cells of all contrasts.",
+        lambda frames: contrast_cells(frames.results),
+        shown=lambda frames, table: compact_contrasts(table),
+        lacks=NETWORKS,
+    ),
+    Entry(
+        "recovered",
+        "What the permutation makes up for",
+        "Share of the distance from naive to lth, and Fieller's 95 % interval over replicates; cells whose distance is not "
+        "significantly above 0 have none.",
+        lambda frames: recovered(frames.results, by_cell=True),
+        shown=lambda frames, table: compact_shares(table),
+        lacks=NETWORKS,
+        nothing="No cell's distance is significantly above 0.",
+    ),
+    Entry(
+        "costs",
+        "What each arm costs",
+        "Epochs that one network of the arm needs from nothing, beside its mean test accuracy (%): dense A and IMP for the "
+        "mask, B as far as it is read, the match in passes over the training split (a forward pass is a third of one), and "
+        "its own training. A sweep trains what arms share once.",
+        lambda frames: cost_table(frames.results),
     ),
     Entry(
         "search",
         "Best settings",
-        "What the search found best, with its accuracy on the held-out training samples; trials that were stopped early.",
+        "What the search found best, with its accuracy on the held-out training samples; the trials of each study, how many "
+        "were stopped early, and the epochs that all of them trained. edges: settings at an end of their range.",
         lambda frames: search_table(frames.search),
         lambda frames: not frames.search.empty,
     ),
     Entry(
         "paper",
         "Beside the paper",
-        "Cells that the paper has, too; difference: ours minus the paper's.",
-        lambda frames: beside_paper(frames.results),
+        "Cells that the paper has, too; difference: ours minus the paper's. What differs all the same:",
+        lambda frames: beside_paper(frames.results, frames.manifest, searched=not frames.search.empty),
+        lambda frames: frames.recipe.is_the_papers,
+        notes=lambda frames: frames.recipe.lines,
+        lacks=NETWORKS,
+    ),
+    Entry(
+        "recipe",
+        "Not set beside the paper",
+        "What differs from the paper's recipe, first what moves accuracy: these numbers neither reproduce the paper's nor "
+        "contradict them.",
+        lambda frames: pd.DataFrame(),
+        lambda frames: not frames.recipe.is_the_papers,
+        notes=lambda frames: frames.recipe.lines,
+        nothing="",
     ),
     Entry(
         "barriers",
         "Barriers from pi(A) to B",
-        "The most that the test error (points) and loss (nats) on the line rise above the chord between its ends.",
+        f"The most that the test error (points) and loss (nats) on the line rise above the chord between its ends. {BIASED}",
         lambda frames: barrier_table(frames.barriers),
+        shown=lambda frames, table: compact_barriers(table),
+        lacks=("dense",),
     ),
     Entry(
         "lines",
         "Barriers of the other lines",
-        "As above, between the networks that the sweep names.",
+        f"As above, between the networks that the sweep names. {MAXIMA}",
         lambda frames: line_table(frames.barriers),
+        shown=lambda frames, table: compact_barriers(table),
+        lacks=NETWORKS,
     ),
     Entry(
         "imp_barriers",
         "Barriers from dense A to the rounds of IMP",
-        "As above, without a permutation: both are in one basin when the barrier is low.",
+        f"As above, without a permutation: both are in one basin when the barrier is low. {MAXIMA}",
         lambda frames: imp_barrier_table(frames.barriers),
+        shown=lambda frames, table: compact_barriers(table),
+        lacks=("dense", "imp"),
     ),
     Entry(
         "ensembles",
         "Ensembles",
-        "Paper, Table 1. Members alone (mean) and together, on the test split. Disagreement: share of samples on which "
-        "two members predict differently; KL and JS in nats: means over pairs and samples, KL in both directions.",
+        "Paper, Table 1. Members alone (mean) and together, on the test split, gain: the difference in points. Disagreement: "
+        "share of samples on which two members predict differently; KL and JS in nats: means over pairs and samples, KL in "
+        "both directions. Where there are several sets of a kind: mean and 95 % interval over them (Student's t; sets that "
+        "share networks are not independent); one set has no interval.",
         lambda frames: ensemble_table(frames.ensembles),
+        shown=lambda frames, table: compact_ensembles(table),
+        lacks=NETWORKS,
     ),
     Entry(
         "paper_ensembles",
         "Ensembles beside the paper",
-        "Where the paper's Table 1 has the set: its values, and ours minus the paper's.",
-        lambda frames: ensembles_beside_paper(frames.ensembles, frames.results),
+        "Where the paper's Table 1 has the set: its values, and ours minus the paper's. Its JS is on another scale than ours "
+        "and has no difference: for ours KL is at least 4 times JS, in all its rows 2.7 to 3.5 times. The paper does not say "
+        "in which unit its KL is; the difference takes it as ours.",
+        lambda frames: ensembles_beside_paper(
+            frames.ensembles, frames.results, frames.manifest, searched=not frames.search.empty
+        ),
+        lambda frames: frames.recipe.is_the_papers and not frames.ensembles.empty,
+        lacks=NETWORKS,
     ),
     Entry(
         "masks",
@@ -215,11 +306,19 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         "Overlap (Jaccard) of two masks, means over replicates, and what masks of these densities share by chance; all: "
         "the whole network. Density and pruned units (outputs that no weight is left for): of the first mask.",
         lambda frames: overlap_table(frames.masks),
+        lacks=("dense", "imp"),
     ),
     Entry(
         "permutations",
         "Permutations",
         "Mean correlation of the matched units, and the share of units that stay where they are.",
         lambda frames: permutation_table(frames.permutations),
+        lacks=("dense",),
     ),
 )
+
+
+def notes_of(entry: Entry[Callable[[Frames], pd.DataFrame]], frames: Frames) -> list[str]:
+    """Return what else must be known of a table: its notes, and the networks that it lacks."""
+    lost = lost_note(frames.results, entry.lacks) if entry.lacks else ""
+    return [*entry.notes(frames), *([f"{lost[0].upper()}{lost[1:]}"] if lost else [])]

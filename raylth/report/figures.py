@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raylth.report.statistics import CONFIDENCE, paired_differences
+from raylth.report.statistics import CONFIDENCE, contrast
 from raylth.report.style import ARM_COLOURS, ARM_MARKERS, new_figure, spread, tidy
 from raylth.report.tables import ARM_ORDER, accuracy_table, dense_networks
 
@@ -117,7 +117,7 @@ def difference_plot(results: pd.DataFrame, title: str) -> Figure:
 
     Of more than 40 cells those are drawn that gain least and most, 20 each. Raises ValueError when no cell has both arms.
     """
-    pairs = paired_differences(results)
+    pairs = contrast(results)
     if pairs.empty:
         raise ValueError("no cell has both the permuted and the naive arm, so there is nothing to draw")
     if left_out := max(0, len(pairs) - MOST_CELLS):
@@ -145,7 +145,8 @@ def difference_plot(results: pd.DataFrame, title: str) -> Figure:
         for row in pairs.itertuples()
     ]
     axis.set_yticks(list(places), names, fontsize=8)
-    caption = f"permuted - naive, percentage points; bars: {CONFIDENCE:.0%} confidence interval, paired by replicate"
+    how = "paired by replicate" if (pairs["design"] == "paired").all() else "unpaired (Welch)"
+    caption = f"permuted - naive, percentage points; bars: {CONFIDENCE:.0%} confidence interval, {how}"
     left = (
         f"\nthe {MOST_CELLS // 2} cells that gain least and most; {left_out} in between are in the table" if left_out else ""
     )

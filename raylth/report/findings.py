@@ -1,13 +1,20 @@
 """What a sweep shows, as sentences with numbers."""
 
+import re
+from collections.abc import Iterable
+from typing import Any
+
 import pandas as pd
 
-from raylth.report.statistics import paired_differences
-from raylth.report.tables import CELL, accuracy_table, dense_networks, matched_lines
+from raylth.report.lost import count_lost, lost_note
+from raylth.report.statistics import contrast_cells, mean_effects, recovered
+from raylth.report.tables import barrier_means, dense_networks, ensemble_table, lost_arms, matched_lines, with_interval_text
 
 __all__ = ["findings"]
 
 DENSE = {"A", "B", "pi(A)", "pi^-1(B)"}  # ends that are of no cell
+LEVEL = 0.05
+HOW = {"plain": "as they are", "reset": "with batch norm's statistics reset", "repair": "after REPAIR"}
 
 
 def findings(
@@ -16,74 +23,171 @@ def findings(
     ensembles: pd.DataFrame | None = None,
     masks: pd.DataFrame | None = None,
 ) -> list[str]:
-    """Return one sentence per thing that the finished networks show; none when nothing can be said yet."""
-    cells = accuracy_table(results)
-    said = [*_permuted_against_naive(results), *_recovered(cells)]
+    """Return one paragraph per thing that the finished networks show; none when nothing can be said yet.
+
+    The planned contrasts come first (`mean_effects`); each paragraph names the networks that it lacks, which diverged or
+    failed.
+    """
+    said = [*_contrasts(results), *_recovered(results)]
     dense = dense_networks(results)
     for width, rows in dense.groupby("width"):
         where = f" of width {width:g}" if dense["width"].nunique() > 1 else ""
-        said.append(f"The dense networks{where} reach {rows['test_accuracy'].mean():.1f} % (n = {len(rows)}).")
-    said += _barriers(barriers)
-    said += [] if ensembles is None else _ensembles(ensembles)
-    return said + ([] if masks is None else _masks(masks))
+        text = f"The dense networks{where} reach {rows['test_accuracy'].mean():.1f} % (n = {len(rows)})"
+        said.append(_noted(text, results, "dense"))
+    said += _barriers(barriers, results)
+    said += [] if ensembles is None else _ensembles(ensembles, results)
+    return said + ([] if masks is None else _masks(masks, results))
 
 
-def _masks(masks: pd.DataFrame) -> list[str]:
+def _noted(text: str, results: pd.DataFrame, *stages: str, arms: Iterable[str] = ()) -> str:
+    """End a sentence, with the networks of these stages, and of these arms, that it lacks."""
+    note = lost_note(results, (*stages, "sparse"), arms)
+    return f"{text}; {note}." if note else f"{text}."
+
+
+def _contrasts(results: pd.DataFrame) -> list[str]:
+    """The mean effect of each planned contrast; on a second line its cells, and what so few replicates could have shown."""
+    effects, cells, lost = mean_effects(results), contrast_cells(results), lost_arms(results)
+    said = []
+    for effect in effects.to_dict("records"):
+        mine = cells[(cells["label"] == effect["label"]) & (cells["against"] == effect["against"])]
+        details = [*_means(effect, len(effects)), _cells(effect, mine, len(cells["p"].dropna()))]
+        if effect["n"] > 1:
+            details.append(
+                f"The smallest effect that {effect['n']} replicates with this spread show with a power of 80 %: "
+                f"{_points(effect['smallest'])} points."
+            )
+        missing = count_lost(lost[lost["label"].isin([effect["label"], effect["against"]])])
+        upstream = lost_note(results, ("dense", "imp"))
+        details += [f"{missing[0].upper()}{missing[1:]}."] if missing else []
+        details += [f"{upstream[0].upper()}{upstream[1:]}, and what needs them."] if upstream else []
+        said.append(f"{_mean_effect(effect)}\n{' '.join(details)}")
+    return said
+
+
+def _mean_effect(effect: dict[Any, Any]) -> str:
+    first, second, difference, n = effect["label"], effect["against"], effect["difference"], effect["n"]
+    if not effect["cells"]:
+        return f"{first} against {second}: no cell has both of every replicate, so there is no mean effect."
+    if n < 2:
+        return f"{first} - {second}: {difference:+.1f} points on average in the one replicate, so there is no interval."
+    if effect["p_holm"] < LEVEL:
+        does, sign = ("beats", 1) if difference > 0 else ("is behind", -1)
+        low, high = sorted((sign * effect["low"], sign * effect["high"]))
+        facts = f"(95 % confidence interval {_points(low)} to {_points(high)}, n = {n} replicates)"
+        return f"{first} {does} {second} by {_points(abs(difference))} points on average {facts}."
+    facts = f"(95 % confidence interval {_points(effect['low'], '+')} to {_points(effect['high'], '+')}, n = {n} replicates)"
+    return f"That {first} and {second} differ is not shown: {_points(difference, '+')} points on average {facts}."
+
+
+def _means(effect: dict[Any, Any], num_effects: int) -> list[str]:
+    """Say what the mean effect is a mean of, and its p-values."""
+    if not effect["cells"]:
+        return []
+    text = f"Mean effect per replicate over {_counted(effect['cells'], 'cell')}"
+    if effect["cells"] < effect["cells_all"]:
+        text += f" of {effect['cells_all']} (those that every replicate has)"
+    text += "" if effect["design"] == "paired" else ", unpaired (Welch): the arms start from other dense networks"
+    if effect["n"] > 1:
+        text += f"; {_p(effect['p'])}"
+        text += f", by Holm for {num_effects} contrasts {_p(effect['p_holm'])}" if num_effects > 1 else ""
+    return [f"{text}."]
+
+
+def _cells(effect: dict[Any, Any], cells: pd.DataFrame, num_tests: int) -> str:
+    """Say in how many cells it is so, and in how many of those by the cell's own evidence."""
+    difference = effect["difference"] if effect["cells"] else cells["difference"].mean()
+    is_ahead = difference > 0
+    alike = cells["difference"] > 0 if is_ahead else cells["difference"] < 0
+    text = f"It is {'ahead' if is_ahead else 'behind'} in {alike.sum()} of {_counted(len(cells), 'cell')}"
+    if len(cells) > 1:
+        most = cells.loc[cells["difference"].idxmax() if is_ahead else cells["difference"].idxmin()]
+        text += f", most at {_cell(most)}{_width(most['width'], cells)}: {most['difference']:+.1f} points"
+    if cells["p"].notna().any():
+        away = alike & ((cells["low"] > 0) | (cells["high"] < 0))
+        sure = (away & (cells["p_holm"] < LEVEL)).sum()
+        text += f"; in {away.sum() or 'none'} of them the cell's own 95 % interval leaves out 0"
+        text += f", in {sure or 'none'} after Holm's correction for {num_tests} cells" if num_tests > 1 else ""
+    return text + "."
+
+
+def _recovered(results: pd.DataFrame) -> list[str]:
+    """How much of the distance between naive and lth the permutation makes up for, where there is a distance."""
+    said = []
+    by_cell = recovered(results, by_cell=True)
+    for row in recovered(results).to_dict("records"):
+        cells = by_cell[by_cell["label"] == row["label"]]
+        text = (
+            f"{row['label']} makes up for {100 * row['share']:.0f} % of the distance from naive to lth (95 % interval "
+            f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %, n = {row['n']} replicates).\n"
+            f"Ratio of two mean effects per replicate over {_counted(row['cells'], 'cell')}, Fieller's interval"
+        )
+        if len(cells) and row["cells"] > 1:
+            shares = f"from {100 * cells['share'].min():.0f} to {100 * cells['share'].max():.0f} %"
+            text += f"; cell by cell {shares} in the {len(cells)} whose distance is significantly above 0"
+        said.append(_noted(text, results, "dense", "imp", arms=("lth", "permuted", "naive")))
+    return said
+
+
+def _barriers(barriers: pd.DataFrame, results: pd.DataFrame) -> list[str]:
+    said = []
+    test = barriers[barriers["split"] == "test"]
+    for (width, method, epoch), rows in matched_lines(test).groupby(["width", "match_method", "match_epoch"], observed=True):
+        where = f"matched by {method} at epoch {epoch:.0f}{_width(width, test)}"
+        said.append(_noted(f"Between pi(A) and B, {where}, {_rise(rows)}", results, "dense"))
+    cell = ["between", "width", "sparsity", "rewind_epoch"]
+    others = test[test["carries_masks"].isna() & test["imp_round"].isna()].drop_duplicates(["key", "correction"])
+    for (between, width, sparsity, rewind), rows in others.groupby(cell, dropna=False):
+        is_of_cell = bool(set(between.split(" - ")) - DENSE)
+        where = f" at sparsity {sparsity:g}, k = {rewind}" if is_of_cell else ""
+        text = f"Between {between.replace(' - ', ' and ')}{where}{_width(width, test)}, {_rise(rows)}"
+        stages = ("dense", "imp") if is_of_cell else ("dense",)
+        said.append(_noted(text, results, *stages, arms=re.findall(r"\w+", between)))
+    return said
+
+
+def _rise(rows: pd.DataFrame) -> str:
+    """Say what the error does on lines, by correction: its barrier, and its signed height in the middle."""
+    parts = []
+    for row in barrier_means(rows, ["correction"]).to_dict("records"):
+        middle = with_interval_text(row, "error_mid", signed=True)
+        middle = f", {middle} in the middle" if middle else ""
+        parts.append(f"{with_interval_text(row, 'error_barrier')} points {HOW[row['correction']]}{middle}")
+    number = _counted(rows["key"].nunique(), "line")
+    interval = " and 95 % interval" if rows["key"].nunique() > 1 else ""
+    return f"the test error rises by {'; '.join(parts)} (mean{interval} of {number})"
+
+
+def _ensembles(ensembles: pd.DataFrame, results: pd.DataFrame) -> list[str]:
+    said = []
+    for row in ensemble_table(ensembles).sort_values("disagreement", ascending=False).to_dict("records"):
+        sets = (
+            f"mean and 95 % interval of {row['sets']} sets, taken as independent"
+            if row["sets"] > 1
+            else "one set, so no interval"
+        )
+        text = (
+            f"{row['members']} {row['set']} networks together reach {with_interval_text(row, 'ensemble_accuracy')} %, "
+            f"{with_interval_text(row, 'gain', signed=True)} points over one alone; two of them disagree on "
+            f"{100 * row['disagreement']:.0f} % of the samples (width {row['width']:g}; {sets})"
+        )
+        said.append(_noted(text, results, "dense", "imp", arms=[row["set"]]))
+    return said
+
+
+def _masks(masks: pd.DataFrame, results: pd.DataFrame) -> list[str]:
     """How much of B's own mask A's has before and after the permutation, beyond chance."""
     said = []
     pairs = masks[(masks["layer"] == "all") & (masks["other"] == "B")]
     for (width, sparsity), rows in pairs.groupby(["width", "sparsity"], observed=True):
         means = 100 * rows.groupby("mask")[["jaccard", "expected_jaccard"]].mean()
         if {"A", "pi(A)"} <= set(means.index):
-            said.append(
+            text = (
                 f"Of the weights that either keeps, pi(mask_A) and B's own mask share {means.loc['pi(A)', 'jaccard']:.1f} %, "
                 f"mask_A and B's {means.loc['A', 'jaccard']:.1f} %; chance gives {means.loc['A', 'expected_jaccard']:.1f} % "
-                f"(sparsity {sparsity:g}, width {width:g})."
+                f"(sparsity {sparsity:g}, width {width:g})"
             )
-    return said
-
-
-def _permuted_against_naive(results: pd.DataFrame) -> list[str]:
-    said = []
-    for label, pairs in paired_differences(results).groupby("label", observed=True):
-        ahead = (pairs["difference"] > 0).sum()
-        sure = (pairs["low"] > 0).sum()
-        best = pairs.loc[pairs["difference"].idxmax()]
-        text = f"{label} beats naive in {ahead} of {len(pairs)} cells, on average by {pairs['difference'].mean():.1f} points"
-        text += f", most at {_cell(best)}{_width(best['width'], pairs)}: {best['difference']:+.1f} points."
-        if pairs["n"].max() > 1:
-            text += f" In {sure} of them the 95 % confidence interval of the paired difference lies above 0."
-        said.append(text)
-    return said
-
-
-def _recovered(cells: pd.DataFrame) -> list[str]:
-    """How much of the distance between naive and lth the permutation makes up for."""
-    said = []
-    table = cells.pivot_table(index=list(CELL), columns="label", values="mean", observed=True)
-    for label in [label for label in table if label.startswith("permuted")]:
-        if {"lth", "naive"} <= set(table):
-            gap = table["lth"] - table["naive"]
-            share = ((table[label] - table["naive"]) / gap)[gap > 1.0].dropna()
-            if len(share):
-                said.append(
-                    f"Where lth is more than a point ahead of naive, {label} makes up for {100 * share.median():.0f} % of "
-                    f"the distance (median of {len(share)} cells, from {100 * share.min():.0f} to {100 * share.max():.0f} %)."
-                )
-    return said
-
-
-def _barriers(barriers: pd.DataFrame) -> list[str]:
-    said = []
-    test = barriers[barriers["split"] == "test"]
-    for (width, method, epoch), rows in matched_lines(test).groupby(["width", "match_method", "match_epoch"], observed=True):
-        where = f"matched by {method} at epoch {epoch:.0f}{_width(width, test)}"
-        said.append(f"Between pi(A) and B, {where}, {_rise(rows)}.")
-    cell = ["between", "width", "sparsity", "rewind_epoch"]
-    others = test[test["carries_masks"].isna() & test["imp_round"].isna()].drop_duplicates(["key", "correction"])
-    for (between, width, sparsity, rewind), rows in others.groupby(cell, dropna=False):
-        where = f" at sparsity {sparsity:g}, k = {rewind}" if set(between.split(" - ")) - DENSE else ""
-        said.append(f"Between {between.replace(' - ', ' and ')}{where}{_width(width, test)}, {_rise(rows)}.")
+            said.append(_noted(text, results, "dense", "imp"))
     return said
 
 
@@ -91,24 +195,18 @@ def _width(width: float, rows: pd.DataFrame) -> str:
     return f", width {width:g}" if rows["width"].nunique() > 1 else ""
 
 
-def _rise(rows: pd.DataFrame) -> str:
-    """Say what the error does on lines, by correction."""
-    means = rows.groupby("correction", sort=False)["error_barrier"].mean()
-    how = {"plain": "as they are", "reset": "with batch norm's statistics reset", "repair": "after REPAIR"}
-    parts = [f"{value:.1f} points {how[str(name)]}" for name, value in means.items()]
-    return f"the test error rises by {', '.join(parts)} (mean of {rows['key'].nunique()} lines)"
-
-
-def _ensembles(ensembles: pd.DataFrame) -> list[str]:
-    said = []
-    for row in ensembles.sort_values("disagreement", ascending=False).to_dict("records"):
-        together, gain = row["ensemble_accuracy"], row["ensemble_accuracy"] - row["mean_accuracy"]
-        said.append(
-            f"{row['members']} {row['arm']} networks together reach {together:.1f} %, {gain:+.1f} points over one alone; "
-            f"two of them disagree on {100 * row['disagreement']:.0f} % of the samples (width {row['width']:g})."
-        )
-    return said
-
-
 def _cell(row: "pd.Series[float]") -> str:
     return f"sparsity {row['sparsity']:g}, k = {row['rewind_epoch']:.0f}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _points(value: float, sign: str = "") -> str:
+    """Return percentage points with as many digits as a difference of their size needs."""
+    return f"{value:{sign}.{1 if abs(value) >= 2 else 2}f}"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raylth.report.findings import DENSE
-from raylth.report.style import CORRECTION_STYLES, MARKERS, new_figure, spread, tidy
-from raylth.report.tables import imp_barrier_table, matched_lines
+from raylth.report.style import CORRECTION_STYLES, MARKERS, interval_bars, new_figure, spread, tidy
+from raylth.report.tables import barrier_means, imp_barrier_table, matched_lines
 
 __all__ = ["barrier_vs_width", "imp_barriers", "line_plot", "plane_plot"]
 
@@ -109,6 +109,7 @@ def _mark(axis: Axes, corners: pd.DataFrame) -> None:
 def imp_barriers(barriers: pd.DataFrame, title: str) -> Figure:
     """Draw the test error barrier from dense A to every round of IMP, a line per correction (paper, Figure 4a).
 
+    Points are means over replicates, bars 95 % confidence intervals (`barrier_table`).
     Raises ValueError when there are no such lines.
     """
     cells = imp_barrier_table(barriers)
@@ -123,7 +124,7 @@ def imp_barriers(barriers: pd.DataFrame, title: str) -> Figure:
         axis.errorbar(
             line["sparsity"].astype(float),
             line["error_barrier"],
-            yerr=line["error_std"].fillna(0.0),
+            yerr=interval_bars(line, "error_barrier"),
             marker=MARKERS[number % 6],
             capsize=3,
             label=label,
@@ -139,8 +140,8 @@ def imp_barriers(barriers: pd.DataFrame, title: str) -> Figure:
 def barrier_vs_width(barriers: pd.DataFrame, title: str) -> Figure:
     """Draw the test error barrier between pi(A) and B against the width of the network (paper, Figure 3, left).
 
-    Points are means over replicates, bars one standard deviation; of several epochs matched at, the last. Raises ValueError
-    for fewer than two widths.
+    Points are means over replicates, bars 95 % confidence intervals (`barrier_table`); of several epochs matched at, the
+    last. Raises ValueError for fewer than two widths.
     """
     test = matched_lines(barriers)
     test = test[test["split"] == "test"]
@@ -152,11 +153,11 @@ def barrier_vs_width(barriers: pd.DataFrame, title: str) -> Figure:
     methods = list(dict.fromkeys(test["match_method"]))
     for (method, correction), rows in test[latest].groupby(["match_method", "correction"], sort=False):
         colour, marker, dash = CORRECTION_STYLES[correction]
-        line = rows.groupby("width")["error_barrier"].agg(["mean", "std"])
+        line = barrier_means(rows.sort_values("width"), ["width"])
         label = correction if len(methods) == 1 else f"{method}, {correction}"
         axis.errorbar(
-            line.index, line["mean"], yerr=line["std"].fillna(0.0), color=colour, linestyle=dash, capsize=3, label=label,
-            marker=marker if len(methods) == 1 else MARKERS[methods.index(method) % len(MARKERS)],
+            line["width"], line["error_barrier"], yerr=interval_bars(line, "error_barrier"), color=colour, linestyle=dash,
+            capsize=3, label=label, marker=marker if len(methods) == 1 else MARKERS[methods.index(method) % len(MARKERS)],
         )  # fmt: skip
     axis.set_xscale("log", base=2)
     axis.set_xticks(sorted(test["width"].unique()), [f"{width:g}" for width in sorted(test["width"].unique())])

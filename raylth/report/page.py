@@ -4,17 +4,17 @@ import base64
 import importlib.resources
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from raylth.report.contents import FIGURES, TABLES, Frames
+from raylth.report.contents import FIGURES, TABLES, Frames, notes_of
 from raylth.report.findings import findings
+from raylth.report.results import load_manifest
 from raylth.report.searches import search_findings
-from raylth.report.tables import wide_accuracy
 from raylth.store import Location
 
 __all__ = ["write_report"]
@@ -28,6 +28,7 @@ class Shown:
     title: str
     text: str  # what a reader must know of it
     html: str
+    notes: list[str] = field(default_factory=list)  # what else, a line each
 
 
 def write_report(run: Location, out: Location) -> Location:
@@ -36,7 +37,7 @@ def write_report(run: Location, out: Location) -> Location:
     `run` is its folder in a store, `<store>/runs/<run>`; the sweep may still be going on. Returns the page. Raises
     FileNotFoundError when the run has written nothing yet.
     """
-    manifest, frames = _manifest(run), Frames.load(run)
+    manifest, frames = load_manifest(run), Frames.load(run)
     name = manifest["config"]["name"]
     figures, tables = _figures(frames, name, out), _tables(frames, out)
     counts = pd.DataFrame(manifest["stages"]).T.fillna(0).astype(int)
@@ -64,14 +65,6 @@ def write_report(run: Location, out: Location) -> Location:
     return out / "report.html"
 
 
-def _manifest(run: Location) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((run / "manifest.json").read())
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{run}: no manifest.json here, so no sweep has written anything yet") from error
-    return found
-
-
 def _figures(frames: Frames, name: str, out: Location) -> list[Shown]:
     shown = []
     for entry in (entry for entry in FIGURES if entry.has_place(frames)):
@@ -94,18 +87,24 @@ def _figures(frames: Frames, name: str, out: Location) -> list[Shown]:
 
 def _tables(frames: Frames, out: Location) -> list[Shown]:
     shown = []
-    for entry in (entry for entry in TABLES if entry.has_place(frames)):
-        file, title, text = entry.name, entry.title, entry.text
-        frame = entry.make(frames)
+    for entry in TABLES:
+        file, title, notes = entry.name, entry.title, notes_of(entry, frames)
+        frame = entry.make(frames) if entry.has_place(frames) else pd.DataFrame()
         if frame.empty:
-            shown.append(Shown(file, title, f"{text} Nothing to show yet.", ""))
+            for kind in ("csv", "tex"):  # of an earlier report, which said more than can be said now
+                (out / "tables" / f"{file}.{kind}").remove()
+        if not entry.has_place(frames):
             continue
-        rounded = frame.round(3)
+        if frame.empty:
+            shown.append(Shown(file, title, f"{entry.text} {entry.nothing}".strip(), "", notes))
+            continue
+        rounded = frame.round({name: 6 if str(name).startswith("p") else 3 for name in frame})
         (out / "tables" / f"{file}.csv").write(rounded.to_csv(index=False).encode())
         (out / "tables" / f"{file}.tex").write(_latex(rounded).encode())
-        shown_as = wide_accuracy(frames.results) if file == "accuracy" else rounded
-        html = shown_as.to_html(index=False, classes="numbers", border=0, na_rep="", float_format=lambda value: f"{value:g}")
-        shown.append(Shown(file, title, text, html))
+        view = entry.shown(frames, rounded)
+        view = view.astype(object).where(view.notna(), "")  # pandas writes <NA>, whatever na_rep says
+        html = view.to_html(index=False, classes="numbers", border=0, na_rep="", float_format=lambda value: f"{value:g}")
+        shown.append(Shown(file, title, entry.text, html, notes))
     return shown
 
 

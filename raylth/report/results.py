@@ -3,6 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,6 +17,7 @@ __all__ = [
     "load_curves",
     "load_ensembles",
     "load_lines",
+    "load_manifest",
     "load_masks",
     "load_permutations",
     "load_planes",
@@ -38,6 +40,19 @@ def find_run(store: str | Path, sweep: str) -> Location:
         there = ", ".join(sorted({manifest["config"]["name"] for manifest in runs.values()})) or "none"
         raise FileNotFoundError(f"{place}: no run of the sweep {sweep!r} here; there are: {there}")
     return place / "runs" / max(found)[1]
+
+
+def load_manifest(run_dir: str | Path | Location) -> dict[str, Any]:
+    """Load the manifest of one run's folder, `<store>/runs/<run>`: settings, versions, what was done and what was not.
+
+    Raises FileNotFoundError when nothing was written there yet.
+    """
+    run = run_dir if isinstance(run_dir, Location) else locate(run_dir)
+    try:
+        found: dict[str, Any] = json.loads((run / "manifest.json").read())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{run}: no manifest.json here, so no sweep has written anything yet") from error
+    return found
 
 
 def load_results(run_dir: str | Path | Location) -> pd.DataFrame:

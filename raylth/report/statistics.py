@@ -1,33 +1,212 @@
-"""Differences between arms, paired: two arms of one cell and replicate share data, networks and mask."""
+"""Differences between arms: by cell and over a whole sweep, paired where two arms of a replicate share their networks."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
 import pandas as pd
-from scipy import stats
 
-from raylth.report.tables import CELL, finished_arms
+from raylth.report.estimates import CONFIDENCE, Estimate, apart, fieller, holm
+from raylth.report.repeats import ON, PAIR_KEY, crossed_mean, difference_of, pair_keys_agree
+from raylth.report.tables import CELL, finished_arms, lost_arms
 
-__all__ = ["CONFIDENCE", "paired_differences"]
+__all__ = [
+    "CONFIDENCE",
+    "PLANNED",
+    "contrast",
+    "contrast_cells",
+    "mean_effects",
+    "paired_differences",
+    "recovered",
+    "unpaired_differences",
+]
 
-CONFIDENCE = 0.95
+PLANNED = (("permuted", "naive"), ("lth", "permuted"), ("permuted", "random_permutation"), ("naive", "random"))
+COLUMNS = [*CELL, "label", "against", "difference", "low", "high", "n", "p", "lost", "design"]
 
 
 def paired_differences(results: pd.DataFrame, first: str = "permuted", second: str = "naive") -> pd.DataFrame:
     """Return per cell the difference of test accuracy between two arms, percentage points, paired by replicate.
 
-    One row per (width, sparsity, rewind_epoch, label of the first arm) that has both: `difference` (mean over pairs), `low`
-    and `high` (95 % confidence interval, Student's t with n - 1 degrees of freedom; missing for one pair), and `n` pairs.
+    One row per (width, sparsity, rewind_epoch, `label` of the first arm and of the one `against`) that has both: `difference`
+    (mean over pairs), `low` and `high` (95 % confidence interval, Student's t with n - 1 degrees of freedom; missing for one
+    pair), `n` pairs, `p` (two-sided, of this cell alone), `lost` (networks of both arms that diverged or failed). After a
+    search with repeats the interval counts how those differ, too (`crossed_mean`).
     """
-    arms = finished_arms(results)
-    columns = [*CELL, "label", "difference", "low", "high", "n"]
-    ours = arms[arms["arm"] == first][[*CELL, "replicate", "label", "test_accuracy"]]
-    theirs = arms[arms["arm"] == second][[*CELL, "replicate", "test_accuracy"]]
-    pairs = ours.merge(theirs, on=[*CELL, "replicate"], suffixes=("", "_second"))
-    pairs["difference"] = pairs["test_accuracy"] - pairs["test_accuracy_second"]
+    return _by_cell(_two_arms(results, first, second), is_paired=True)
+
+
+def unpaired_differences(results: pd.DataFrame, first: str = "permuted", second: str = "naive") -> pd.DataFrame:
+    """Return what `paired_differences` does, by Welch's comparison of two independent means.
+
+    For arms of one replicate that start from different dense networks; `n` is the number of networks of the smaller arm.
+    """
+    return _by_cell(_two_arms(results, first, second), is_paired=False)
+
+
+def contrast(results: pd.DataFrame, first: str = "permuted", second: str = "naive") -> pd.DataFrame:
+    """Return `paired_differences`, or `unpaired_differences` where two arms of a replicate come from other dense networks.
+
+    That is told by the column `pair_key`; results without it are paired.
+    """
+    arms = _two_arms(results, first, second)
+    return _by_cell(arms, is_paired=arms.is_paired)
+
+
+def contrast_cells(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the planned contrasts cell by cell: `contrast` of each, whose arms the sweep has.
+
+    `p_holm` is corrected by Holm's method for all these tests together; intervals are not corrected.
+    """
+    parts = [contrast(results, first, second) for first, second in PLANNED]
+    found = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    found.insert(found.columns.get_loc("p") + 1, "p_holm", holm(found["p"].astype(float)))
+    return found
+
+
+def mean_effects(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the planned contrasts over a whole sweep, a row each: the mean effect per replicate, percentage points.
+
+    The difference is averaged over cells within each replicate, then over replicates (Student's t over replicates; Welch's
+    where the arms are no pairs): cells of one replicate share networks and are no independent evidence. The cells are those
+    in which every replicate has both arms, `cells` of `cells_all`. `p_holm` is corrected for the sweep's contrasts;
+    `smallest` is the effect that so many replicates with this spread show with a power of 80 % (two-sided 5 %).
+    """
     rows = []
-    for cell, group in pairs.groupby([*CELL, "label"], observed=True):
-        values = group["difference"]
-        low = high = float("nan")
-        if len(values) > 1:
-            half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.sem()
-            low, high = values.mean() - half, values.mean() + half
-        rows.append((*cell, values.mean(), low, high, len(values)))
-    return pd.DataFrame(rows, columns=columns)
+    for first, second in PLANNED:
+        for part in _two_arms(results, first, second).parts():
+            effect, cells, count = _mean_effect(part)
+            low, high = effect.interval
+            total = len(_differences(part).columns)
+            facts = (cells, total, count, effect.p, effect.smallest, len(part.lost), _design(part.is_paired))
+            rows.append((part.label, part.against, effect.value, low, high, *facts))
+    columns = ["label", "against", "difference", "low", "high", "cells", "cells_all", "n", "p", "smallest", "lost", "design"]
+    found = pd.DataFrame(rows, columns=columns)
+    found.insert(columns.index("smallest"), "p_holm", holm(found["p"].astype(float)))
+    return found
+
+
+def recovered(results: pd.DataFrame, *, by_cell: bool = False) -> pd.DataFrame:
+    """Return which share of the distance from naive to lth a permuted arm makes up for, with its 95 % interval.
+
+    The share is mean(permuted - naive) / mean(lth - naive) over replicates, of all cells together (means over cells within
+    each replicate) or cell by cell; the interval is Fieller's. Only where the distance is significantly above 0 (its own
+    95 % interval is), where all three arms are paired, and not for a search with repeats.
+    """
+    above, below = _two_arms(results, "permuted", "naive"), _two_arms(results, "lth", "naive")
+    columns = [*CELL, "label", "share", "low", "high", "n"] if by_cell else ["label", "share", "low", "high", "cells", "n"]
+    rows = []
+    is_known = above.is_paired and below.is_paired and above.repeats == 1
+    for part in above.parts() if is_known else []:
+        tables = [_differences(part), _differences(below)]
+        shared = tables[0].columns.intersection(tables[1].columns)
+        if by_cell:
+            for cell in shared:
+                both = pd.concat([table[cell] for table in tables], axis=1).dropna().to_numpy(float)
+                if (found := fieller(both[:, 0], both[:, 1])) is not None:
+                    rows.append((*cell, part.label, *found, len(both)))
+            continue
+        tables = _complete(tables[0][shared], tables[1][shared])
+        if tables[0].size:
+            means = [table.mean(axis=1).to_numpy() for table in tables]
+            if (found := fieller(means[0], means[1])) is not None:
+                rows.append((part.label, *found, len(tables[0].columns), len(tables[0])))
+    found = pd.DataFrame(rows, columns=columns)
+    return found.sort_values([*CELL, "label"], ignore_index=True) if by_cell else found
+
+
+@dataclass(frozen=True)
+class _Arms:
+    """The finished networks of two arms, and those that they lost."""
+
+    first: pd.DataFrame
+    second: pd.DataFrame
+    lost: pd.DataFrame
+
+    @property
+    def label(self) -> str:
+        return str(self.first["label"].iloc[0])
+
+    @property
+    def against(self) -> str:
+        return str(self.second["label"].iloc[0])
+
+    def parts(self) -> Iterator["_Arms"]:
+        """Yield them by label: an arm that was matched in several ways is compared in each."""
+        for label, first in self.first.groupby("label", observed=True):
+            for against, second in self.second.groupby("label", observed=True):
+                if not self.pairs(first, second).empty:
+                    yield _Arms(first, second, self.lost[self.lost["label"].isin([label, against])])
+
+    @staticmethod
+    def pairs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+        return first.merge(second, on=[*CELL, *ON], suffixes=("", "_second"))
+
+    @property
+    def is_paired(self) -> bool:
+        return pair_keys_agree(self.pairs(self.first, self.second))
+
+    @property
+    def repeats(self) -> int:
+        return self.first["repeat"].nunique()
+
+
+def _two_arms(results: pd.DataFrame, first: str, second: str) -> _Arms:
+    arms, lost = finished_arms(results), lost_arms(results)
+    arms = arms.reindex(columns=[*CELL, "arm", *ON, "label", "test_accuracy", PAIR_KEY])
+    ours, theirs = (arms[arms["arm"] == arm].drop(columns="arm") for arm in (first, second))
+    return _Arms(ours, theirs, lost[lost["arm"].isin([first, second])])
+
+
+def _design(is_paired: bool) -> str:
+    return "paired" if is_paired else "unpaired"
+
+
+def _by_cell(arms: _Arms, *, is_paired: bool) -> pd.DataFrame:
+    rows = []
+    for part in arms.parts():
+        lost = part.lost.groupby(list(CELL)).size().to_dict()
+        ours, theirs = (dict(list(arm.groupby(list(CELL), observed=True))) for arm in (part.first, part.second))
+        for cell in ours.keys() & theirs.keys():
+            found = difference_of(ours[cell], theirs[cell], is_paired=is_paired)
+            if found is None:
+                continue
+            effect = found.estimate
+            facts = (effect.value, *effect.interval, found.pairs, effect.p, lost.get(cell, 0), _design(is_paired))
+            rows.append((*cell, part.label, part.against, *facts))
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values([*CELL, "label", "against"], ignore_index=True)
+
+
+def _mean_effect(arms: _Arms) -> tuple[Estimate, int, int]:
+    """Return the mean effect over the cells that all replicates have, the number of those cells and of replicates."""
+    if arms.is_paired:
+        (table,) = _complete(_differences(arms))
+        return crossed_mean(table.mean(axis=1)), table.shape[1], _num_replicates(table)
+    ours, theirs = (_wide(arm, "test_accuracy") for arm in (arms.first, arms.second))
+    shared = ours.columns.intersection(theirs.columns)
+    complete = [cell for cell in shared if ours[cell].notna().all() and theirs[cell].notna().all()]
+    ours, theirs = ours[complete], theirs[complete]
+    means = [crossed_mean(arm.mean(axis=1)) for arm in (ours, theirs)]
+    return apart(*means), len(complete), min(_num_replicates(arm) for arm in (ours, theirs))
+
+
+def _num_replicates(table: pd.DataFrame) -> int:
+    return table.index.get_level_values("replicate").nunique() if table.size else 0
+
+
+def _differences(arms: _Arms) -> pd.DataFrame:
+    """Return the paired differences: a row per repeat and replicate, a column per cell."""
+    pairs = _Arms.pairs(arms.first, arms.second)
+    return _wide(pairs.assign(difference=pairs["test_accuracy"] - pairs["test_accuracy_second"]), "difference")
+
+
+def _wide(rows: pd.DataFrame, values: str) -> pd.DataFrame:
+    return rows.pivot(index=ON, columns=list(CELL), values=values).astype(float)
+
+
+def _complete(*tables: pd.DataFrame) -> list[pd.DataFrame]:
+    """Keep the replicates that all tables have, and the cells that each of those has, over which all are averaged."""
+    rows = sorted(set.intersection(*(set(table.index) for table in tables)))
+    tables = tuple(table.reindex(rows) for table in tables)
+    cells = np.logical_and.reduce([table.notna().all().to_numpy() for table in tables])
+    return [table.loc[:, cells] for table in tables]

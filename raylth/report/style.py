@@ -2,10 +2,21 @@
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["ARM_COLOURS", "ARM_MARKERS", "CORRECTION_STYLES", "MARKERS", "new_figure", "spread", "tidy"]
+__all__ = [
+    "ARM_COLOURS",
+    "ARM_MARKERS",
+    "CORRECTION_STYLES",
+    "MARKERS",
+    "interval_bars",
+    "new_figure",
+    "spread",
+    "tidy",
+]
 
 ARM_COLOURS = {  # Okabe and Ito (2008)
     "lth": "#0072B2",
@@ -31,6 +42,12 @@ def tidy(axis: Axes) -> None:
     """Draw a light grid, and no frame where there is no axis."""
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def interval_bars(rows: pd.DataFrame, column: str) -> Any:
+    """Return the lengths of error bars, (2, rows), from a value's columns `_low` and `_high`; 0 without an interval."""
+    ends = [rows[column] - rows[f"{column}_low"], rows[f"{column}_high"] - rows[column]]
+    return np.nan_to_num(np.array([end.to_numpy(float) for end in ends]))
 
 
 def spread(values: list[Any]) -> list[Any]:

@@ -1,19 +1,27 @@
 """The accuracy table: mean and standard deviation over replicates, by sparsity, rewind point and arm."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 from rich.table import Table
+
+from raylth.report.estimates import mean_of
+from raylth.report.lost import lost_networks, lost_note
 
 __all__ = [
     "ARM_ORDER",
     "CELL",
     "accuracy_table",
     "arm_labels",
+    "barrier_means",
     "barrier_table",
     "dense_networks",
     "ensemble_table",
     "finished_arms",
     "imp_barrier_table",
     "line_table",
+    "lost_arms",
     "matched_lines",
     "overlap_table",
     "own_matches",
@@ -21,6 +29,7 @@ __all__ = [
     "render_barriers",
     "render_table",
     "wide_accuracy",
+    "with_interval_text",
 ]
 
 ARM_ORDER = ("lth", "permuted", "naive", "random_permutation", "random")
@@ -30,32 +39,59 @@ CELL = ("width", "sparsity", "rewind_epoch")
 def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (width, sparsity, rewind_epoch, arm): `mean`, `std` (n - 1) of test accuracy in percent, and `n`.
 
-    An arm matched at several epochs of B has one row each, told apart in `label`. Only networks that finished count. Raises
-    ValueError when runs that differ in another setting meet in one row: a replicate has one network there.
+    An arm matched at several epochs of B has one row each, told apart in `label`. Only networks that finished count; `lost`
+    is the number of those that diverged or failed, and where all did, `mean` is missing. Raises ValueError when runs that
+    differ in another setting meet in one row: a replicate has one network there.
     """
-    groups = finished_arms(results).groupby([*CELL, "arm", "label"], observed=True)["test_accuracy"]
-    return groups.agg(mean="mean", std="std", n="count").reset_index()
+    row = [*CELL, "arm", "label"]
+    groups = finished_arms(results).groupby(row, observed=True)["test_accuracy"]
+    finished = groups.agg(mean="mean", std="std", n="count").reset_index()
+    lost = lost_arms(results).groupby(row, observed=True)["key"].nunique().rename("lost").reset_index()
+    cells = finished.merge(lost, on=row, how="outer")
+    return cells.fillna({"n": 0, "lost": 0}).astype({"n": int, "lost": int})
 
 
 def finished_arms(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the sparse networks that finished, each once, with their `label`; ValueError as `accuracy_table` says."""
-    arms = results[(results["stage"] == "sparse") & (results["status"] == "done")].copy()
+    """Return the sparse networks that finished, each once, with their `label`; ValueError as `accuracy_table` says.
+
+    `repeat` counts the repeats of a search from 1 (1 where there was none): a network that several found has a row for each.
+    """
+    arms = _arms(results)
+    arms = arms[arms["status"] == "done"]
+    repeats = arms["repeats"].fillna("1").str.split(",") if "repeats" in arms else 1
+    arms = arms.assign(repeat=repeats).explode("repeat", ignore_index=True).astype({"repeat": int})
+    return _once(arms, [*CELL, "arm", "label"], ["replicate", "repeat"])
+
+
+def lost_arms(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the sparse networks that diverged or failed, each once, with their `label`."""
+    return lost_networks(_arms(results))
+
+
+def _arms(results: pd.DataFrame) -> pd.DataFrame:
+    """Return all sparse networks of the sweep's cells that have ended, with their label."""
+    arms = results[results["stage"] == "sparse"].copy()
     if "member" in arms:
         arms = arms[arms["member"].isna()]  # the others are there for an ensemble alone
     arms["label"] = arm_labels(arms)
-    return _once(arms, [*CELL, "arm", "label"], ["replicate"])
+    return arms
 
 
 def dense_networks(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the dense networks that finished, each once; ValueError when runs give one width different ones."""
+    """Return the dense networks that finished, each once; ValueError when runs give one width different ones.
+
+    One run has different ones where a search found other settings of theirs for each arm.
+    """
     dense = results[(results["stage"] == "dense") & (results["status"] == "done")]
-    return _once(dense, ["stage", "width"], ["replicate", "network"])
+    return _once(dense, ["stage", "width"], ["replicate", "network"], alike_in_a_run=False)
 
 
-def _once(networks: pd.DataFrame, cell: list[str], member: list[str]) -> pd.DataFrame:
+def _once(networks: pd.DataFrame, cell: list[str], member: list[str], *, alike_in_a_run: bool = True) -> pd.DataFrame:
     """Drop what sweeps share; ValueError when a cell then has a member twice, or members of two data sets or models."""
-    networks = networks.drop_duplicates(["key", *cell])
+    networks = networks.drop_duplicates(list(dict.fromkeys(["key", *cell, *member])))
     clash = networks.duplicated([*cell, *member], keep=False)
+    if clash.any() and not alike_in_a_run:
+        clash &= networks.groupby([*cell, *member], observed=True)["run"].transform("nunique") > 1
     for column in {"dataset", "model"} & set(networks):
         clash |= networks.groupby(cell, observed=True)[column].transform("nunique") > 1
     if clash.any():
@@ -81,17 +117,18 @@ def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
 
 
 def wide_accuracy(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the accuracy table for people: a row per width, sparsity and rewind point, a column per arm, as text."""
+    """Return the accuracy table for people: a row per width, sparsity and rewind point, a column per arm, as text; where a
+    network diverged or failed, a star."""
     cells = accuracy_table(results)
     pairs = set(zip(cells["arm"], cells["label"], strict=True))
     labels = [label for arm, label in sorted(pairs, key=lambda pair: (ARM_ORDER.index(pair[0]), pair[1]))]
-    values = {(*row[:3], row[4]): row[5:] for row in cells.itertuples(index=False)}
+    values = {(row.width, row.sparsity, row.rewind_epoch, row.label): _arm_text(row) for row in cells.itertuples()}
     rows = [
         {
             "width": f"{width:g}",
             "sparsity": f"{sparsity:.2f}" if round(sparsity, 2) == sparsity else f"{sparsity:g}",
             "rewind k": str(rewind),
-            **{label: _cell_text(values.get((width, sparsity, rewind, label))) for label in labels},
+            **{label: values.get((width, sparsity, rewind, label), "-") for label in labels},
         }
         for width, sparsity, rewind in sorted({key[:3] for key in values})
     ]
@@ -106,7 +143,9 @@ def render_table(results: pd.DataFrame, title: str, *, max_width: int = 80) -> T
         cells = cells.drop(columns="width")
     labels = list(cells.columns[cells.columns.get_loc("rewind k") + 1 :])
     headings = [name for name in cells if name not in labels]
-    taken = sum(max(len(text), 10) + 3 for text in labels) + sum(len(text) + 3 for text in headings) + 1
+    taken = (
+        sum(max(len(name), 10, *cells[name].map(len)) + 3 for name in labels) + sum(len(text) + 3 for text in headings) + 1
+    )
     is_wide = taken <= max_width
     table = Table(title=title, caption=_dense_caption(results), title_justify="left", caption_justify="left")
     for heading in headings + (labels if is_wide else ["arm", "accuracy"]):
@@ -146,16 +185,22 @@ def permutation_table(permutations: pd.DataFrame) -> pd.DataFrame:
 
 
 def barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per (width, match method, epoch and samples, correction, split) of the lines from pi(A) to B: mean and
-    deviation of both barriers, and n. Where masks bring a network of their own, there is a match, and a row, per sparsity."""
+    """Return one row per (width, match method, epoch and samples, correction, split) of the lines from pi(A) to B, and n.
+
+    Each of `error_barrier` (points), `error_mid` (the signed height of the middle over the chord), `loss_barrier` and
+    `loss_mid` (nats) is a mean over replicates, with its 95 % confidence interval in `_low` and `_high`. That is Student's t:
+    the bootstrap of n = 3 has ten samples, and its intervals are too short by far; where t would go below 0, which no barrier
+    can, it is cut there. A barrier is a maximum, clipped at 0, so noise raises it; the middle has no such bias. Where masks
+    bring a network of their own, there is a match, and a row, per sparsity.
+    """
     cell = ["width", "match_method", "match_epoch", "match_samples", "sparsity", "correction", "split"]
-    return _barrier_means(matched_lines(barriers), cell)
+    return barrier_means(matched_lines(barriers), cell)
 
 
 def line_table(barriers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (ends, width, sparsity, rewind point, correction, split) of the other lines, as `barrier_table`."""
     others = barriers[barriers["carries_masks"].isna() & barriers["imp_round"].isna()]
-    return _barrier_means(others, ["between", "width", "sparsity", "rewind_epoch", "correction", "split"])
+    return barrier_means(others, ["between", "width", "sparsity", "rewind_epoch", "correction", "split"])
 
 
 def overlap_table(masks: pd.DataFrame) -> pd.DataFrame:
@@ -173,15 +218,20 @@ def overlap_table(masks: pd.DataFrame) -> pd.DataFrame:
 
 def render_barriers(barriers: pd.DataFrame) -> Table:
     """Lay the test error barriers from pi(A) to B out for a terminal: a row per permutation, a column per correction."""
-    table = Table(title="error barrier between pi(A) and B on the test split, percentage points", title_justify="left")
+    table = Table(
+        title="error barrier between pi(A) and B on the test split, percentage points",
+        caption="mean and 95 % interval over replicates; barriers are maxima, so noise raises them",
+        title_justify="left",
+        caption_justify="left",
+    )
     test = matched_lines(barriers)
     test = test[test["split"] == "test"]
     corrections = [name for name in ("plain", "reset", "repair") if (test["correction"] == name).any()]
     for heading in ("width", "matched by", "epoch", *corrections):
         table.add_column(heading, justify="right")
     for (width, method, epoch), rows in test.groupby(["width", "match_method", "match_epoch"], sort=False):
-        values = [rows[rows["correction"] == name]["error_barrier"] for name in corrections]
-        texts = [f"{value.mean():.1f} ± {value.std():.1f}" if len(value) > 1 else f"{value.mean():.1f}" for value in values]
+        means = [_with_interval("error_barrier", rows[rows["correction"] == name]["error_barrier"]) for name in corrections]
+        texts = [with_interval_text(mean, "error_barrier") for mean in means]
         table.add_row(f"{width:g}", str(method), f"{epoch:.0f}", *texts)
     return table
 
@@ -190,33 +240,69 @@ def imp_barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (width, IMP round, sparsity, correction, split) of the lines from dense A, as `barrier_table`."""
     lines = barriers[barriers["imp_round"].notna()].copy()
     lines["sparsity"] = lines["sparsity"].round(4)
-    return _barrier_means(lines.sort_values("imp_round"), ["width", "imp_round", "sparsity", "correction", "split"])
+    return barrier_means(
+        lines.sort_values(["imp_round", "split"], kind="stable"), ["width", "imp_round", "sparsity", "correction", "split"]
+    )
 
 
 def ensemble_table(ensembles: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per ensemble: Table 1's columns, likelihood and calibration; percent, shares and nats."""
-    columns = ["width", "arm", "sparsity", "rewind_epoch", "members", "mean_accuracy", "ensemble_accuracy", "disagreement"]
-    columns += ["kl", "js", "mean_nll", "ensemble_nll", "mean_calibration_error", "ensemble_calibration_error"]
-    return ensembles[columns].rename(columns={"arm": "set"})
+    """Return one row per kind of ensemble: Table 1's columns, likelihood and calibration; percent, shares and nats.
+
+    Where a sweep has several sets of a kind, values are means over its `sets`; `gain` is what together is over alone in
+    points; `_low` and `_high` are 95 % confidence intervals over the sets (Student's t), missing for one.
+    """
+    cell = ["width", "arm", "sparsity", "rewind_epoch", "members"]
+    plain = ["mean_nll", "ensemble_nll", "mean_calibration_error", "ensemble_calibration_error"]
+    spread = ["mean_accuracy", "ensemble_accuracy", "gain", "disagreement", "kl", "js"]
+    sets = ensembles.drop_duplicates("key") if "key" in ensembles else ensembles
+    sets = sets.assign(gain=sets["ensemble_accuracy"] - sets["mean_accuracy"])
+    sets = sets.reindex(columns=[*dict.fromkeys([*sets.columns, *cell, *spread, *plain])])
+    rows = []
+    for kind, group in sets.groupby(cell, sort=False, observed=True, dropna=False):
+        found = {name: value for column in spread for name, value in _with_interval(column, group[column]).items()}
+        means = {column: group[column].mean() for column in plain}
+        rows.append(dict(zip(cell, kind, strict=True)) | {"sets": len(group)} | found | means)
+    names = [f"{column}{end}" for column in spread for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=[*cell, "sets", *names, *plain]).rename(columns={"arm": "set"})
 
 
-def _barrier_means(barriers: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
-    """Return mean and standard deviation (n - 1) of both barriers over the lines of each cell, cells as they come."""
+def barrier_means(barriers: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
+    """Return what `barrier_table` says of the lines of each cell, cells as they come."""
     barriers = barriers.drop_duplicates(["key", "correction", "split"])  # sweeps of one store may share a line
-    groups = barriers.groupby(cell, observed=True, sort=False, dropna=False)
-    return groups.agg(
-        error_barrier=("error_barrier", "mean"),
-        error_std=("error_barrier", "std"),
-        loss_barrier=("loss_barrier", "mean"),
-        loss_std=("loss_barrier", "std"),
-        n=("key", "nunique"),
-    ).reset_index()
+    measures = ["error_barrier", "error_mid", "loss_barrier", "loss_mid"]
+    barriers = barriers.reindex(columns=[*dict.fromkeys([*barriers.columns, *measures])])  # older runs have no middle
+    rows = []
+    for name, group in barriers.groupby(cell, observed=True, sort=False, dropna=False):
+        found = {name: value for column in measures for name, value in _with_interval(column, group[column]).items()}
+        rows.append(dict(zip(cell, name, strict=True)) | found | {"n": group["key"].nunique()})
+    names = [f"{column}{end}" for column in measures for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=[*cell, *names, "n"])
 
 
-def _cell_text(value: tuple[float, float, int] | None) -> str:
-    if value is None:
-        return "-"
-    mean, std, count = value
+def _with_interval(column: str, values: "pd.Series[float]") -> dict[str, float]:
+    """Return a mean over replicates and its interval, by the names of their columns."""
+    estimate = mean_of(values)
+    low, high = estimate.interval
+    if column.endswith("_barrier") and low < 0:
+        low = 0.0
+    return {column: estimate.value, f"{column}_low": low, f"{column}_high": high}
+
+
+def with_interval_text(row: Mapping[Any, Any], column: str, *, digits: int = 1, signed: bool = False) -> str:
+    """Return for instance "11.8 (6.2 to 17.4)": a value and its interval; without the interval where there is none."""
+    kind = f"{'+' if signed else ''}.{digits}f"
+    value, low, high = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
+    if value is None or pd.isna(value):
+        return ""
+    return f"{value:{kind}}" if low is None or pd.isna(low) else f"{value:{kind}} ({low:{kind}} to {high:{kind}})"
+
+
+def _arm_text(row: Any) -> str:
+    text = _mean_text(row.mean, row.std, row.n) if row.n else "lost"
+    return f"{text} *" if row.lost else text
+
+
+def _mean_text(mean: float, std: float, count: int) -> str:
     return f"{mean:.1f} ± {std:.1f}" if count > 1 else f"{mean:.1f}"
 
 
@@ -226,6 +312,7 @@ def _dense_caption(results: pd.DataFrame) -> str:
     for width, rows in dense.groupby("width"):
         accuracy = rows["test_accuracy"]
         name = f"dense, width {width:g}" if dense["width"].nunique() > 1 else "dense"
-        text = _cell_text((accuracy.mean(), accuracy.std(), len(accuracy)))
-        lines.append(f"{name}: {text} (n = {len(accuracy)})")
+        lines.append(f"{name}: {_mean_text(accuracy.mean(), accuracy.std(), len(accuracy))} (n = {len(accuracy)})")
+    if note := lost_note(results):
+        lines.append(f"* {note}")
     return "\n".join(lines)

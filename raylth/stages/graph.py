@@ -47,6 +47,10 @@ class Graph:
         for key, reason in (diverged or {}).items():
             self.diverge(key, reason)
 
+    def producer(self, key: str) -> Stage:
+        """Return the stage that publishes an artefact."""
+        return self.stages[self._producer[key]]
+
     def parent_stages(self, stage: Stage) -> set[str]:
         """Return the keys of the stages that produce a stage's parents."""
         return {self._producer[parent] for parent in stage.parents.values()}

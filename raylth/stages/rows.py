@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from raylth.stages.graph import Graph
+from raylth.stages.lineage import LINEAGE, lineage
 from raylth.stages.plan import Plan
 from raylth.store import Store
 from raylth.store.tables import DATASETS
@@ -16,7 +17,7 @@ MEASURED = (
 )  # fmt: skip
 LABELS = (
     "width", "replicate", "seed_a", "seed_b", "network", "arm", "sparsity", "imp_round", "landing", "rewind_epoch",
-    "match_epoch", "match_method", "match_samples", "schedule", "member",
+    "match_epoch", "match_method", "match_samples", "schedule", "member", "repeats",
 )  # fmt: skip
 
 
@@ -67,5 +68,6 @@ def _add_rows(tables: dict[str, list[dict[str, Any]]], plan: Plan, graph: Graph,
         tables["masks"] += [{**identity, **found} for found in metrics.get("layers", [])]
     else:
         measured = {name: metrics.get(name) for name in MEASURED}
+        measured |= lineage(stage, graph) if stage.kind == "sparse" else dict.fromkeys(LINEAGE)
         tables["results"].append({**identity, **measured, "status": state, "error": graph.errors.get(key)})
         tables["curves"] += [{"key": key, "run": run, **point} for point in metrics.get("curve", [])]

@@ -106,6 +106,9 @@ def _fit_group(
     curves: list[list[dict[str, Any]]] = [each["curve"] for each in before]
     for trainee, curve in zip(trainees, curves, strict=True):
         context.progress(trainee.stage.key, len(curve))
+        for point in curve:  # of the process that began the training
+            if "test_accuracy" in point:
+                context.measured(trainee.stage.key, point)
     start = time.perf_counter() - before[0]["seconds"] * len(trainees)
 
     def record(completed: int, losses: list[float]) -> None:

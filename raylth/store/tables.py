@@ -44,6 +44,12 @@ DATASETS = {
     "results": pa.schema(
         [
             *_NETWORK,
+            ("repeats", pa.string()),  # of the search, counted from 1, that found its settings: "1", or "1,3"; null: none
+            ("pair_key", pa.string()),  # arms of a cell are paired where it is the same: they share A, B and A's mask
+            ("epochs_a", pa.int64()),  # of dense A that this network needs
+            ("epochs_imp", pa.int64()),  # of all rounds that lead to its mask
+            ("epochs_b", pa.int64()),  # of dense B
+            ("epochs_match", pa.float64()),  # passes over the training split; a forward pass counts as a third
             ("mask_sparsity", pa.float64()),  # reached, of the prunable weights
             ("model_sparsity", pa.float64()),  # reached, of all parameters
             ("epochs", pa.int64()),

@@ -27,7 +27,7 @@ from raylth.cluster.preflight import versions
 from raylth.cluster.study import Study, search_on_ray
 from raylth.costs import BudgetConfig, PricesConfig
 from raylth.report import load_results
-from raylth.report.searches import load_search, search_figure, search_findings, search_table
+from raylth.report.searches import COLUMNS, load_search, search_figure, search_findings, search_table
 from raylth.store import Lease, Store, locate
 from raylth.sweepfile import BadSweep, read_sweep
 from tests.conftest import tiny_sweep
@@ -192,11 +192,50 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(tmp_path):
     assert "nothing to train" in again.stdout
 
 
+def test_a_search_goes_on_when_its_repeats_are_raised(tmp_path, monkeypatch, capsys):
+    """The first repeat's trials are those of before; each repeat has pairs and points of its own, and its winner."""
+    monkeypatch.setattr("raylth.search.run_sweep", lambda *words: 0)  # the winners' training is no part of the search
+
+    def run(repeats):
+        file = search_sweep(tmp_path, trials=2, repeats=repeats, start=[{"sparse.lr": 1.0}])
+        assert searches.run_search(read_sweep(file, ["sparse.arms=[naive]"]), [str(file)], Joining("local")) == 0
+        return re.findall(r"^(naive.*) (\d)/2: ", capsys.readouterr().out, re.MULTILINE)
+
+    assert run(1) == [("naive", "1"), ("naive", "2")]
+    assert run(2) == [("naive repeat 2", "1"), ("naive repeat 2", "2")]
+    assert run(2) == []
+    summaries = [json.loads(path.read_text())["studies"] for path in (tmp_path / "store/runs").glob("*/search.json")]
+    (once,), (first, second) = sorted(summaries, key=len)
+    assert first == once
+    assert [(study["study"], study["repeat"]) for study in (first, second)] == [("naive", 1), ("naive", 2)]
+    for study in (first, second):
+        assert [trial["epochs"] for trial in study["trials"]] == [3, 3]
+        for trial in study["trials"]:
+            is_named = trial["params"]["sparse.lr"] == 1.0 and trial["is_best"]
+            assert trial["edges"] == (["sparse.lr = 1 is at the upper end of its range (0.001 to 1)"] if is_named else [])
+    assert first["trials"][0]["params"] == second["trials"][0]["params"] == {"sparse.lr": 1.0}
+    assert first["trials"][0]["values"] != second["trials"][0]["values"], "judged on other pairs"
+    assert first["trials"][1]["params"] != second["trials"][1]["params"], "drawn by another sampler"
+
+
+def test_samplers_of_repeats_draw_other_points(tmp_path):
+    for settings in ({}, {"settings": {"seed": 7}}):
+        config = read_sweep(search_sweep(tmp_path, repeats=3, sampler={"name": "TPESampler", **settings}))
+        drawn = []
+        for repeat in (1, 2, 3):
+            study = Study("naive", ["naive"], searches.judged_by(config, repeat), tmp_path / f"{len(settings)}.log", repeat)
+            study.record.sampler = studies.sampler(study)
+            drawn.append(
+                study.record.ask({"sparse.lr": studies.distribution(config.search.space["sparse.lr"])}).params["sparse.lr"]
+            )
+        assert len(set(drawn)) == 3
+
+
 def test_a_search_knows_what_its_trials_are_made_of(tmp_path, monkeypatch):
-    """Another code of the network is another search; more trials are the same."""
+    """Another code of the network is another search; more trials and repeats are the same."""
     config = read_sweep(search_sweep(tmp_path))
     before = searches._fingerprint(searches.judged_by(config))
-    more = read_sweep(search_sweep(tmp_path, trials=9))
+    more = read_sweep(search_sweep(tmp_path, trials=9, repeats=3))
     assert searches._fingerprint(searches.judged_by(more)) == before
     monkeypatch.setattr("raylth.stages.pair.code_of", lambda name, build: "other code" if name == "mnist1d" else None)
     assert searches._fingerprint(searches.judged_by(config)) != before
@@ -270,8 +309,7 @@ def test_a_holdout_of_images_in_files_is_refused(tmp_path):
 
 
 def test_findings_say_whether_the_gain_survives():
-    columns = ["study", "number", "state", "is_best", "settings", "accuracy", "model_sparsity", "holdout"]
-    best = [(arm, 0, "complete", True, "sparse.lr = 0.1", 60.0, None, 800) for arm in ("permuted", "naive")]
+    best = [(arm, 1, 0, "complete", True, "sparse.lr = 0.1", "", 30, 60.0, None, 800) for arm in ("permuted", "naive")]
     common = {"stage": "sparse", "status": "done", "width": 1.0, "sparsity": 0.9, "rewind_epoch": 10, "run": "r"}
     common |= {"dataset": "d", "model": "m", "network": "B", "match_method": None, "match_epoch": None}
     for gain, expected in ((10, "survives"), (-10, "does not survive"), (0, "is not certain")):
@@ -280,6 +318,6 @@ def test_findings_say_whether_the_gain_survives():
             for number, noise in enumerate((0.0, 1.0, -1.0))
             for arm, accuracy in (("permuted", 50 + gain + noise), ("naive", 50.0))
         ]
-        said = search_findings(pd.DataFrame(best, columns=columns), pd.DataFrame(rows))
+        said = search_findings(pd.DataFrame(best, columns=COLUMNS), pd.DataFrame(rows))
         assert f"better than naive {expected} where" in said[1], said
         assert f"{gain:+.1f} points" in said[1]

@@ -25,6 +25,7 @@ from raylth.report import (
 from raylth.report.command import main
 from raylth.store import locate
 from raylth.store.tables import write_table
+from tests.report.test_recipe import TABLE_5, manifest_of
 from tests.report.test_report import row
 
 ACCURACY = {"lth": (66.0, 67.0, 68.5), "permuted": (60.0, 62.0, 61.0), "naive": (52.0, 55.0, 51.0)}
@@ -88,17 +89,17 @@ def test_a_pair_needs_both(run):
 
 
 def test_the_papers_cells_stand_beside_ours(run):
-    results = load_results(run)
+    results, manifest = load_results(run), manifest_of(TABLE_5)
     paper = paper_accuracy()
-    beside = beside_paper(results).set_index(["sparsity", "label"])
+    beside = beside_paper(results, manifest).set_index(["sparsity", "label"])
     assert len(beside) == 6
     theirs = paper[(paper["table"] == 5) & (paper["sparsity"] == 0.9) & (paper["rewind_epoch"] == 10) & (paper["width"] == 1)]
     for arm, mean in zip(theirs["arm"], theirs["mean"], strict=True):
         assert beside.loc[(0.9, arm), "paper_mean"] == mean
         assert beside.loc[(0.9, arm), "difference"] == pytest.approx(np.mean(ACCURACY[arm]) - mean)
     short = results.assign(epochs=results["epochs"].where(results["stage"] != "dense", 20))
-    assert beside_paper(short).empty, "20 epochs are not the paper's 200"
-    assert beside_paper(results.assign(dataset="mnist1d")).empty
+    assert beside_paper(short, manifest).empty, "20 epochs are not the paper's 200"
+    assert beside_paper(results.assign(dataset="mnist1d"), manifest).empty
 
 
 def test_the_package_has_the_papers_numbers_whole():
@@ -113,9 +114,12 @@ def test_the_package_has_the_papers_numbers_whole():
 
 def test_findings_are_sentences_with_the_numbers(run):
     said = findings(load_results(run), load_barriers(run))
-    assert said[0].startswith("permuted beats naive in 2 of 2 cells, on average by 8.3 points, most at sparsity 0.8, k = 20")
-    assert "In 2 of them the 95 % confidence interval" in said[0]
-    assert "permuted makes up for 57 % of the distance" in said[1]
+    assert said[0].startswith("permuted beats naive by 8.3 points on average (95 % confidence interval 4.5 to 12.1, n = 3")
+    assert "It is ahead in 2 of 2 cells" in said[0]
+    assert "in 2 of them the cell's own 95 % interval leaves out 0" in said[0]
+    assert "naive at sparsity 0.9, k = 0, replicate 3 (failed)" in said[0]
+    (share,) = [sentence for sentence in said if "makes up for" in sentence]
+    assert share.startswith("permuted makes up for 57 % of the distance from naive to lth (95 % interval")
 
 
 def test_the_page_and_all_its_files(run):
@@ -128,7 +132,9 @@ def test_the_page_and_all_its_files(run):
     for figure in ("accuracy_vs_rewind", "accuracy_vs_sparsity", "difference"):
         assert (run / f"report/figures/{figure}.png").read()[:4] == b"\x89PNG"
         assert files[f"figures/{figure}.svg"] > 5000
-    for table in ("accuracy", "difference", "paper"):
+    assert "naive at sparsity 0.9, k = 0, replicate 3 (failed)" in page, "the lost network is named"
+    assert "does not say data.num_train" in page, "a manifest without settings is no ground for a comparison"
+    for table in ("accuracy", "effects", "difference", "recovered"):
         frame = pd.read_csv(run.path / f"report/tables/{table}.csv")
         latex = (run / f"report/tables/{table}.tex").read().decode()
         body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
@@ -183,10 +189,9 @@ def test_the_command(run, tmp_path, capsys):
 def test_a_sweep_that_asks_for_everything_has_every_figure_and_table(quickstart, tmp_path):
     page = write_report(quickstart, locate(tmp_path)).read().decode()
     assert "Not drawn" not in page
-    assert set(re.findall('<p class="note">([^<]*) Nothing to show yet', page)) == {
-        "Cells that the paper has, too; difference: ours minus the paper&#39;s.",
-        "Where the paper&#39;s Table 1 has the set: its values, and ours minus the paper&#39;s.",
-    }, "MNIST-1D is not in the paper"
+    assert "Nothing to show yet" not in page
+    assert "<li>mlp on mnist1d, which the paper has not" in page
+    assert "<h2>Beside the paper" not in page
     said = re.findall("<li>(.*?)</li>", page)
     assert any("pi(mask_A) and B&#39;s own mask share" in sentence for sentence in said)
     assert any(sentence.startswith("Between A and B, width 0.25, the test error rises by") for sentence in said)
@@ -203,13 +208,14 @@ def test_ensembles_of_table_1_stand_beside_the_papers():
     ours = pd.DataFrame(
         [
             {"dataset": "cifar10", "model": "resnet20", "width": 1.0, "sparsity": 0.9, "arm": arm, "members": members,
-             "mean_accuracy": 90.0, "ensemble_accuracy": 92.0, "disagreement": 0.1, "kl": 0.3, "js": 0.1}
+             "rewind_epoch": 10, "mean_accuracy": 90.0, "ensemble_accuracy": 92.0, "disagreement": 0.1, "kl": 0.3, "js": 0.1}
             for arm, members in (("imp", 5), ("permuted", 3))
         ]
     )  # fmt: skip
     dense = pd.DataFrame([row(**IDENTITY, stage="dense", arm=None, network="A", replicate=0, epochs=200)])
-    assert ensembles_beside_paper(ours, dense.assign(epochs=5)).empty, "5 epochs are not the paper's 200"
-    beside = ensembles_beside_paper(ours, dense).set_index("measure")
+    manifest = manifest_of(TABLE_5)
+    assert ensembles_beside_paper(ours, dense.assign(epochs=5), manifest).empty, "5 epochs are not the paper's 200"
+    beside = ensembles_beside_paper(ours, dense, manifest).set_index("measure")
     assert set(beside["set"]) == {"imp"}, "three members are not the paper's five"
     assert beside.loc["ensemble_accuracy", ["ours", "paper"]].tolist() == [92.0, 93.25]
     assert beside.loc["ensemble_accuracy", "difference"] == pytest.approx(-1.25)
