@@ -1,6 +1,6 @@
 """The accuracy table: mean and standard deviation over replicates, by sparsity, rewind point and arm."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -34,6 +34,7 @@ __all__ = [
 
 ARM_ORDER = ("lth", "permuted", "naive", "random_permutation", "random")
 CELL = ("width", "sparsity", "rewind_epoch")
+SHORT = {"sparsity": "S", "rewind k": "k"}  # headings where there is little room, as in the paper
 
 
 def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +92,7 @@ def _once(networks: pd.DataFrame, cell: list[str], member: list[str], *, alike_i
     networks = networks.drop_duplicates(list(dict.fromkeys(["key", *cell, *member])))
     clash = networks.duplicated([*cell, *member], keep=False)
     if clash.any() and not alike_in_a_run:
-        clash &= networks.groupby([*cell, *member], observed=True)["run"].transform("nunique") > 1
+        clash &= networks.groupby([*cell, *member], observed=True, dropna=False)["run"].transform("nunique") > 1
     for column in {"dataset", "model"} & set(networks):
         clash |= networks.groupby(cell, observed=True)[column].transform("nunique") > 1
     if clash.any():
@@ -137,18 +138,25 @@ def wide_accuracy(results: pd.DataFrame) -> pd.DataFrame:
 
 def render_table(results: pd.DataFrame, title: str, *, max_width: int = 80) -> Table:
     """Lay the accuracy table out for a terminal of `max_width` columns: a row per width, sparsity and rewind point and a
-    column per arm; with more arms than fit, a row per arm, too."""
+    column per arm. With more arms than fit, names are broken and the headings are the paper's S and k; then a row per arm."""
     cells = wide_accuracy(results)
     if cells["width"].nunique() < 2:
         cells = cells.drop(columns="width")
     labels = list(cells.columns[cells.columns.get_loc("rewind k") + 1 :])
     headings = [name for name in cells if name not in labels]
-    taken = (
-        sum(max(len(name), 10, *cells[name].map(len)) + 3 for name in labels) + sum(len(text) + 3 for text in headings) + 1
-    )
-    is_wide = taken <= max_width
+
+    def taken(heads: Sequence[str], names: Sequence[str]) -> int:
+        """Return the columns of the terminal that a row per cell takes, where names may have several lines."""
+        texts = zip(names, labels, strict=True)
+        arms = (max(10, *map(len, name.split("\n")), *cells[label].map(len)) + 3 for name, label in texts)
+        return sum(arms) + sum(max(len(head), 4 if head == "S" else 2) + 3 for head in heads) + 1
+
+    shown, names = list(headings), list(labels)
+    if taken(shown, names) > max_width:
+        shown, names = [SHORT.get(head, head) for head in shown], [label.replace("_", "_\n") for label in labels]
+    is_wide = taken(shown, names) <= max_width
     table = Table(title=title, caption=_dense_caption(results), title_justify="left", caption_justify="left")
-    for heading in headings + (labels if is_wide else ["arm", "accuracy"]):
+    for heading in shown + names if is_wide else [*headings, "arm", "accuracy"]:
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     previous = None
     for row in cells.to_dict("records"):

@@ -109,6 +109,21 @@ def test_the_terminal_table_orders_arms_and_names_dense(results):
     assert "dense: 70.5 ± 0.7 (n = 2)" in text
 
 
+def test_the_five_arms_of_the_quickstart_have_a_row_for_each_cell_in_80_columns(results):
+    naive = results[results["arm"] == "naive"]
+    others = ("permuted", "random", "random_permutation")
+    lone = results[~results["arm"].isin(others) & (results["status"] == "done")]
+    naive = naive[naive["status"] == "done"]
+    five = pd.concat([lone, *(naive.assign(arm=name, key=naive["key"] + name) for name in others)])
+    with open("/dev/null", "w") as nowhere:
+        console = Console(width=80, record=True, file=nowhere)
+        console.print(render_table(five, "a title", max_width=80))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("permutation" in line and "±" not in line and "naive" in line for line in lines) == 1, "the heading"
+    assert any(line.count("±") == 5 for line in lines)
+
+
 @pytest.mark.parametrize("columns", [80, 64])
 def test_no_number_is_broken_over_two_lines_in_a_narrow_terminal(results, columns):
     methods = ["activation", "weight", "learned", "identity", "random"]
