@@ -1,7 +1,8 @@
-"""The split that a search judges by: a part of the training samples, and never the test split."""
+"""Whole searches: judged by a part of the training samples, never by the test split; and once more, with more repeats."""
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 
@@ -47,3 +48,29 @@ def test_a_whole_search_never_reads_the_test_split(tmp_path, monkeypatch):
         seen.append(json.loads(kept.read_text())["studies"])
     assert seen[0] == seen[1]
     assert len(seen[0][0]["trials"]) == 2
+
+
+def test_a_search_goes_on_when_its_repeats_are_raised(tmp_path, monkeypatch, capsys):
+    """The first repeat's trials are those of before; each repeat has pairs and points of its own, and its winner."""
+    monkeypatch.setattr("raylth.search.run_sweep", lambda *words: 0)  # the winners' training is no part of the search
+
+    def run(repeats):
+        file = search_sweep(tmp_path, trials=2, repeats=repeats, start=[{"sparse.lr": 1.0}])
+        assert searches.run_search(read_sweep(file, ["sparse.arms=[naive]"]), [str(file)], Joining("local")) == 0
+        return re.findall(r"^(naive.*) (\d)/2: ", capsys.readouterr().out, re.MULTILINE)
+
+    assert run(1) == [("naive", "1"), ("naive", "2")]
+    assert run(2) == [("naive repeat 2", "1"), ("naive repeat 2", "2")]
+    assert run(2) == []
+    summaries = [json.loads(path.read_text())["studies"] for path in (tmp_path / "store/runs").glob("*/search.json")]
+    (once,), (first, second) = sorted(summaries, key=len)
+    assert first == once
+    assert [(study["study"], study["repeat"]) for study in (first, second)] == [("naive", 1), ("naive", 2)]
+    for study in (first, second):
+        assert [trial["epochs"] for trial in study["trials"]] == [3, 3]
+        for trial in study["trials"]:
+            is_named = trial["params"]["sparse.lr"] == 1.0 and trial["is_best"]
+            assert trial["edges"] == (["sparse.lr = 1 is at the upper end of its range (0.001 to 1)"] if is_named else [])
+    assert first["trials"][0]["params"] == second["trials"][0]["params"] == {"sparse.lr": 1.0}
+    assert first["trials"][0]["values"] != second["trials"][0]["values"], "judged on other pairs"
+    assert first["trials"][1]["params"] != second["trials"][1]["params"], "drawn by another sampler"
