@@ -4,6 +4,7 @@ from collections import Counter
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -68,12 +69,17 @@ def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
 
 
 def _legend(figure: Figure, axis: Axes, counts: "pd.Series[int]") -> None:
-    """Write the lines' names, and what points and bars are."""
+    """Write the lines' names, in as many columns as there is room for, and what points and bars are."""
     handles, names = axis.get_legend_handles_labels()
     caption = f"points: mean over replicates ({_range(counts)}); bars: one standard deviation"
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=len(names), frameon=False, title=caption, title_fontsize=8
-    )
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for columns in range(len(names), 0, -1):
+        legend = figure.legend(
+            handles, names, loc="outside lower center", ncols=columns, frameon=False, title=caption, title_fontsize=8
+        )
+        if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
+            break
+        legend.remove()
 
 
 def _range(counts: "pd.Series[int]") -> str:

@@ -168,6 +168,16 @@ def test_the_caption_of_the_figure_fits_into_the_narrowest(results):
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
+def test_no_name_of_an_arm_is_cut_off(results):
+    naive = results[results["arm"] == "naive"]
+    more = [naive.assign(arm=name, key=naive["key"] + name) for name in ("random", "random_permutation")]
+    figure = accuracy_vs_rewind(pd.concat([results, *more]), "t")
+    figure.canvas.draw()
+    for text in figure.legends[0].get_texts():
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width, text.get_text()
+
+
 def test_one_row_per_network_when_runs_of_a_sweep_share_it(tmp_path):
     write_table(locate(tmp_path), "results", "r-1", ROWS, {})
     write_table(locate(tmp_path), "results", "r-2", [{**entry, "run": "r-2"} for entry in ROWS], {})
