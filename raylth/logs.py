@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from raylth.values import Integer, Settings
+from raylth.values import Folder, Integer, Settings
 
 __all__ = ["LogConfig", "WandbConfig"]
 
@@ -36,16 +36,15 @@ class WandbConfig(Settings):
         "offline",
         description="online: to the server that W&B knows a key for; offline: to files, which `wandb sync` sends later.",
     )
-    folder: str = Field("raylth-wandb", min_length=1, description="Folder of the driver's machine for W&B's files.")
+    folder: Folder = Field("raylth-wandb", description="Folder of the driver's machine for W&B's files.")
 
 
 class LogConfig(Settings):
     """What is recorded on the way; nothing here changes a result."""
 
     evaluate_every: Integer = Field(10, ge=0, description="Epochs between test evaluations of a curve; 0: only at the end.")
-    tensorboard: str | None = Field(
+    tensorboard: Folder | None = Field(
         None,
-        min_length=1,
         description="Folder of the driver's machine for TensorBoard files, a run per network; null is none.",
     )
     wandb: WandbConfig | None = Field(None, description="Weights & Biases, a run per network; null is none.")

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 import tenacity
 
+from raylth.paths import expanded
+
 __all__ = ["BucketLocation", "DiskLocation", "Location", "StorageUnreachable", "locate", "write_atomically"]
 
 T = TypeVar("T")
@@ -261,10 +263,11 @@ def locate(text: str | Path) -> Location:
     """Return the location that a setting or an argument names: a path, or `s3://bucket/prefix` or `gs://bucket/prefix`.
 
     Options such as `?region=eu-west-1` or `?endpoint_override=host:port&scheme=http` are pyarrow's. Raises ValueError, one
-    line, for another scheme, a bucket that is not named, unknown options, and credentials in the text.
+    line, for another scheme, a bucket that is not named, unknown options, credentials in the text, and a `~` or a `$NAME`
+    that stand for nothing.
     """
     if isinstance(text, Path) or "://" not in text:
-        return DiskLocation(text)
+        return DiskLocation(expanded(os.fspath(text)))
     from pyarrow.fs import FileSystem
     from pyarrow.lib import ArrowException
 

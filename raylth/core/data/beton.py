@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from pyarrow import ArrowInvalid, NativeFile
 
-from raylth.core.data.dataset import DataError
+from raylth.core.data.dataset import DataError, MissingData
 from raylth.core.data.places import locate_file
 
 __all__ = ["HEADER", "JPEG", "RAW", "SAMPLE", "Beton"]
@@ -43,7 +43,7 @@ class Beton:
             with system.open_input_file(inside) as file:
                 self._open(file)
         except FileNotFoundError as error:
-            raise DataError(f"{self.path}: no such file; `python -m raylth.data imagenet SRC DST` writes it") from error
+            raise MissingData(f"{self.path}: no such file; `python -m raylth.data imagenet SRC DST` writes it") from error
         except (OSError, ArrowInvalid) as error:
             raise DataError(f"{self.path}: cannot be read: {str(error).splitlines()[0]}") from error
         self._data: np.ndarray | None = None
