@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from raylth.paths import expanded
 from raylth.values import Folder, Integer, Settings
 
 __all__ = ["LogConfig", "WandbConfig"]
@@ -20,9 +21,12 @@ def _is_project(name: str) -> str:
 
 
 def _is_tracking(uri: str) -> str:
-    """Refuse what is no place for MLflow's runs, and credentials, which results would repeat."""
+    """Fill in `~` and variables; refuse what is no place for MLflow's runs, and credentials, which results would repeat."""
     if not re.fullmatch(TRACKING, uri):
         raise ValueError(f"{uri!r} is no tracking URI: expected sqlite:///FILE, file:FOLDER, http(s)://HOST or a database")
+    prefix = re.match(r"sqlite:///|file:(//)?", uri)
+    if prefix is not None:
+        uri = prefix[0] + expanded(uri[prefix.end() :])
     if re.match(r"[^/]+://[^/@]*:[^/@]*@", uri):
         raise ValueError("a password belongs in the environment, such as MLFLOW_TRACKING_PASSWORD, not in the address")
     return uri

@@ -3,7 +3,7 @@
 import os
 import re
 
-__all__ = ["expanded"]
+__all__ = ["contracted", "expanded"]
 
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
@@ -21,5 +21,13 @@ def expanded(path: str) -> str:
             raise ValueError(f"{path!r}: the environment has no variable {name}")
     filled = os.path.expanduser(VARIABLE.sub(lambda found: os.environ.get(found[1] or found[2], found[0]), path))
     if filled.startswith("~"):
-        raise ValueError(f"{path!r}: there is no home folder {filled.partition('/')[0]!r} (write ./{path} for a file of that name)")
+        raise ValueError(
+            f"{path!r}: there is no home folder {filled.partition('/')[0]!r} (write ./{path} for a file of that name)"
+        )
     return filled
+
+
+def contracted(path: str) -> str:
+    """Return a path below the own home folder as `~/...`, as another machine may read it."""
+    home = os.path.expanduser("~").rstrip("/")
+    return f"~{path[len(home) :]}" if home and path.startswith(f"{home}/") else path

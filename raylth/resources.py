@@ -1,8 +1,6 @@
 """What stages take of machines, and how often what is done is saved: settings that change no result."""
 
-from typing import Annotated
-
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from raylth.values import AUTO, Count, EngineSetting, GpuCount, GpuShare, Integer, PackSize, Real, Settings
 
@@ -82,8 +80,8 @@ class ResourcesConfig(Settings):
         "GPU the fastest of those that are proved there, measured once with the size of packs; on a CPU eager. One that is "
         "named is proved, too; if it fails, a simpler one is used.",
     )
-    staging: Annotated[str, Field(min_length=1), AfterValidator(is_filled_in)] | None = Field(
-        None, description="Folder on each machine's own disk to which images in files are copied first, once."
+    staging: str | None = Field(
+        None, min_length=1, description="Folder on each machine's own disk to which images in files are copied first, once."
     )
     checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")
     checkpoint_bytes: Count | None = Field(

@@ -14,6 +14,7 @@ from raylth.stages.probe import evaluate_a_batch
 from raylth.stages.resume import Preempted
 from raylth.stages.rows import result_rows
 from raylth.stages.run import STAGES, TRAININGS, StageFailed, divergence, run_plan, run_stage, run_together, scan
+from raylth.stages.same_data import load_same_data
 from raylth.stages.stage import Artefact, Stage
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "hours",
     "in_units",
     "load_data",
+    "load_same_data",
     "make_context",
     "make_plan",
     "result_rows",

@@ -71,6 +71,10 @@ class Location(ABC):
         """Tell whether there is such a file."""
 
     @abstractmethod
+    def modified(self) -> float | None:
+        """Return when a file was written last, in seconds since 1970; None where that is not known."""
+
+    @abstractmethod
     def check_writable(self) -> None:
         """Raise OSError unless files can be written here; leaves nothing behind."""
 
@@ -130,6 +134,11 @@ class DiskLocation(Location):
 
     def exists(self) -> bool:
         return os.path.exists(self._path)
+
+    def modified(self) -> float | None:
+        with contextlib.suppress(OSError):
+            return os.stat(self._path).st_mtime
+        return None
 
     def check_writable(self) -> None:
         folder = self.path.absolute()
@@ -217,6 +226,10 @@ class BucketLocation(Location):
         from pyarrow.fs import FileType
 
         return bool(self._ask(lambda: self.system.get_file_info(self.path).type) != FileType.NotFound)
+
+    def modified(self) -> float | None:
+        found: int | None = self._ask(lambda: self.system.get_file_info(self.path).mtime_ns)
+        return None if found is None else found / 1e9
 
     def check_writable(self) -> None:
         probe = self / f"writable-{uuid.uuid4().hex}"

@@ -27,10 +27,10 @@ from torchvision.transforms import RandomResizedCrop
 from raylth import data as command
 from raylth.core.data import DataError, load_dataset
 from raylth.core.data.beton import HEADER, JPEG, RAW, Beton
+from raylth.core.data.decode import decode
 from raylth.core.data.draws import RATIO, SCALE, random_resized_crop
 from raylth.core.data.images import has_ffcv, stage
 from raylth.core.data.pil_images import PilImages
-from raylth.core.data.decode import decode
 from raylth.core.data.sources import FolderSource, open_source
 from raylth.core.models import init_model
 from raylth.core.train import Recipe, train

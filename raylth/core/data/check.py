@@ -122,7 +122,9 @@ def _samples(value: object, info: DatasetInfo, what: str) -> np.ndarray:
         for start in range(0, len(x), ROWS):
             is_finite = np.isfinite(x[start : start + ROWS]).reshape(len(x[start : start + ROWS]), -1).all(1)
             if not is_finite.all():
-                raise DataError(f"{what}: sample {start + int(is_finite.argmin())} is not finite (NaN or infinite, as float32)")
+                raise DataError(
+                    f"{what}: sample {start + int(is_finite.argmin())} is not finite (NaN or infinite, as float32)"
+                )
     return x
 
 
@@ -155,13 +157,13 @@ def _labels(y: np.ndarray, num_classes: int, what: str) -> np.ndarray:
     if low < 0 or high >= num_classes:
         row = int(np.argmax((y < 0) | (y >= num_classes)))
         hint = "; subtract 1" if low == 1 and high == num_classes else ""
-        raise DataError(f"{what} has labels from {low:g} to {high:g} (label {row} is {y[row]:g}), and its {num_classes} classes "
-                        f"are 0 to {num_classes - 1}{hint}")  # fmt: skip
+        words = f"{what} has labels from {low:g} to {high:g} (label {row} is {y[row]:g})"
+        raise DataError(f"{words}, and its {num_classes} classes are 0 to {num_classes - 1}{hint}")
     return np.ascontiguousarray(y, dtype=np.int64)
 
 
 def _check_number(found: int, whole: int, asked: int | None, info: DatasetInfo, name: str, split: str) -> None:
-    """Raise DataError unless a split has the samples that are announced, or at least those asked for where it lies in files."""
+    """Raise DataError unless a split has the samples that are announced; in files at least those that are asked for."""
     if found == whole or (info.from_files and asked is not None and asked <= found):
         return
     words = f"{name}: its {split} split has {found:,} samples"
@@ -194,7 +196,9 @@ def _checked_splits(dataset: object, info: DatasetInfo, name: str) -> Dataset:
         raise DataError(f"{what}: its splits() failed: {type(error).__name__}: {_line(error)}") from error
     for split, found, whole in zip(SPLITS, splits, (info.num_train, info.num_test), strict=True):
         if not info.is_streamed and tuple(found.in_shape) != info.in_shape:
-            raise DataError(f"{what}: {split} samples have the shape {found.in_shape}, and its DatasetInfo says {info.in_shape}")
+            raise DataError(
+                f"{what}: {split} samples have the shape {found.in_shape}, and its DatasetInfo says {info.in_shape}"
+            )
         labels = _labels(_array(found.y, f"{what}: {split} labels"), info.num_classes, f"{what}: {split} labels")
         _check_number(len(labels), whole, None, info, name, split)
     return dataset

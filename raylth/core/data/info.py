@@ -51,13 +51,17 @@ class DatasetInfo:
             if _whole(getattr(self, field), field) < least:
                 raise ValueError(f"DatasetInfo: {field} is {getattr(self, field)}, and must be at least {least}")
         if not isinstance(self.in_shape, tuple | list) or not self.in_shape:
-            raise ValueError(f"DatasetInfo: in_shape is {self.in_shape!r}, and must be one sample's shape, such as (3, 32, 32)")
+            raise ValueError(
+                f"DatasetInfo: in_shape is {self.in_shape!r}, and must be one sample's shape, such as (3, 32, 32)"
+            )
         shape = tuple(_whole(side, "in_shape") for side in self.in_shape)
         object.__setattr__(self, "in_shape", shape)
         if min(shape) < 1:
             raise ValueError(f"DatasetInfo: in_shape is {shape}, and its sides must be at least 1")
         if len(shape) == 3 and shape[2] in CHANNELS and shape[0] == shape[1] > 4:
-            raise ValueError(f"DatasetInfo: in_shape is {shape}, and images are (channels, height, width): {shape[2:] + shape[:2]}")
+            raise ValueError(
+                f"DatasetInfo: in_shape is {shape}, and images are (channels, height, width): {shape[2:] + shape[:2]}"
+            )
         for field, known in (("augment", AUGMENTS), ("dtype", DTYPES)):
             if getattr(self, field) not in known:
                 raise ValueError(f"DatasetInfo: {field} is {getattr(self, field)!r}, and must be one of {', '.join(known)}")

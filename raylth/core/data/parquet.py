@@ -13,7 +13,11 @@ from raylth.core.data.dataset import DataError
 __all__ = ["IMAGE_COLUMNS", "TEST", "TRAIN", "VALIDATION", "encoded", "is_hidden", "split_files", "whole_labels"]
 
 IMAGE_COLUMNS = ("img", "image")
-TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing", "eval", "evaluation")
+TRAIN, VALIDATION, TEST = (
+    ("train", "training"),
+    ("validation", "valid", "val", "dev"),
+    ("test", "testing", "eval", "evaluation"),
+)
 SPLIT = re.compile(rf"({'|'.join(sorted((*TRAIN, *VALIDATION, *TEST), key=len, reverse=True))})(?![a-z])")
 SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
@@ -64,7 +68,12 @@ def _check_shards(files: list[str], place: str) -> None:
     numbers = sorted(int(shard[1]) for shard in shards if shard)
     sizes = {int(shard[2]) for shard in shards if shard}
     whole = [name for name in files if SPLIT.fullmatch(PurePosixPath(name).stem.lower())]
-    if len(sizes) > 1 or (sizes and len(numbers) < len(files)) or (whole and len(files) > 1) or len(set(numbers)) < len(numbers):
+    if (
+        len(sizes) > 1
+        or (sizes and len(numbers) < len(files))
+        or (whole and len(files) > 1)
+        or len(set(numbers)) < len(numbers)
+    ):
         raise DataError(f"{place}: {files[0]} and {files[-1]} are the same split twice: leave one of them there")
     missing = set(range(next(iter(sizes), 0))) - set(numbers)
     if missing:

@@ -46,7 +46,9 @@ class FolderSource:
         for label, name in enumerate(self.classes):
             below = [file for file in (folder / name).rglob("*") if not is_hidden(str(file.relative_to(folder)))]
             found = sorted(str(file.relative_to(folder)) for file in below if file.suffix.lower() in SUFFIXES)
-            others.update(file.suffix or file.name for file in below if file.suffix.lower() not in SUFFIXES and file.is_file())
+            others.update(
+                file.suffix or file.name for file in below if file.suffix.lower() not in SUFFIXES and file.is_file()
+            )
             self.files += found
             labels += [label] * len(found)
             empty += [] if found else [name]
@@ -114,7 +116,9 @@ def open_source(place: str, split: str) -> Source:
     if system.get_file_info(path).type == fs.FileType.NotFound:
         raise DataError(f"{place}: no such folder")
     below = [info.path[len(path) :].lstrip("/") for info in system.get_file_info(fs.FileSelector(path, recursive=True))]
-    parquet = dict(zip(WORDS, split_files(below, list(WORDS.values()), place), strict=True))  # both: they must belong together
+    parquet = dict(
+        zip(WORDS, split_files(below, list(WORDS.values()), place), strict=True)
+    )  # both: they must belong together
     if parquet[split]:
         return ParquetSource([f"{path.rstrip('/')}/{name}" for name in parquet[split]], system)
     for name in FOLDERS[split]:
