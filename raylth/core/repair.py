@@ -5,7 +5,6 @@ deviation that lie between the end points'; with batch norm that is its affine p
 layer's own weight and bias, so nothing is left over that was not in the network before.
 """
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raylth.core.batches import Batches, inputs_of
 from raylth.core.batchnorm import Moments, set_statistics
 from raylth.core.modes import freeze_dropout, in_mode
 from raylth.core.precision import precision
@@ -51,7 +51,7 @@ def repair_sites(model: nn.Module) -> list[str]:
 
 @precision("float32")
 @torch.no_grad()
-def site_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Statistics]:
+def site_statistics(model: nn.Module, batches: Batches) -> dict[str, Statistics]:
     """Return mean and deviation of every site's output over all samples and positions, the network in eval mode."""
     moments = {name: Moments() for name in repair_sites(model)}
     with ExitStack() as hooks, in_mode(model, training=False):
@@ -60,7 +60,7 @@ def site_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, St
             axis = -1 if isinstance(module, nn.Linear) else 1
             handle = module.register_forward_hook(lambda _, __, out, into=into, axis=axis: into.add(out, axis))
             hooks.callback(handle.remove)
-        for x in batches:
+        for x in inputs_of(batches, model):
             model(x)
     results = {name: moment.result() for name, moment in moments.items()}
     return {name: Statistics(mean, variance.sqrt()) for name, (mean, variance) in results.items()}
@@ -73,13 +73,14 @@ def repair(
     statistics_a: dict[str, Statistics],
     statistics_b: dict[str, Statistics],
     alpha: float,
-    batches: Iterable[Tensor],
+    batches: Batches,
 ) -> None:
     """Set every site's mean and deviation to (1 - alpha) A's + alpha B's, in place and in one pass.
 
     `model` is the network at alpha between A and B; the statistics come from `site_statistics` of the end points;
-    `batches` yields network inputs (B, *in_shape). While a layer is measured, those before it are corrected already, by
-    the statistics of the batch. A unit that never varies is only shifted. Jordan et al. (2023), equations 4 and 5.
+    `batches` yields network inputs (B, *in_shape), or (inputs, labels) as a DataLoader does. While a layer is measured, those
+    before it are corrected already, by the statistics of the batch. A unit that never varies is only shifted. Jordan et al.
+    (2023), equations 4 and 5.
     Raises ValueError for no data, or statistics of another architecture.
     """
     sites = repair_sites(model)
@@ -108,7 +109,7 @@ def repair(
                 )
             hooks.callback(handle.remove)
         freeze_dropout(model)
-        for x in batches:
+        for x in inputs_of(batches, model):
             model(x)
     set_statistics(norms, moments)
     for name in sites:

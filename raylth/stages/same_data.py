@@ -13,7 +13,7 @@ from raylth.stages.graph import Graph
 from raylth.stages.plan import Plan
 from raylth.store import Location, Store, fingerprint
 
-__all__ = ["load_same_data"]
+__all__ = ["check_same_data", "load_same_data"]
 
 SHOWN = 12  # digits of a SHA-256
 DATED = 100  # artefacts whose age is looked at
@@ -33,7 +33,7 @@ def load_same_data(
     stamp = _stamp(data)
     remembered = None if stamp is None else store.root / "data" / f"{stamp[:32]}.json"
     if graph.finished and remembered is not None and (known := _read(remembered)) is not None:
-        _compare(plan, graph, store, known)
+        check_same_data(plan, graph, store, known)
         return None
     to_train = not (graph.finished or dry)
     data = data if to_train else data.model_copy(update={"download": False})
@@ -45,15 +45,33 @@ def load_same_data(
         note(f"{error} (the stages in the store were made when it was there)")
         return None
     found = dataset.fingerprint()
-    _compare(plan, graph, store, found)
+    check_same_data(plan, graph, store, found)
     if remembered is not None and not dry:
         with contextlib.suppress(OSError):  # it is hashed again next time
             remembered.write(json.dumps({"data_sha256": found}).encode())
     return dataset
 
 
+def check_same_data(plan: Plan, graph: Graph, store: Store, found: str) -> None:
+    """Raise DataError unless all that the store holds of a plan was made from the data whose fingerprint is `found`."""
+    others = {key: made for key, made in graph.made_from.items() if made != found}
+    if not others:
+        return
+    data, count = plan.config.data, sum(bool(others.keys() & set(stage.produces)) for stage in plan.stages)
+    times = [time for key in sorted(others)[:DATED] if (time := store.published(key)) is not None]
+    when = f", last on {datetime.fromtimestamp(max(times)):%Y-%m-%d %H:%M}" if times else ""
+    old = " and ".join(sorted({made[:SHOWN] for made in others.values()})[:3])
+    setting = "data.root" if DATASETS[data.name].from_files else "data.name"
+    drawn = " (nothing was changed? then its load() draws without a fixed seed)" if ":" in data.name else ""
+    raise DataError(
+        f"{setting}: the data of {data.name} have changed: {count} of the sweep's {len(plan.stages)} stages are in "
+        f"{plan.config.storage} already, made{when} from data with the SHA-256 {old}, and now it is {found[:SHOWN]}{drawn}: "
+        "restore the old data, or train from the new ones in another storage (storage=...)"
+    )
+
+
 def _stamp(data: DataConfig) -> str | None:
-    """Return a hash of how a data set's files are read, and of their names, sizes and times; None where they are not known."""
+    """Return a hash of how a data set's files are read, and of their names, sizes and times; None if they are not known."""
     files = DATASETS[data.name].files
     if files is None or data.root is None:
         return None
@@ -70,21 +88,3 @@ def _read(remembered: Location) -> str | None:
         return str(json.loads(remembered.read())["data_sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _compare(plan: Plan, graph: Graph, store: Store, found: str) -> None:
-    """Raise DataError unless all that the store holds of a plan was made from the data whose fingerprint is `found`."""
-    others = {key: made for key, made in graph.made_from.items() if made != found}
-    if not others:
-        return
-    data, count = plan.config.data, sum(bool(others.keys() & set(stage.produces)) for stage in plan.stages)
-    times = [time for key in sorted(others)[:DATED] if (time := store.published(key)) is not None]
-    when = f", last on {datetime.fromtimestamp(max(times)):%Y-%m-%d %H:%M}" if times else ""
-    old = " and ".join(sorted({made[:SHOWN] for made in others.values()})[:3])
-    setting = "data.root" if DATASETS[data.name].from_files else "data.name"
-    drawn = " (nothing was changed? then its load() draws without a fixed seed)" if ":" in data.name else ""
-    raise DataError(
-        f"{setting}: the data of {data.name} have changed: {count} of the sweep's {len(plan.stages)} stages are in "
-        f"{plan.config.storage} already, made{when} from data with the SHA-256 {old}, and now it is {found[:SHOWN]}{drawn}: "
-        "restore the old data, or train from the new ones in another storage (storage=...)"
-    )

@@ -40,17 +40,15 @@ def cifar100(*, root: str | None, layout: str, download: bool, **_: object) -> A
 
 def check(name: str, *, root: str | None, layout: str, download: bool) -> None:
     """Raise DataError when files are missing and nothing fetches them; no image is read."""
-    folder = _folder(name, root, layout)
-    with _blamed_on_root():
-        if layout == "parquet":
-            for file in files(name, root=root, layout=layout):
+    if layout == "parquet" or not download:
+        found = files(name, root=root, layout=layout)
+        with _blamed_on_root():
+            for file in found if layout == "parquet" else ():
                 _columns(name, file)
-        elif not download:
-            _check_torchvision(name, folder)
 
 
 def files(name: str, *, root: str | None, layout: str) -> list[Path]:
-    """Return the files that a data set is read from."""
+    """Return the files that a data set is read from; DataError as `check`."""
     folder = _folder(name, root, layout)
     with _blamed_on_root():
         if layout == "parquet":
