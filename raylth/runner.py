@@ -56,11 +56,11 @@ def run_sweep(
     plan, run = plan or plan_of(config), run or Run.open(config, store)
     check_places(config, store)
 
-    def note(line: str) -> None:
+    def say(line: str) -> None:
         console.print(Text(line, style="yellow"), soft_wrap=True)
 
-    graph = scan_of(plan, store, note)
-    dataset = load_same_data(plan, graph, store, note)
+    graph = scan_of(plan, store, say)
+    dataset = load_same_data(plan, graph, store, say)
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
     meter = meter or Meter(config.budget, config.prices, run.folder / "used.json")
 

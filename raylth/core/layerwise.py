@@ -22,9 +22,9 @@ def reset_and_predict(model: nn.Module, batches: Batches) -> Tensor:
     """Measure batch norm's statistics anew, in place, and return the outputs that the network then has for the same samples.
 
     `batches` are network inputs (B, *in_shape), or (inputs, labels) as a DataLoader yields them. The samples count as one
-    batch: every layer sees all of them normalised by the statistics that evaluation uses from then on; `reset_bn_stats` of one batch
-    and an evaluation give the same in two passes, but for the biased variance that training mode divides by. All activations
-    of one layer are held at a time.
+    batch: every layer sees all of them normalised by the statistics that evaluation uses from then on; `reset_bn_stats` of
+    one batch and an evaluation give the same in two passes, but for the biased variance that training mode divides by. All
+    activations of one layer are held at a time.
     Returns (samples, ...), the outputs in evaluation mode.
     Raises ValueError for no data, UnknownOperation for a network that cannot be traced.
     """

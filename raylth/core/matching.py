@@ -100,9 +100,10 @@ def match_activations(model_a: nn.Module, model_b: nn.Module, spec: PermutationS
     """Find the permutation of A's units that best lines up with B's, in one pass over the data for all groups.
 
     `batches` yields network inputs (B, *in_shape), or (inputs, labels) as a DataLoader does; both networks run in eval mode
-    and are left as they were. Units are compared at the spec's sites (`PermutationSpec.watch`), over all samples and positions
-    with equal weight; a unit of several channels, as in a grouped convolution, by the sum over its channels. Memory, beyond
-    one forward pass of each network on one batch: `CrossMoments` of every group, whatever the number of samples.
+    and are left as they were. Units are compared at the spec's sites (`PermutationSpec.watch`), over all samples and
+    positions with equal weight; a unit of several channels, as in a grouped convolution, by the sum over its channels.
+    Memory, beyond one forward pass of each network on one batch: `CrossMoments` of every group, whatever the number of
+    samples.
 
     Raises ValueError for no data, activations that are not finite (with the group's name), or different architectures.
     """

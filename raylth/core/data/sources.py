@@ -17,7 +17,7 @@ __all__ = ["FolderSource", "ParquetSource", "Source", "open_source"]
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 FOLDERS = {"train": ("train",), "val": ("val", "validation", "test")}
-WORDS = {"train": [TRAIN], "val": [VALIDATION, TEST]}
+WORDS: dict[str, list[tuple[str, ...]]] = {"train": [TRAIN], "val": [VALIDATION, TEST]}
 
 
 class Source(Protocol):
