@@ -48,7 +48,9 @@ def split_files(names: Iterable[str], wanted: Sequence[Sequence[Sequence[str]]],
             both = " and ".join(by_word[word][0] for word in words[:2])
             raise DataError(f"{place}: {both} are of two splits, or the same one twice: leave one of them there")
         splits.append(by_word[words[0]] if words else [])
-    folders = {_configuration(name): name for files in splits for name in reversed(files)}
+    folders: dict[tuple[str, ...], str] = {}
+    for name in (name for files in splits for name in files):
+        folders.setdefault(_configuration(name), name)
     if len(folders) > 1:
         first, other = list(folders.values())[:2]
         raise DataError(f"{place}: {first} and {other} are of two data sets: name the folder of one of them")
