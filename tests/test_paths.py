@@ -43,7 +43,10 @@ def test_what_is_filled_in(home, tmp_path):
     assert expanded("$SCRATCH/a/${SCRATCH}") == f"{tmp_path}/scratch/a/{tmp_path}/scratch"
     for same in ("a/~b", "./~", "s3://bucket/~/x?y=$z", "5$", "a$1b", "/abs", "a b"):
         assert expanded(same) == same
-    for wrong, line in (("~nobody-of-that-name/x", "no home folder '~nobody-of-that-name'"), ("$NOWHERE_AT_ALL/x", "no variable")):
+    for wrong, line in (
+        ("~nobody-of-that-name/x", "no home folder '~nobody-of-that-name'"),
+        ("$NOWHERE_AT_ALL/x", "no variable"),
+    ):
         with pytest.raises(ValueError, match=line):
             expanded(wrong)
         with pytest.raises(ValueError, match=line):
@@ -54,7 +57,8 @@ def test_what_is_filled_in(home, tmp_path):
 
 def test_every_path_of_a_sweep_file_and_of_the_command_line(home, tmp_path):
     settings = {
-        "name": "paths", "storage": "~/store", "data": {"name": "cifar10", "root": "$SCRATCH/cifar"}, "model": {"name": "resnet20"},
+        "name": "paths", "storage": "~/store", "data": {"name": "cifar10", "root": "$SCRATCH/cifar"},
+        "model": {"name": "resnet20"},
         "log": {"tensorboard": "~/boards", "wandb": {"folder": "~/wandb"}, "mlflow": "sqlite:///~/mlflow.db"},
         "sparse": {"mask_from": "~/masks/{replicate}-{sparsity}.safetensors"},
     }  # fmt: skip
@@ -80,14 +84,14 @@ def test_each_machine_has_a_home_of_its_own_for_staged_files(home, tmp_path):
     files = ImageFiles("train", "test", 32, 10, (), (), (1, 1))
     assert files.staged("~/scratch").staging == "~/scratch"
     assert files.staged("scratch").staging == f"{tmp_path}/here/scratch"
-    with pytest.raises(DataError, match="^resources.staging: .*no variable NOWHERE"):
+    with pytest.raises(DataError, match=r"^resources\.staging: .*no variable NOWHERE"):
         files.staged("$NOWHERE/x")
 
 
 def test_commands_take_such_paths(home, tmp_path, capsys):
     """A store below the home folder, from its sweep to each of the commands that read it."""
-    config = tiny_sweep(storage="~/store", sparse={"arms": ["naive"], "sparsities": [0.3], "rewinds": [0]}, dense={"epochs": 1},
-                        match={"epochs": [1]})  # fmt: skip
+    config = tiny_sweep(storage="~/store", sparse={"arms": ["naive"], "sparsities": [0.3], "rewinds": [0]},
+                        dense={"epochs": 1}, match={"epochs": [1]})  # fmt: skip
     plan, store = make_plan(config), Store("~/store")
     assert set(run_plan(plan, store).states.values()) == {"done"}
     (key,) = [stage.key for stage in plan.stages if stage.kind == "sparse"]

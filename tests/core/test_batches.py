@@ -69,7 +69,9 @@ def test_batches_are_taken_as_they_are(batches):
         torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("batches", [DataLoader(TensorDataset(X, Y), batch_size=20), zip(X.split(20), Y.split(20), strict=True)])
+@pytest.mark.parametrize(
+    "batches", [DataLoader(TensorDataset(X, Y), batch_size=20), zip(X.split(20), Y.split(20), strict=True)]
+)
 def test_learned_matching_takes_an_ordinary_loader(batches):
     a, b = network(1), network(2)
     spec = derive_spec(a, X[:2])

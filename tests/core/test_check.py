@@ -118,7 +118,9 @@ def test_announced_bytes_that_are_none(x):
         checked(own(x), info(dtype="uint8"), "own")
 
 
-@pytest.mark.parametrize("returned", [None, 3, (X, Y), {"train": X}, ArrayDataset, torch.utils.data.TensorDataset(torch.tensor(X))])
+@pytest.mark.parametrize(
+    "returned", [None, 3, (X, Y), {"train": X}, ArrayDataset, torch.utils.data.TensorDataset(torch.tensor(X))]
+)
 def test_what_is_no_data_set_is_one_line(returned):
     with pytest.raises(DataError, match=r"its load\(\) returned .*, not an ArrayDataset"):
         checked(returned, info(), "own")
@@ -128,7 +130,9 @@ def test_what_is_no_data_set_is_one_line(returned):
     st.sampled_from(["train_x", "train_y", "test_x", "test_y", "mean", "std"]),
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
-        lambda values: st.lists(values, max_size=4) | st.tuples(values, values) | st.dictionaries(st.text(max_size=2), values),
+        lambda values: (
+            st.lists(values, max_size=4) | st.tuples(values, values) | st.dictionaries(st.text(max_size=2), values)
+        ),
         max_leaves=12,
     ),
 )
@@ -137,7 +141,7 @@ def test_whatever_stands_in_the_place_of_an_array_is_one_line_or_right(field, va
     try:
         found = checked(own(**{field: value}), info(), "own")
     except DataError as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error)  # noqa: PT017
         return
     train, test = found.splits("cpu")
     assert (len(train), len(test)) == (20, 10)
@@ -173,7 +177,10 @@ def test_load_is_called_with_what_it_takes():
         with pytest.raises(kind, match=line) as caught:
             called(function, info(), "own", **settings)
         assert "\n" not in str(caught.value)
-    load = lambda: own()  # noqa: E731
+
+    def load():
+        return own()
+
     with pytest.raises(DataError, match="takes no root, and its DatasetInfo says that it lies in files"):
         called(load, info(load=load, from_files=True), "own", **settings)
 
@@ -204,14 +211,16 @@ def test_a_wrong_announcement_is_refused_where_it_is_made(changes, line):
 def test_data_in_files_may_be_fewer_only_when_a_number_is_asked_for(monkeypatch):
     few = info(from_files=True, num_train=200, num_test=100, load=lambda root: own())
     monkeypatch.setitem(DATASETS._entries, "few", few)
-    with pytest.raises(DataError, match=r"^data.num_train: few: its train split has 20 samples in data.root, and the whole set"):
+    with pytest.raises(
+        DataError, match=r"^data.num_train: few: its train split has 20 samples in data.root, and the whole set"
+    ):
         load_dataset("few", root="x")
     with pytest.raises(DataError, match=r"^data.num_test: .* has 10 samples .* set it to 10 if these are meant"):
         load_dataset("few", root="x", num_train=20)
     with pytest.raises(DataError, match=r"^data.num_train: 21 asked for"):
         load_dataset("few", root="x", num_train=21, num_test=5)
     assert len(load_dataset("few", root="x", num_train=20, num_test=5).test_y) == 5
-    monkeypatch.setitem(DATASETS._entries, "few", info(num_train=200, load=lambda: own()))
+    monkeypatch.setitem(DATASETS._entries, "few", info(num_train=200, load=lambda **_: own()))
     with pytest.raises(DataError, match=r"^data.name: few: its train split has 20 samples, and its DatasetInfo announces"):
         load_dataset("few", num_train=20)
 
