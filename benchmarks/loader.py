@@ -28,9 +28,9 @@ from torchvision import datasets, transforms
 from raylth.core.allocator import keep_freed_memory
 from raylth.core.data import images as streamed
 from raylth.core.data.convert import Encoding, convert
-from raylth.core.data.dataset import IMAGENET_MEAN as MEAN
-from raylth.core.data.dataset import IMAGENET_STD as STD
 from raylth.core.data.images import ImageFiles
+from raylth.core.data.info import IMAGENET_MEAN as MEAN
+from raylth.core.data.info import IMAGENET_STD as STD
 from raylth.core.data.sources import FolderSource
 
 BATCH_SIZE, PIXELS, THREADS = 128, 224, 2

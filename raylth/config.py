@@ -22,6 +22,7 @@ from raylth.values import (
     AUTO,
     Count,
     Epoch,
+    Folder,
     Integer,
     Rate,
     Real,
@@ -190,9 +191,8 @@ class SparseConfig(OptimizerConfig):
     schedule: Literal["fresh", "rewound"] = Field(
         "fresh", description="fresh: lr on a new cosine over T - k epochs; rewound: the dense schedule goes on from k."
     )
-    mask_from: str | None = Field(
+    mask_from: Folder | None = Field(
         None,
-        min_length=1,
         description="File with A's mask, instead of IMP: masks alone, or a network pruned by torch.nn.utils.prune, which is "
         "then A. {replicate}, {sparsity} and {width} in it are filled in.",
     )

@@ -16,6 +16,7 @@ from raylth.core.data.convert import Encoding, convert, is_converted
 from raylth.core.data.imagenet import FILES
 from raylth.core.data.images import has_ffcv
 from raylth.core.data.sources import Source, open_source
+from raylth.paths import expanded
 
 __all__ = ["main", "make_parser"]
 
@@ -61,17 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     encoding = Encoding(options.max_side, options.jpeg_share, options.quality)
     try:
-        sources = {"train": open_source(options.source, "train"), "test": open_source(options.source, "val")}
-        _check_classes(sources["train"], sources["test"], options.source)
+        place, target = expanded(options.source), Path(expanded(options.target))
+        sources = {"train": open_source(place, "train"), "test": open_source(place, "val")}
+        _check_classes(sources["train"], sources["test"], place)
+        for note in (note for source in sources.values() for note in source.notes):
+            _tell(note)
         for split, file in FILES.items():
-            source, path = sources[split], Path(options.target) / file
+            source, path = sources[split], target / file
             if is_converted(path, source, encoding):
                 _tell(f"{path}: is there, with {len(source.labels):,} images of the source")
                 continue
             record = convert(source, path, encoding, workers=options.workers, most_broken=options.most_broken, tell=_tell)
             _tell(f"{path}: {record['samples']:,} images, {record['bytes'] / 1e9:.2f} GB, verified, {record['seconds']:g} s")
             _tell(f"  broken: {len(record['broken'])}, made RGB: {record['made_rgb']}, SHA-256 {record['sha256']}")
-    except (DataError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -81,10 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_classes(train: Source, val: Source, place: str) -> None:
-    """Raise DataError where the two splits number their classes differently."""
+    """Raise DataError where the two splits number their classes differently, and for a class that nothing is trained on."""
     different = sorted(set(train.classes) ^ set(val.classes))
     if train.classes and val.classes and different:
         raise DataError(f"{place}: train and val have different classes, {different[0]!r} is in one only")
+    empty = [name for number, name in enumerate(train.classes) if not (train.labels == number).any()]
+    if empty:
+        raise DataError(f"{place}: the class {empty[0]} has no training images: remove its folder, or fill it")
 
 
 def _tell(line: str) -> None:

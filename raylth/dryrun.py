@@ -9,8 +9,8 @@ from rich.table import Table
 
 from raylth.cluster.shares import slot_of
 from raylth.config import SweepConfig
-from raylth.core.data import check_dataset
-from raylth.stages import Forecast, Graph, Hours, Plan, forecast, free_bytes, hours, in_units, make_plan, scan
+from raylth.core.data import DATASETS, MissingData, check_dataset
+from raylth.stages import Forecast, Graph, Hours, Plan, forecast, free_bytes, hours, in_units, load_same_data, make_plan, scan
 from raylth.store import Store
 from raylth.sweepfile import BadSweep
 
@@ -23,6 +23,7 @@ def print_plan(config: SweepConfig) -> None:
     graph = scan_of(plan, store, print)
     if not graph.finished:
         check_dataset(config.data.name, root=config.data.root, layout=config.data.layout, download=config.data.download)
+    _check_data(plan, graph, store)
     table = Table(title=f"plan of {config.name}", title_justify="left")
     ahead = forecast(plan, graph, os.cpu_count() or 1)
     for heading in ("stage", "planned", "in the store", "to run", "trainings", "epochs to train", "to write"):
@@ -51,6 +52,20 @@ def print_plan(config: SweepConfig) -> None:
     free = free_bytes(store.root)
     print(f"storage: {config.storage}{'' if free is None else f', {in_units(free)} free'}; nothing was started")
     check_space(config, ahead, free)
+
+
+def _check_data(plan: Plan, graph: Graph, store: Store) -> None:
+    """Raise DataError for data that cannot be trained on, or are not those that the store's stages were made from.
+
+    Whole sets of files that nothing was made from yet are not read.
+    """
+    info = DATASETS[plan.config.data.name]
+    if graph.made_from or info.files is None:
+        try:
+            load_same_data(plan, graph, store, print, dry=True)
+        except MissingData:  # to be fetched, or converted
+            if not info.from_files:
+                raise
 
 
 def share_of(config: SweepConfig) -> Callable[[str], tuple[int, float]]:

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from raylth.values import Integer, Settings
+from raylth.paths import expanded
+from raylth.values import Folder, Integer, Settings
 
 __all__ = ["LogConfig", "WandbConfig"]
 
@@ -20,9 +21,12 @@ def _is_project(name: str) -> str:
 
 
 def _is_tracking(uri: str) -> str:
-    """Refuse what is no place for MLflow's runs, and credentials, which results would repeat."""
+    """Fill in `~` and variables; refuse what is no place for MLflow's runs, and credentials, which results would repeat."""
     if not re.fullmatch(TRACKING, uri):
         raise ValueError(f"{uri!r} is no tracking URI: expected sqlite:///FILE, file:FOLDER, http(s)://HOST or a database")
+    prefix = re.match(r"sqlite:///|file:(//)?", uri)
+    if prefix is not None:
+        uri = prefix[0] + expanded(uri[prefix.end() :])
     if re.match(r"[^/]+://[^/@]*:[^/@]*@", uri):
         raise ValueError("a password belongs in the environment, such as MLFLOW_TRACKING_PASSWORD, not in the address")
     return uri
@@ -36,16 +40,15 @@ class WandbConfig(Settings):
         "offline",
         description="online: to the server that W&B knows a key for; offline: to files, which `wandb sync` sends later.",
     )
-    folder: str = Field("raylth-wandb", min_length=1, description="Folder of the driver's machine for W&B's files.")
+    folder: Folder = Field("raylth-wandb", description="Folder of the driver's machine for W&B's files.")
 
 
 class LogConfig(Settings):
     """What is recorded on the way; nothing here changes a result."""
 
     evaluate_every: Integer = Field(10, ge=0, description="Epochs between test evaluations of a curve; 0: only at the end.")
-    tensorboard: str | None = Field(
+    tensorboard: Folder | None = Field(
         None,
-        min_length=1,
         description="Folder of the driver's machine for TensorBoard files, a run per network; null is none.",
     )
     wandb: WandbConfig | None = Field(None, description="Weights & Biases, a run per network; null is none.")

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raylth import terminal
+from raylth.paths import expanded
 from raylth.report import results
 from raylth.store import Location, locate
 from raylth.store.tables import DATASETS
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.csv == "-":
             _write(names, rows, sys.stdout)
         else:
-            with Path(options.csv).open("w", newline="", encoding="utf-8") as file:
+            with Path(expanded(options.csv)).open("w", newline="", encoding="utf-8") as file:
                 _write(names, rows, file)
     except BrokenPipeError:
         raise

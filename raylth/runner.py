@@ -23,7 +23,7 @@ from raylth.exporters import check_exporters
 from raylth.importing import uncollected
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
-from raylth.stages import Graph, Plan, forecast, free_bytes, in_units, load_data
+from raylth.stages import Graph, Plan, forecast, free_bytes, in_units, load_same_data
 from raylth.store import Store
 from raylth.sweepfile import BadSweep
 from raylth.view import SweepView
@@ -55,7 +55,12 @@ def run_sweep(
     store = Store(config.storage)
     plan, run = plan or plan_of(config), run or Run.open(config, store)
     check_places(config, store)
-    graph = scan_of(plan, store, lambda line: console.print(Text(line, style="yellow")))
+
+    def say(line: str) -> None:
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+
+    graph = scan_of(plan, store, say)
+    dataset = load_same_data(plan, graph, store, say)
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
     meter = meter or Meter(config.budget, config.prices, run.folder / "used.json")
 
@@ -66,9 +71,8 @@ def run_sweep(
 
     if graph.finished:
         console.print(_nothing_to_train(graph, config.name), highlight=False, soft_wrap=True)
-    elif meter.exhausted is None:
+    elif meter.exhausted is None and dataset is not None:
         check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
-        dataset = load_data(config.data, config.resources.staging)
         for line in _hints(dataset):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
         try:

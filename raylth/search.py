@@ -15,13 +15,14 @@ from raylth.analyses import AnalysesConfig
 from raylth.cluster.address import Joining
 from raylth.cluster.meter import Meter
 from raylth.config import SweepConfig
+from raylth.core.data import Dataset
 from raylth.dryrun import plan_of, scan_of, share_of
 from raylth.progress import StatusFile
 from raylth.runner import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_places, compute, run_sweep
 from raylth.runs import NOT_SCIENCE, Run
 from raylth.searching import judging_base
 from raylth.settings import changed
-from raylth.stages import Graph, Plan, hours, load_data
+from raylth.stages import Graph, Plan, check_same_data, hours, load_data
 from raylth.store import Lease, Location, Store, fingerprint
 from raylth.store.location import DiskLocation
 from raylth.sweepfile import BadSweep
@@ -48,14 +49,17 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
     judged = repeats[0]
     _check_space(judged)
     check_places(config, store)
-    identity = _fingerprint(judged)
+    dataset = load_data(judged.data, judged.resources.staging)
+    identity, shared = _fingerprint(judged, dataset.fingerprint()), _shared_by_trials(repeats)
+    check_same_data(shared, scan_of(shared, store, lambda line: None), store, dataset.fingerprint())
     folder = store.root / "searches" / f"{config.name}-{identity[:8]}"
     meter = Meter(config.budget, config.prices, folder / "used.json")
     with Lease(store, identity) as lease, _journal(folder) as (journal, kept):
         if not lease.held:
             raise BadSweep(f"search: another process is at this search already ({folder}); let it end, or end it")
         try:
-            studies = _search(repeats, Run(judged, store, folder.name), journal, kept, console, command, joining, meter)
+            run = Run(judged, store, folder.name)
+            studies = _search(repeats, dataset, run, journal, kept, console, command, joining, meter)
         except KeyboardInterrupt:
             console.print("\nstopped: what was tried is kept; the same command goes on", highlight=False)
             return EXIT_INTERRUPTED
@@ -188,6 +192,7 @@ def _studies(repeats: Sequence[SweepConfig], journal: Path) -> "list[Study]":
 
 def _search(
     repeats: Sequence[SweepConfig],
+    dataset: Dataset,
     run: Run,
     journal: Path,
     kept: Callable[[], None],
@@ -209,9 +214,7 @@ def _search(
     ahead = [(study, left) for study in studies if (left := search.trials - len(study.ended())) > 0]
     if meter.exhausted or not ahead:
         return studies
-    dataset = load_data(config.data, config.resources.staging)
-    whole = joined_plan(config, [plan_of(repeats[number - 1]) for number in sorted({study.repeat for study, _ in ahead})])
-    shared = Plan(config, tuple(stage for stage in whole.stages if stage.kind in ("dense", "imp", "mask", "match")))
+    shared = _shared_by_trials([repeats[number - 1] for number in sorted({study.repeat for study, _ in ahead})])
     graph = scan_of(shared, run.store, lambda line: console.print(Text(line, style="yellow")))
     status = StatusFile(run.folder)
 
@@ -237,6 +240,12 @@ def _search(
                 search_on_ray(study, given, left, told, scratch, meter, None if joining.is_local else machines())
     status.update(graph, 0, meter.used, state="finished")
     return studies
+
+
+def _shared_by_trials(repeats: Sequence[SweepConfig]) -> Plan:
+    """Plan what every trial starts from."""
+    whole = joined_plan(repeats[0], [plan_of(config) for config in repeats])
+    return Plan(repeats[0], tuple(stage for stage in whole.stages if stage.kind in ("dense", "imp", "mask", "match")))
 
 
 @contextlib.contextmanager
@@ -266,14 +275,14 @@ def _science(config: SweepConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=NOT_SCIENCE)  # type: ignore[arg-type]
 
 
-def _fingerprint(config: SweepConfig) -> str:
+def _fingerprint(config: SweepConfig, data_sha256: str) -> str:
     """Tell searches apart whose trials could not be compared; more trials or repeats of the same are the same search.
 
-    The keys of the stages tell of a network's code and a mask's bytes, too.
+    The keys of the stages tell of a network's code and a mask's bytes, too, and `data_sha256` of the data.
     """
     assert config.search is not None
     search = config.search.model_dump(mode="json", exclude=OF_THE_SAME_SEARCH)
-    return fingerprint([_science(config), search, sorted(stage.key for stage in plan_of(config).stages)])
+    return fingerprint([_science(config), search, sorted(stage.key for stage in plan_of(config).stages), data_sha256])
 
 
 def _line(error: ValueError) -> str:

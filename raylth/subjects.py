@@ -6,7 +6,7 @@ from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from raylth.core.data import DATASETS, DatasetInfo
 from raylth.core.models import MODELS
-from raylth.values import Count, Integer, Settings, Width, known, unique
+from raylth.values import Count, Folder, Integer, Settings, Width, known, unique
 
 __all__ = ["DataConfig", "ModelConfig"]
 
@@ -19,7 +19,7 @@ class DataConfig(Settings):
         description="Data set: a name of this package or of an installed one's entry point, or the import path "
         "package.module:object of a DatasetInfo of one's own.",
     )
-    root: str | None = Field(None, description="Folder of its files; data sets that come embedded need none.")
+    root: Folder | None = Field(None, description="Folder of its files; data sets that come embedded need none.")
     layout: Literal["torchvision", "parquet"] = Field(
         "torchvision", description="How the files lie: torchvision's, or Parquet as the Hugging Face hub stores images."
     )

@@ -16,6 +16,7 @@ with importing.uncollected():
     from raylth.config import SweepConfig
     from raylth.core.data import DataError
     from raylth.dryrun import print_plan
+    from raylth.paths import contracted
     from raylth.runner import run_sweep
     from raylth.search import final_of, run_search, what_is_searched
     from raylth.store import NewerStore
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if options.cluster and not options.dry_run:
                 words = [*options.overrides, *joining.words]
-                status, told = send(options.cluster, options.file, words, config.storage)
+                status, told = send(options.cluster, options.file, words, contracted(config.storage))
                 print(told, file=sys.stderr if status else sys.stdout)
                 return status
             if options.dry_run:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PositiveInt
 
+from raylth.paths import expanded
 from raylth.registry import Registry, UnknownName
 from raylth.store import locate
 
@@ -16,6 +17,7 @@ __all__ = [
     "Count",
     "EngineSetting",
     "Epoch",
+    "Folder",
     "GpuCount",
     "GpuShare",
     "Integer",
@@ -62,9 +64,12 @@ def unique(values: list[Any]) -> list[Any]:
 
 
 def is_place(text: str) -> str:
-    """Refuse what is neither a path nor a bucket that can be."""
+    """Fill in `~` and variables; refuse what is neither a path nor a bucket that can be."""
     locate(text)
-    return text
+    return expanded(text)
+
+
+Folder = Annotated[str, Field(min_length=1), AfterValidator(expanded)]  # or a file, of the machine that reads the sweep file
 
 
 def _gpu_share(value: Any) -> float | Literal["auto"]:

@@ -1,12 +1,13 @@
 """Statistics of batch norm, measured anew: a network between two others needs its own."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raylth.core.batches import Batches, inputs_of
 from raylth.core.modes import freeze_dropout, in_mode
 from raylth.core.precision import precision
 
@@ -44,12 +45,13 @@ class Moments:
 
 @precision("float32")
 @torch.no_grad()
-def reset_bn_stats(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def reset_bn_stats(model: nn.Module, batches: Batches) -> None:
     """Set the running statistics of every batch norm to those of the given data, in one pass, in place.
 
-    `batches` yields network inputs (B, *in_shape). The network runs in training mode, so each layer sees what the batch
-    norms before it make of the batch; mean and (unbiased) variance are those of all samples and positions together,
-    however they are cut into batches, not an average of batch variances. Weights and the training flag are left alone.
+    `batches` yields network inputs (B, *in_shape), or (inputs, labels) as a DataLoader does. The network runs in training
+    mode, so each layer sees what the batch norms before it make of the batch; mean and (unbiased) variance are those of all
+    samples and positions together, however they are cut into batches, not an average of batch variances. Weights and the
+    training flag are left alone.
     Raises ValueError for no data.
     """
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
@@ -63,7 +65,7 @@ def reset_bn_stats(model: nn.Module, batches: Iterable[Tensor]) -> None:
         freeze_dropout(model)
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:
-            for x in batches:
+            for x in inputs_of(batches, model):
                 model(x)
         finally:
             for name, buffer in model.named_buffers():

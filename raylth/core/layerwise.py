@@ -1,12 +1,12 @@
 """A network run layer by layer over all samples, so that batch norm sees them as one batch, however many there are."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raylth.core.batches import Batches, inputs_of
 from raylth.core.modes import in_mode
 from raylth.core.precision import precision
 from raylth.core.walk import trace
@@ -18,15 +18,17 @@ NO_EPS = 1e-12  # added to a variance before its root is taken, and taken off ag
 
 @precision("float32")
 @torch.no_grad()
-def reset_and_predict(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+def reset_and_predict(model: nn.Module, batches: Batches) -> Tensor:
     """Measure batch norm's statistics anew, in place, and return the outputs that the network then has for the same samples.
 
-    `batches` are network inputs (B, *in_shape). The samples count as one batch: every layer sees all of them normalised by
-    the statistics that evaluation uses from then on; `reset_bn_stats` of one batch and an evaluation give the same in two
-    passes, but for the biased variance that training mode divides by. All activations of one layer are held at a time.
+    `batches` are network inputs (B, *in_shape), or (inputs, labels) as a DataLoader yields them. The samples count as one
+    batch: every layer sees all of them normalised by the statistics that evaluation uses from then on; `reset_bn_stats` of
+    one batch and an evaluation give the same in two passes, but for the biased variance that training mode divides by. All
+    activations of one layer are held at a time.
     Returns (samples, ...), the outputs in evaluation mode.
     Raises ValueError for no data, UnknownOperation for a network that cannot be traced.
     """
+    batches = list(inputs_of(batches, model))
     if not batches:
         raise ValueError("no samples: statistics need at least one batch")
     with in_mode(model, training=False):
@@ -36,7 +38,7 @@ def reset_and_predict(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
         values: dict[fx.Node, list[Any]] = {}
         for node in traced.graph.nodes:
             if node.op == "placeholder":
-                values[node] = list(batches)
+                values[node] = batches
                 continue
             if node.op == "output":
                 return torch.cat(values[node.args[0]])

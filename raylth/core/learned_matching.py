@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raylth.core.batches import Batches, labelled
 from raylth.core.matching import MatchResult
 from raylth.core.modes import in_mode
 from raylth.core.permutation import Permutation, PermutationSpec
@@ -26,7 +27,7 @@ def match_straight_through(
     model_a: nn.Module,
     model_b: nn.Module,
     spec: PermutationSpec,
-    batches: Sequence[Batch],
+    batches: Batches,
     seed: int,
     *,
     epochs: int = 5,
@@ -34,13 +35,14 @@ def match_straight_through(
 ) -> MatchResult:
     """Find the permutation of A's units with the lowest cross-entropy at the midpoint of pi(A) and B.
 
-    `batches` are (inputs, labels), visited `epochs` times in an order drawn from `seed`. A copy of B's weights is
-    trained with Adam at rate `lr` relative to each tensor's deviation: its gradient is that of the loss at
-    (pi(A) + B) / 2, where pi is the weight matching of A to the copy. The midpoint runs with the statistics of its
-    batch. Of the permutations met, the one with the lowest mean loss over all batches is returned, never worse than
-    weight matching's own; the objective is that of `match_weights` against B.
+    `batches` are (inputs, labels), as a DataLoader yields them, visited `epochs` times in an order drawn from `seed`. A copy
+    of B's weights is trained with Adam at rate `lr` relative to each tensor's deviation: its gradient is that of the loss at
+    (pi(A) + B) / 2, where pi is the weight matching of A to the copy. The midpoint runs with the statistics of its batch. Of
+    the permutations met, the one with the lowest mean loss over all batches is returned, never worse than weight matching's
+    own; the objective is that of `match_weights` against B.
     Raises ValueError for no data, or as `match_weights` does.
     """
+    batches = labelled(batches, model_b)
     if not batches:
         raise ValueError("no samples: learned matching needs at least one batch")
     state_a = {name: tensor.detach() for name, tensor in model_a.state_dict().items()}

@@ -4,13 +4,13 @@ Paper, section 4.1; the matching of Li et al. (2015) as used by REPAIR: the perm
 summed Pearson correlation between the units of A and B, a linear assignment problem.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raylth.core.batches import Batches, inputs_of
 from raylth.core.observe import Observer, rows
 from raylth.core.permutation import Permutation, PermutationSpec
 from raylth.core.precision import precision
@@ -96,15 +96,14 @@ def assign(correlation: np.ndarray) -> tuple[Tensor, float]:
 
 
 @precision("float32")
-def match_activations(
-    model_a: nn.Module, model_b: nn.Module, spec: PermutationSpec, batches: Iterable[Tensor]
-) -> MatchResult:
+def match_activations(model_a: nn.Module, model_b: nn.Module, spec: PermutationSpec, batches: Batches) -> MatchResult:
     """Find the permutation of A's units that best lines up with B's, in one pass over the data for all groups.
 
-    `batches` yields network inputs (B, *in_shape); both networks run in eval mode and are left as they were. Units are
-    compared at the spec's sites (`PermutationSpec.watch`), over all samples and positions with equal weight; a unit of
-    several channels, as in a grouped convolution, by the sum over its channels. Memory, beyond one forward pass of each
-    network on one batch: `CrossMoments` of every group, whatever the number of samples.
+    `batches` yields network inputs (B, *in_shape), or (inputs, labels) as a DataLoader does; both networks run in eval mode
+    and are left as they were. Units are compared at the spec's sites (`PermutationSpec.watch`), over all samples and
+    positions with equal weight; a unit of several channels, as in a grouped convolution, by the sum over its channels.
+    Memory, beyond one forward pass of each network on one batch: `CrossMoments` of every group, whatever the number of
+    samples.
 
     Raises ValueError for no data, activations that are not finite (with the group's name), or different architectures.
     """
@@ -113,7 +112,7 @@ def match_activations(
     groups = list(spec.groups.values())
     observer = Observer([model_a, model_b], [group.site for group in groups])
     moments = [CrossMoments() for _ in groups]
-    for x in batches:
+    for x in inputs_of(batches, model_b):
         for number, outputs in observer.run(x):
             units_a, units_b = (rows(output, groups[number].site) for output in outputs)
             moments[number].add(units_a, units_b)

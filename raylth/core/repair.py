@@ -6,7 +6,6 @@ it the layer's own weight and bias, so nothing is left over that was not in the 
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raylth.core.batches import Batches, inputs_of
 from raylth.core.batchnorm import Moments, set_statistics
 from raylth.core.modes import in_mode
 from raylth.core.precision import precision
@@ -80,7 +80,7 @@ def _tensors(module: nn.Module) -> set[int]:
 
 @precision("float32")
 @torch.no_grad()
-def site_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Statistics]:
+def site_statistics(model: nn.Module, batches: Batches) -> dict[str, Statistics]:
     """Return mean and deviation of every site's output over all samples and positions, the network in eval mode."""
     moments = {name: Moments() for name in repair_sites(model)}
     with ExitStack() as hooks, in_mode(model, training=False):
@@ -89,7 +89,7 @@ def site_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, St
             axis = -1 if isinstance(module, nn.Linear) else 1
             handle = module.register_forward_hook(lambda _, __, out, into=into, axis=axis: into.add(out, axis))
             hooks.callback(handle.remove)
-        for x in batches:
+        for x in inputs_of(batches, model):
             model(x)
     results = {name: moment.result() for name, moment in moments.items()}
     return {name: Statistics(mean, variance.sqrt()) for name, (mean, variance) in results.items()}
@@ -102,15 +102,16 @@ def repair(
     statistics_a: dict[str, Statistics],
     statistics_b: dict[str, Statistics],
     alpha: float,
-    batches: Iterable[Tensor],
+    batches: Batches,
 ) -> None:
     """Set every site's mean and deviation to (1 - alpha) A's + alpha B's, in place and in one pass.
 
     `model` is the network at alpha between A and B; the statistics come from `site_statistics` of the end points;
-    `batches` yields network inputs (B, *in_shape). While a layer is measured, those before it are corrected already, by
-    the statistics of the batch, so that of one batch A between A and A is A again. A batch norm's weight keeps its sign. A
-    unit that never varies is only shifted, so a weight of 0 stays 0. Batch norms that are no site get their statistics anew,
-    but for those of which something is used twice, which stay as they are, statistics too.
+    `batches` yields network inputs (B, *in_shape), or (inputs, labels) as a DataLoader does. While a layer is measured, those
+    before it are corrected already, by the statistics of the batch, so that of one batch A between A and A is A again. A
+    batch norm's weight keeps its sign. A unit that never varies is only shifted, so a weight of 0 stays 0. Batch norms that
+    are no site get their statistics anew, but for those of which something is used twice, which stay as they are, statistics
+    too.
     Jordan et al. (2023), equations 4 and 5.
     Raises ValueError for no data, or statistics of another architecture.
     """
@@ -144,7 +145,7 @@ def repair(
                     lambda _, __, out, name=name, axis=axis: _corrected(out, axis, moments[name], targets[name])
                 )
             hooks.callback(handle.remove)
-        for x in batches:
+        for x in inputs_of(batches, model):
             model(x)
     if modules and not any(seen.count for seen in moments.values()):
         raise ValueError("no samples: statistics need at least one batch")

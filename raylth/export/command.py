@@ -16,6 +16,7 @@ from raylth.export.card import card, config
 from raylth.export.formats import FORMATS, check_packages, write_network
 from raylth.export.network import find_network
 from raylth.export.snippets import snippet
+from raylth.paths import expanded
 from raylth.store import BrokenArtefact, NewerStore, Store
 
 __all__ = ["main", "make_parser"]
@@ -60,11 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal.raise_at_ctrl_c()
     try:
         check_packages(options.format)
-        if options.out is not None:
-            _check_new(options.out)
+        out = None if options.out is None else expanded(options.out)
+        if out is not None:
+            _check_new(out)
         store = Store(options.store)
         network = find_network(store, options.key)
-        target = Path(options.out or f"{network.key[:12]}-{options.format}")
+        target = Path(out or f"{network.key[:12]}-{options.format}")
         _check_new(target)
         with _new_folder(target) as folder:
             write_network(network, options.format, folder)

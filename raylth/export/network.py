@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raylth.config import SweepConfig
 from raylth.core.data import DATASETS
-from raylth.core.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Scale
+from raylth.core.data.info import IMAGENET_MEAN, IMAGENET_STD, Scale
 from raylth.core.masks import Mask, check_mask
 from raylth.core.models import MODELS, code_of
 from raylth.core.state import like, load_tensors

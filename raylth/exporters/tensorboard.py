@@ -17,7 +17,7 @@ class TensorBoard:
     name = "tensorboard"
 
     def __init__(self, folder: str, sweep: str) -> None:
-        self.folder = Path(folder).expanduser() / sweep
+        self.folder = Path(folder) / sweep
 
     def write(self, network: Network) -> None:
         """Write a network's curve by epoch into a run of its own, which appears whole."""

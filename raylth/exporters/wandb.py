@@ -30,7 +30,7 @@ class Wandb:
 
     def __init__(self, config: WandbConfig, sweep: str, run: str) -> None:
         self.config, self.sweep, self.run = config, sweep, run
-        self.folder = Path(config.folder).expanduser().absolute()
+        self.folder = Path(config.folder).absolute()
         self.ledger = self.folder / f"written-{config.mode}-{config.project}.txt"
         self.written: set[str] = set()
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline is offline

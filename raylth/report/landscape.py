@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from raylth.report.findings import DENSE
 from raylth.report.style import CORRECTION_STYLES, MARKERS, interval_bars, new_figure, spread, tidy
-from raylth.report.tables import barrier_means, imp_barrier_table, matched_lines
+from raylth.report.tables import alike, barrier_means, imp_barrier_table, matched_lines
 
 __all__ = ["barrier_vs_width", "imp_barriers", "line_plot", "plane_plot"]
 
@@ -31,7 +31,7 @@ def line_plot(lines: pd.DataFrame, title: str) -> Figure:
         ["key", "correction", "alpha"]
     )
     cell = ["between", "width", "match_method", "sparsity", "rewind_epoch", "imp_round"]
-    panels = [group for _, group in test.groupby(cell, dropna=False)]
+    panels = [group for _, group in alike(test, [*cell, "correction", "alpha"]).groupby(cell, dropna=False)]
     if len(panels) > MOST_LINES:
         figure_note = f"{title} (the first {MOST_LINES} of {len(panels)} kinds; the tables have all)"
         panels, title = panels[:MOST_LINES], figure_note

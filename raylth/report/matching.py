@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raylth.report.style import MARKERS, new_figure, tidy
-from raylth.report.tables import own_matches
+from raylth.report.tables import alike, own_matches
 
 __all__ = ["mask_overlap", "match_effort", "match_quality"]
 
@@ -89,6 +89,7 @@ def mask_overlap(masks: pd.DataFrame, title: str) -> Figure:
     """
     if masks.empty:
         raise ValueError("no masks have been compared (analyses.overlap asks for it)")
+    masks = alike(masks, ["width", "sparsity", "layer", "mask", "other"])
     masks = masks[(masks["layer"] != "all") & (masks["width"] == masks["width"].min())]
     layers, sparsities = list(dict.fromkeys(masks["layer"])), sorted(masks["sparsity"].unique())[-3:]
     figure = new_figure(1.0 + max(3.0, 0.3 * len(layers)) * len(sparsities), 5.4, title)

@@ -13,6 +13,7 @@ __all__ = [
     "ARM_ORDER",
     "CELL",
     "accuracy_table",
+    "alike",
     "arm_labels",
     "barrier_means",
     "barrier_table",
@@ -35,6 +36,8 @@ __all__ = [
 ARM_ORDER = ("lth", "permuted", "naive", "random_permutation", "random")
 CELL = ("width", "sparsity", "rewind_epoch")
 SHORT = {"sparsity": "S", "rewind k": "k"}  # headings where there is little room, as in the paper
+MATCH = ["width", "match_method", "match_epoch", "match_samples", "sparsity"]
+DIFFERENT = "differ in a setting"
 
 
 def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -89,22 +92,42 @@ def dense_networks(results: pd.DataFrame) -> pd.DataFrame:
 
 def _once(networks: pd.DataFrame, cell: list[str], member: list[str], *, alike_in_a_run: bool = True) -> pd.DataFrame:
     """Drop what sweeps share; ValueError when a cell then has a member twice, or members of two data sets or models."""
-    networks = networks.drop_duplicates(list(dict.fromkeys(["key", *cell, *member])))
+    networks = alike(networks, cell).drop_duplicates(list(dict.fromkeys(["key", *cell, *member])))
     clash = networks.duplicated([*cell, *member], keep=False)
     if clash.any() and not alike_in_a_run:
         clash &= networks.groupby([*cell, *member], observed=True, dropna=False)["run"].transform("nunique") > 1
-    for column in {"dataset", "model"} & set(networks):
-        clash |= networks.groupby(cell, observed=True)[column].transform("nunique") > 1
     if clash.any():
-        first = networks[clash].iloc[0]
-        same = networks[clash & (networks[cell] == first[cell]).all(axis=1)]
-        where = ", ".join(f"{name} {first[name]}" for name in cell if name != "arm")  # the label begins with it
-        runs = " and ".join(sorted(set(same["run"])))
-        raise ValueError(
-            f"{where}: {runs} differ in a setting, so their networks are no replicates of each other: "
-            'read one of them, load_results("<store>/runs/<run>")'
-        )
+        raise _unlike(networks, clash, cell, DIFFERENT)
     return networks
+
+
+def alike(rows: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
+    """Return rows that are to be averaged by cell: every average passes here.
+
+    Raises ValueError where a cell has rows of several data sets or models, or of data that changed in between.
+    """
+    for column, how in (("dataset", DIFFERENT), ("model", DIFFERENT), ("data_sha256", "were made from different data")):
+        if column in rows:
+            mixed = rows.groupby(cell, observed=True, dropna=False)[column].transform("nunique") > 1
+            if mixed.any():
+                raise _unlike(rows, mixed, cell, how)
+    return rows
+
+
+def _unlike(rows: pd.DataFrame, mixed: "pd.Series[bool]", cell: list[str], how: str) -> ValueError:
+    first = rows[mixed].iloc[0]
+    same = rows[mixed]
+    for name in cell:
+        same = same[same[name].isna() if pd.isna(first[name]) else same[name] == first[name]]
+    shown = [name for name in cell if name != "arm" and not pd.isna(first[name])]  # the label begins with it
+    where = ", ".join(f"{name} {first[name]}" for name in shown)
+    runs = sorted(set(same["run"]))
+    if len(runs) < 2:
+        return ValueError(f"{where}: networks of {runs[0]} {how}: train it anew in another storage")
+    return ValueError(
+        f"{where}: {' and '.join(runs)} {how}, so their networks are no replicates of each other: "
+        'read one of them, load_results("<store>/runs/<run>")'
+    )
 
 
 def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
@@ -175,17 +198,18 @@ def render_table(results: pd.DataFrame, title: str, *, max_width: int = 80) -> T
 def matched_lines(barriers: pd.DataFrame) -> pd.DataFrame:
     """Return the lines from pi(A) to the trained B, of the permutations that carry masks, each once."""
     found = barriers[barriers["carries_masks"].fillna(False).astype(bool) & (barriers["between"] == "pi(A) - B")]
-    return found.drop_duplicates(["key", "correction", "split"])
+    return alike(found, [*MATCH, "correction", "split"]).drop_duplicates(["key", "correction", "split"])
 
 
 def own_matches(permutations: pd.DataFrame) -> pd.DataFrame:
     """Return the matches of each replicate's A to its own B, each once: those of an ensemble cross replicates."""
-    return permutations[permutations["member"].isna()].drop_duplicates(["key", "group"])
+    own = permutations[permutations["member"].isna()]
+    return alike(own, [*MATCH, "carries_masks", "group"]).drop_duplicates(["key", "group"])
 
 
 def permutation_table(permutations: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (width, match method, epoch and samples, group): mean correlation, share left in place, and n."""
-    cell = ["width", "match_method", "match_epoch", "match_samples", "sparsity", "group"]
+    cell = [*MATCH, "group"]
     groups = own_matches(permutations).groupby(cell, observed=True, sort=False, dropna=False)
     return groups.agg(
         correlation=("correlation", "mean"), fixed_share=("fixed_share", "mean"), n=("key", "nunique")
@@ -201,7 +225,7 @@ def barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
     can, it is cut there. A barrier is a maximum, clipped at 0, so noise raises it; the middle has no such bias. Where masks
     bring a network of their own, there is a match, and a row, per sparsity.
     """
-    cell = ["width", "match_method", "match_epoch", "match_samples", "sparsity", "correction", "split"]
+    cell = [*MATCH, "correction", "split"]
     return barrier_means(matched_lines(barriers), cell)
 
 
@@ -216,8 +240,8 @@ def overlap_table(masks: pd.DataFrame) -> pd.DataFrame:
     first, means over replicates."""
     if masks.empty:
         return masks
-    masks = masks.drop_duplicates(["key", "mask", "other", "layer"])
     cell = ["width", "sparsity", "layer", "mask"]
+    masks = alike(masks, [*cell, "other"]).drop_duplicates(["key", "mask", "other", "layer"])
     density = masks[masks["other"].isna()].groupby(cell, sort=False)[["density", "pruned_units"]].mean()
     pairs = masks[masks["other"].notna()].groupby([*cell, "other"], sort=False)
     shared = pairs.agg(jaccard=("jaccard", "mean"), expected_jaccard=("expected_jaccard", "mean"), n=("key", "nunique"))
@@ -276,7 +300,7 @@ def ensemble_table(ensembles: pd.DataFrame) -> pd.DataFrame:
 
 def barrier_means(barriers: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
     """Return what `barrier_table` says of the lines of each cell, cells as they come."""
-    barriers = barriers.drop_duplicates(["key", "correction", "split"])  # sweeps of one store may share a line
+    barriers = alike(barriers, cell).drop_duplicates(["key", "correction", "split"])  # sweeps of one store may share a line
     measures = ["error_barrier", "error_mid", "loss_barrier", "loss_mid"]
     barriers = barriers.reindex(columns=[*dict.fromkeys([*barriers.columns, *measures])])  # older runs have no middle
     rows = []

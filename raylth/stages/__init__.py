@@ -14,6 +14,7 @@ from raylth.stages.probe import evaluate_a_batch
 from raylth.stages.resume import Preempted
 from raylth.stages.rows import result_rows
 from raylth.stages.run import STAGES, TRAININGS, StageFailed, divergence, run_plan, run_stage, run_together, scan
+from raylth.stages.same_data import check_same_data, load_same_data
 from raylth.stages.stage import Artefact, Stage
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Preempted",
     "Stage",
     "StageFailed",
+    "check_same_data",
     "divergence",
     "evaluate_a_batch",
     "export_mask",
@@ -36,6 +38,7 @@ __all__ = [
     "hours",
     "in_units",
     "load_data",
+    "load_same_data",
     "make_context",
     "make_plan",
     "result_rows",

@@ -50,10 +50,11 @@ class Context:
     measured: Callable[[str, dict[str, Any]], None] = lambda key, point: None  # told each evaluated point of a curve
 
 
-def load_data(data: DataConfig, staging: str | None = None) -> Dataset:
+def load_data(data: DataConfig, staging: str | None = None, *, to_train: bool = True) -> Dataset:
     """Load the data set that a sweep names; DataError names the path of what is missing or corrupt.
 
-    Images that stay in files are read from copies below `staging`, which each machine makes when it first needs them.
+    Images that stay in files are read from copies below `staging`, which each machine makes when it first needs them; if not
+    `to_train`, none is read.
     """
     dataset = load_dataset(
         data.name,
@@ -67,7 +68,7 @@ def load_data(data: DataConfig, staging: str | None = None) -> Dataset:
     )
     if data.holdout:
         return dataset.holding_out(data.holdout)
-    return dataset.staged(staging) if isinstance(dataset, ImageFiles) else dataset
+    return dataset.staged(staging) if to_train and isinstance(dataset, ImageFiles) else dataset
 
 
 def make_context(

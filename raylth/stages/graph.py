@@ -25,6 +25,7 @@ class Graph:
         self.ended: list[str] = []  # keys in the order in which stages ended; one that ran again stands there twice
         self.num_computed = 0  # stages that this run computed itself
         self.incidents: Counter[str] = Counter()  # cause -> how often a worker ended for it
+        self.made_from: dict[str, str] = {}  # artefact that the store held -> SHA-256 of its data
         self.blockers: dict[str, str] = {}  # blocked stage key -> the failed stage's key
         self._rank = {key: rank for rank, key in enumerate(self.stages)}
         self._producer = {key: stage.key for stage in self.stages.values() for key in stage.produces}

@@ -17,6 +17,7 @@ from raylth.core.exchange import complete_mask, from_plain_masks, from_torch_pru
 from raylth.core.masks import Mask, full_mask, mask_sparsity, model_sparsity
 from raylth.core.state import like, load_tensors
 from raylth.core.train import evaluate
+from raylth.paths import expanded
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.stage import Artefact, Stage
@@ -43,7 +44,7 @@ def read_mask_file(path: str | Path, network: nn.Module, *, prune_shortcuts: boo
 
     Raises ValueError, one line with the path, when the file cannot be read, is of another network, or holds no mask.
     """
-    path = Path(path)
+    path = Path(expanded(str(path)))
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -86,7 +87,7 @@ def export_mask(store: Store, key: str, path: str | Path, *, with_network: bool 
     `torch.nn.utils.prune`. The ending decides the format: .safetensors, or .pt for `torch.load`.
     Raises ValueError for another ending and for a key that the store does not hold, KeyError when the artefact has no mask.
     """
-    path = Path(path)
+    path = Path(expanded(str(path)))
     _check_ending(path)
     if not store.has(key):
         raise ValueError(

@@ -13,7 +13,7 @@ __all__ = ["result_rows"]
 
 MEASURED = (
     "mask_sparsity", "model_sparsity", "epochs", "test_accuracy", "test_top5", "test_loss", "train_loss", "seconds", "device",
-    "pack", "engine", "workers", "precision", "data_sha256",
+    "pack", "engine", "workers", "precision",
 )  # fmt: skip
 LABELS = (
     "width", "replicate", "seed_a", "seed_b", "network", "arm", "sparsity", "imp_round", "landing", "rewind_epoch",
@@ -49,6 +49,7 @@ def _add_rows(tables: dict[str, list[dict[str, Any]]], plan: Plan, graph: Graph,
         **{label: stage.labels.get(label) for label in LABELS},
     }
     metrics = {} if state == "failed" else store.metrics(key)
+    identity["data_sha256"] = metrics.get("data_sha256")
     if stage.kind == "match":
         identity["carries_masks"] = stage.labels["carries_masks"]
         for group, correlation in metrics.get("objective", {}).items():

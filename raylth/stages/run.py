@@ -10,7 +10,7 @@ import torch
 from raylth.core.engines.program import EngineName
 from raylth.core.train import Diverged
 from raylth.stages.connect import connect
-from raylth.stages.context import Context, load_data, make_context
+from raylth.stages.context import Context, make_context
 from raylth.stages.dense import dense
 from raylth.stages.ensemble import ensemble
 from raylth.stages.graph import Graph
@@ -20,6 +20,7 @@ from raylth.stages.match import match
 from raylth.stages.overlap import overlap
 from raylth.stages.plan import Plan
 from raylth.stages.plane import plane
+from raylth.stages.same_data import load_same_data
 from raylth.stages.sparse import sparse
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import Trainee, fit
@@ -181,22 +182,26 @@ def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: No
     held = store.held()
     published = [(stage, key) for stage in plan.stages for key in stage.produces if key in held]
 
-    def look(entry: tuple[Stage, str]) -> str | BrokenArtefact | None:
+    def look(entry: tuple[Stage, str]) -> dict[str, Any] | BrokenArtefact:
         try:
-            return divergence(store.verify(entry[1], None if thorough else held[entry[1]]))
+            metrics: dict[str, Any] = store.verify(entry[1], None if thorough else held[entry[1]])
+            return metrics
         except BrokenArtefact as broken:
             return broken
 
-    done, diverged = set(), {}
+    done, made_from, diverged = set(), {}, {}
     with ThreadPoolExecutor(store.root.parallel) as pool:
         for (stage, key), found in zip(published, pool.map(look, published), strict=True):
             if isinstance(found, BrokenArtefact):
                 note(f"{stage.name}: {found}; set aside as {store.set_aside(key)}, will be computed again")
                 continue
             done.add(key)
-            if found is not None and key == stage.key:
-                diverged[key] = found
+            if "data_sha256" in found:
+                made_from[key] = str(found["data_sha256"])
+            if (reason := divergence(found)) is not None and key == stage.key:
+                diverged[key] = reason
     graph = Graph(plan.stages, done, diverged)
+    graph.made_from = made_from
     for key in store.states() & graph.cached:
         store.drop_state(key)
     return graph
@@ -205,12 +210,12 @@ def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: No
 def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambda stage: None) -> Graph:
     """Run a plan in this process on the CPU; a failed stage blocks its descendants, everything else is finished.
 
-    `on_stage` is called after each stage that was run. Returns the final graph.
+    `on_stage` is called after each stage that was run. Returns the final graph. Raises DataError as `load_same_data`.
     """
     graph = scan(plan, store)
-    if graph.finished:
+    dataset = load_same_data(plan, graph, store)
+    if graph.finished or dataset is None:
         return graph
-    dataset = load_data(plan.config.data, plan.config.resources.staging)
     asked = plan.config.resources.engine
     engine: EngineName = "eager" if asked == AUTO else asked
     context = make_context(store, dataset, evaluate_every=plan.config.log.evaluate_every, engine=engine)

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 import tenacity
 
+from raylth.paths import expanded
+
 __all__ = ["BucketLocation", "DiskLocation", "Location", "StorageUnreachable", "locate", "write_atomically"]
 
 T = TypeVar("T")
@@ -67,6 +69,10 @@ class Location(ABC):
     @abstractmethod
     def exists(self) -> bool:
         """Tell whether there is such a file."""
+
+    @abstractmethod
+    def modified(self) -> float | None:
+        """Return when a file was written last, in seconds since 1970; None where that is not known."""
 
     @abstractmethod
     def check_writable(self) -> None:
@@ -128,6 +134,11 @@ class DiskLocation(Location):
 
     def exists(self) -> bool:
         return os.path.exists(self._path)
+
+    def modified(self) -> float | None:
+        with contextlib.suppress(OSError):
+            return os.stat(self._path).st_mtime
+        return None
 
     def check_writable(self) -> None:
         folder = self.path.absolute()
@@ -216,6 +227,10 @@ class BucketLocation(Location):
 
         return bool(self._ask(lambda: self.system.get_file_info(self.path).type) != FileType.NotFound)
 
+    def modified(self) -> float | None:
+        found: int | None = self._ask(lambda: self.system.get_file_info(self.path).mtime_ns)
+        return None if found is None else found / 1e9
+
     def check_writable(self) -> None:
         probe = self / f"writable-{uuid.uuid4().hex}"
         probe.write(b"")
@@ -261,10 +276,11 @@ def locate(text: str | Path) -> Location:
     """Return the location that a setting or an argument names: a path, or `s3://bucket/prefix` or `gs://bucket/prefix`.
 
     Options such as `?region=eu-west-1` or `?endpoint_override=host:port&scheme=http` are pyarrow's. Raises ValueError, one
-    line, for another scheme, a bucket that is not named, unknown options, and credentials in the text.
+    line, for another scheme, a bucket that is not named, unknown options, credentials in the text, and a `~` or a `$NAME`
+    that stand for nothing.
     """
     if isinstance(text, Path) or "://" not in text:
-        return DiskLocation(text)
+        return DiskLocation(expanded(os.fspath(text)))
     from pyarrow.fs import FileSystem
     from pyarrow.lib import ArrowException
 

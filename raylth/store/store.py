@@ -5,6 +5,7 @@
           /states/<key[:2]>/<key>/                            of a training that is not finished; the same files
           /broken/<key>-<n>/                                  set aside, never deleted
           /results/  /curves/  /permutations/                 Parquet, one file per run (raylth.store.tables)
+          /data/<stamp>.json                                  the SHA-256 of data whose files were hashed
           /runs/<run>/                                        manifest, figures and errors of one sweep file
 
 A file appears whole or not at all (raylth.store.location); its name carries its own hash, so two writers of one key cannot
@@ -58,6 +59,10 @@ class Store:
     def has(self, key: str) -> bool:
         """Tell whether an artefact was published. Reading it verifies it; `verify` does so without using it."""
         return (self.folder(key) / MANIFEST).exists()
+
+    def published(self, key: str) -> float | None:
+        """Return when an artefact was published, in seconds since 1970; None where that is not known."""
+        return (self.folder(key) / MANIFEST).modified()
 
     def held(self) -> dict[str, dict[str, int]]:
         """Return the sizes of the files of every artefact that was published, by key: one listing, nothing is read."""

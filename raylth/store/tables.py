@@ -39,6 +39,7 @@ _NETWORK = [
     ("match_samples", pa.int64()),
     ("schedule", pa.string()),
     ("member", pa.int64()),  # of an ensemble, where the network is there for that alone
+    ("data_sha256", pa.string()),  # of the data that it was made from
 ]
 DATASETS = {
     "results": pa.schema(
@@ -63,7 +64,6 @@ DATASETS = {
             ("engine", pa.string()),  # by which its training steps were run
             ("workers", pa.int64()),  # processes that trained it together
             ("precision", pa.string()),  # arithmetic of its products in training
-            ("data_sha256", pa.string()),
             ("status", pa.string()),  # done, diverged or failed
             ("error", pa.string()),
         ]

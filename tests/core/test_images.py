@@ -27,10 +27,11 @@ from torchvision.transforms import RandomResizedCrop
 from raylth import data as command
 from raylth.core.data import DataError, load_dataset
 from raylth.core.data.beton import HEADER, JPEG, RAW, Beton
+from raylth.core.data.decode import decode
 from raylth.core.data.draws import RATIO, SCALE, random_resized_crop
 from raylth.core.data.images import has_ffcv, stage
 from raylth.core.data.pil_images import PilImages
-from raylth.core.data.sources import FolderSource, decode, open_source
+from raylth.core.data.sources import FolderSource, open_source
 from raylth.core.models import init_model
 from raylth.core.train import Recipe, train
 from tests.buckets import BucketServer
@@ -400,7 +401,7 @@ def test_splits_with_different_classes_are_refused(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("data", [b"", b"no image", io.BytesIO().getvalue()])
 def test_what_cannot_be_decoded_is_broken(data):
-    from raylth.core.data.sources import BrokenImage
+    from raylth.core.data.decode import BrokenImage
 
     with pytest.raises(BrokenImage, match="here"):
         decode(data, "here")

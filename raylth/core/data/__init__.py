@@ -3,20 +3,12 @@
 import dataclasses
 
 from raylth.core.data.augment import Augmentation, flip_and_crop
+from raylth.core.data.check import called, checked
 from raylth.core.data.cifar import cifar10, cifar100
-from raylth.core.data.dataset import (
-    DATASETS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ArrayDataset,
-    ArraySplit,
-    DataError,
-    Dataset,
-    DatasetInfo,
-    Split,
-)
+from raylth.core.data.dataset import ArrayDataset, ArraySplit, DataError, Dataset, MissingData, Split
 from raylth.core.data.digits import digits
 from raylth.core.data.imagenet import imagenet
+from raylth.core.data.info import DATASETS, IMAGENET_MEAN, IMAGENET_STD, DatasetInfo
 from raylth.core.data.mnist1d import mnist1d
 
 __all__ = [
@@ -27,6 +19,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "DatasetInfo",
+    "MissingData",
     "Split",
     "check_dataset",
     "cifar10",
@@ -55,9 +48,12 @@ def load_dataset(
     `root` and `layout` matter to data sets that lie in files only, `resolution` (pixels) to images that stay in them;
     `normalisation` "imagenet" takes ImageNet's constants for colour images in memory, in the place of their own; `num_train`
     and `num_test` keep so many samples of each split, the first of its `stratified_order`. Raises UnknownName, and DataError
-    (one line: the path and what was expected there) for missing or corrupt files.
+    (one line: the path and what was expected there) for missing or corrupt files, and for data that are not what their
+    DatasetInfo says (`checked`).
     """
-    dataset = DATASETS[name].load(root=root, layout=layout, download=download, resolution=resolution)
+    info = DATASETS[name]
+    loaded = called(info.load, info, name, root=root, layout=layout, download=download, resolution=resolution)
+    dataset = checked(loaded, info, name, num_train=num_train, num_test=num_test)
     if normalisation == "imagenet":
         if not isinstance(dataset, ArrayDataset):
             raise DataError(f"data.normalisation: {name} does not lie in memory")
@@ -67,4 +63,5 @@ def load_dataset(
 
 def check_dataset(name: str, *, root: str | None = None, layout: str = "torchvision", download: bool = False) -> None:
     """Raise DataError when files of the named data set are missing; their contents are not looked at."""
-    DATASETS[name].check(root=root, layout=layout, download=download)
+    info = DATASETS[name]
+    called(info.check, info, name, root=root, layout=layout, download=download)

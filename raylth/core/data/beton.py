@@ -6,18 +6,20 @@ installed, these are the images that the slower loader decodes.
 
 import hashlib
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from pyarrow import ArrowInvalid, NativeFile
 
-from raylth.core.data.dataset import DataError
+from raylth.core.data.dataset import DataError, MissingData
 from raylth.core.data.places import locate_file
 
 __all__ = ["HEADER", "JPEG", "RAW", "SAMPLE", "Beton"]
 
 VERSION = 2
 JPEG, RAW = 0, 1  # how an image is stored
+BLOCK, BLOCKS, READS = 2**16, 1024, 16  # bytes that a fingerprint reads at once, of how many places, how many at a time
 INT, IMAGE = 1, 2  # FFCV's numbers of the two kinds of fields
 
 HEADER = np.dtype(
@@ -43,7 +45,7 @@ class Beton:
             with system.open_input_file(inside) as file:
                 self._open(file)
         except FileNotFoundError as error:
-            raise DataError(f"{self.path}: no such file; `python -m raylth.data imagenet SRC DST` writes it") from error
+            raise MissingData(f"{self.path}: no such file; `python -m raylth.data imagenet SRC DST` writes it") from error
         except (OSError, ArrowInvalid) as error:
             raise DataError(f"{self.path}: cannot be read: {str(error).splitlines()[0]}") from error
         self._data: np.ndarray | None = None
@@ -101,8 +103,17 @@ class Beton:
             raise DataError(f"{self.path}: sample {index} cannot be decoded: {error}") from error
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of header, sizes, labels and allocations: another file cannot pass for this one."""
+        """Return the SHA-256 of sizes, labels, allocations and contents, by which another file cannot pass for this one.
+
+        The contents are all bytes of a small file, and `BLOCKS` pieces of a large one, evenly spread.
+        """
         digest = hashlib.sha256(str(self.size).encode())
         for array in (self.stored, self.labels, self._pointers, self._sizes):
             digest.update(np.ascontiguousarray(array).tobytes())
+        count = min(BLOCKS, -(-self.size // BLOCK))
+        starts = np.linspace(0, max(self.size - BLOCK, 0), count).astype(np.int64).tolist()
+        system, inside = locate_file(self.path)
+        with system.open_input_file(inside) as file, ThreadPoolExecutor(READS) as pool:
+            for piece in pool.map(lambda start: file.read_at(BLOCK, start), starts):
+                digest.update(piece)
         return digest.hexdigest()

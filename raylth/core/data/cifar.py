@@ -2,15 +2,20 @@
 
 import contextlib
 import functools
-import io
 import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raylth.core.data.dataset import DATASETS, ArrayDataset, DataError, DatasetInfo, Scale
+from raylth.core.data.dataset import ArrayDataset, DataError, MissingData
+from raylth.core.data.decode import BrokenImage, decode
+from raylth.core.data.info import DATASETS, DatasetInfo, Scale
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["cifar10", "cifar100"]
 
@@ -19,7 +24,6 @@ MEAN = {"cifar10": (125.31, 122.95, 113.87), "cifar100": (129.30, 124.07, 112.43
 STD = {"cifar10": (62.99, 62.09, 66.70), "cifar100": (68.17, 65.39, 70.42)}
 CLASSES = {"cifar10": 10, "cifar100": 100}
 LABEL_COLUMNS = {"cifar10": ("label",), "cifar100": ("fine_label", "label")}
-IMAGE_COLUMNS = ("img", "image")
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # its class
 SPLITS = ("train", "test")
 
@@ -36,21 +40,28 @@ def cifar100(*, root: str | None, layout: str, download: bool, **_: object) -> A
 
 def check(name: str, *, root: str | None, layout: str, download: bool) -> None:
     """Raise DataError when files are missing and nothing fetches them; no image is read."""
+    if layout == "parquet" or not download:
+        found = files(name, root=root, layout=layout)
+        with _blamed_on_root():
+            for file in found if layout == "parquet" else ():
+                _columns(name, file)
+
+
+def files(name: str, *, root: str | None, layout: str) -> list[Path]:
+    """Return the files that a data set is read from; DataError as `check`."""
     folder = _folder(name, root, layout)
     with _blamed_on_root():
         if layout == "parquet":
-            for split in SPLITS:
-                for file in _parquet_files(name, folder, split):
-                    _columns(name, file)
-        elif not download:
-            _check_torchvision(name, folder)
+            return [file for found in _parquet_files(name, folder).values() for file in found]
+        _check_torchvision(name, folder)
+        return _torchvision_files(name, folder)
 
 
 def _load(name: str, root: str | None, layout: str, download: bool) -> ArrayDataset:
     folder = _folder(name, root, layout)
     with _blamed_on_root():
         if layout == "parquet":
-            parts = [_read_parquet(name, folder, split) for split in SPLITS]
+            parts = [_read_parquet(name, folder, split, found) for split, found in _parquet_files(name, folder).items()]
         else:
             parts = [_read_torchvision(name, folder, split, download) for split in SPLITS]
     (train_x, train_y), (test_x, test_y) = parts
@@ -71,18 +82,20 @@ def _blamed_on_root() -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"data.root: {error}") from error
+        raise type(error)(f"data.root: {error}") from error
 
 
-def _check_torchvision(name: str, root: Path) -> None:
+def _torchvision_files(name: str, root: Path) -> list[Path]:
     from torchvision import datasets
 
     kind = getattr(datasets, TORCHVISION[name])
-    folder = root / kind.base_folder
-    files = [file for file, *_ in (*kind.train_list, *kind.test_list)] + [kind.meta["filename"]]
-    for file in files:
-        if not os.path.isfile(folder / file):
-            raise DataError(_torchvision_reason(name, folder, f"{file} is missing", download=False))
+    return [root / kind.base_folder / file for file, *_ in (*kind.train_list, *kind.test_list, [kind.meta["filename"]])]
+
+
+def _check_torchvision(name: str, root: Path) -> None:
+    for file in _torchvision_files(name, root):
+        if not os.path.isfile(file):
+            raise MissingData(_torchvision_reason(name, file.parent, f"{file.name} is missing", download=False))
 
 
 def _read_torchvision(name: str, root: Path, split: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -105,30 +118,36 @@ def _torchvision_reason(name: str, folder: Path, reason: str, download: bool) ->
     return f"{folder}: expected {name}'s files in torchvision's layout ({reason}){hint}"
 
 
-def _parquet_files(name: str, root: Path, split: str) -> list[Path]:
-    files = sorted(root.glob(f"**/{split}-*.parquet")) or sorted(root.glob(f"**/{split}.parquet"))
-    if not files:
-        raise DataError(f"{root}: expected {name}'s Parquet files named {split}-*.parquet, found none")
-    return files
+def _parquet_files(name: str, root: Path) -> dict[str, list[Path]]:
+    from raylth.core.data.parquet import TEST, TRAIN, split_files
+
+    names = [file.relative_to(root).as_posix() for file in root.rglob("*.parquet")]
+    found = dict(zip(SPLITS, split_files(names, [[TRAIN[:1]], [TEST[:1]]], str(root)), strict=True))
+    for split, part in found.items():
+        if not part:
+            raise MissingData(f"{root}: expected {name}'s Parquet files named {split}-*.parquet, found none")
+    return {split: [root / file for file in part] for split, part in found.items()}
 
 
-def _read_parquet(name: str, root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_parquet(name: str, root: Path, split: str, files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from raylth.core.data.parquet import whole_labels
+
     images, labels = [], []
-    for file in _parquet_files(name, root, split):
+    for file in files:
         image_column, label_column = _columns(name, file)
         try:
             table = pq.read_table(file, columns=[image_column, label_column])
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{file}: expected a Parquet file ({str(error).splitlines()[0]})") from error
+        labels.append(whole_labels(table[label_column], str(file)))
         images.append(_decode(file, table[image_column]))
-        labels.append(table[label_column].to_numpy().astype(np.int64))
     x, y = np.concatenate(images), np.concatenate(labels)
     if len(y) == 0:
         raise DataError(f"{root}: the {split} split holds no images")
-    if y.min() < 0 or y.max() >= CLASSES[name]:
+    if y.max() >= CLASSES[name]:
         raise DataError(f"{root}: labels of {name} lie in 0..{CLASSES[name] - 1}, found {y.min()}..{y.max()}")
     return x, y
 
@@ -137,6 +156,8 @@ def _columns(name: str, file: Path) -> tuple[str, str]:
     """Return the names of a Parquet file's columns of images and labels; reads its footer only."""
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from raylth.core.data.parquet import IMAGE_COLUMNS
 
     try:
         names = pq.read_schema(file).names
@@ -152,16 +173,15 @@ def _column(file: Path, columns: list[str], accepted: tuple[str, ...]) -> str:
     raise DataError(f"{file}: expected a column {' or '.join(accepted)}, found {', '.join(columns)}")
 
 
-def _decode(file: Path, column: object) -> np.ndarray:
+def _decode(file: Path, column: "pa.ChunkedArray") -> np.ndarray:
     """Decode a column of image structs to (N, 3, 32, 32) uint8; the bytes may be JPEG or PNG."""
-    from PIL import Image
+    from raylth.core.data.parquet import encoded
 
-    rows = column.to_pylist()  # type: ignore[attr-defined]
-    images = np.empty((len(rows), *SHAPE), dtype=np.uint8)
-    for row, entry in enumerate(rows):
+    images = np.empty((len(column), *SHAPE), dtype=np.uint8)
+    for row, entry in enumerate(column.to_pylist()):
         try:
-            pixels = np.asarray(Image.open(io.BytesIO(entry["bytes"])).convert("RGB"))
-        except (OSError, TypeError, KeyError) as error:
+            pixels, _ = decode(encoded(entry), f"row {row}")
+        except BrokenImage as error:
             raise DataError(f"{file}: row {row}: expected an image as bytes ({error})") from error
         if pixels.shape != (32, 32, 3):
             raise DataError(f"{file}: row {row}: expected a 32x32 image, found {pixels.shape[1]}x{pixels.shape[0]}")
@@ -176,5 +196,6 @@ for _name, _load_function in (("cifar10", cifar10), ("cifar100", cifar100)):
             dtype="uint8",
             check=functools.partial(check, _name),
             scale=functools.partial(Scale, "pixel values 0..255", MEAN[_name], STD[_name]),
+            files=functools.partial(files, _name),
         )
     )  # fmt: skip

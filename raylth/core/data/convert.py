@@ -16,13 +16,14 @@ import numpy as np
 
 from raylth.core.data.beton import HEADER, JPEG, SAMPLE, Beton
 from raylth.core.data.dataset import DataError
-from raylth.core.data.sources import BrokenImage, Source, decode
+from raylth.core.data.decode import BrokenImage, decode
+from raylth.core.data.sources import Source
 
 __all__ = ["Encoding", "convert", "estimate_bytes", "is_converted"]
 
 PROBES = 64  # images by which the file's size is estimated
 CHECKED = 200  # samples that are decoded and compared when the file is written
-BROKEN_LABEL = -1  # of a sample that is taken out again
+BROKEN_LABEL = -1  # of a sample that is taken out again, by its number: sources have labels from 0
 CHUNK = 100  # images that a process takes at a time
 
 
@@ -86,8 +87,10 @@ def convert(
             f"{len(broken)} images cannot be decoded, and at most {most_broken} may: {source.name(broken[0])} is one"
         )
     if broken:
-        _take_out(partial)
+        _take_out(partial, broken)
     kept = np.delete(np.arange(len(source.labels)), broken)
+    for number in sorted(set(source.labels.tolist()) - set(source.labels[kept].tolist())):
+        tell(f"no image is left of class {source.classes[number] if source.classes else number}")
     _verify(partial, source, kept, encoding)
     record = {
         "samples": len(kept),
@@ -189,11 +192,11 @@ def _watched(module: Any) -> Iterator[list[Any]]:
         module.Process, module.sleep = process, sleep
 
 
-def _take_out(path: Path) -> None:
+def _take_out(path: Path, broken: list[int]) -> None:
     """Take the samples that could not be decoded out of a file's tables; their bytes stay where they are, unused."""
     header = np.fromfile(path, dtype=HEADER, count=1)
     beton = Beton(path)
-    kept = np.flatnonzero(beton.labels != BROKEN_LABEL)
+    kept = np.delete(np.arange(len(beton)), broken)
     samples = np.zeros(len(kept), dtype=SAMPLE)
     samples["image"], samples["label"] = beton.stored[kept], beton.labels[kept]
     header["samples"] = len(kept)

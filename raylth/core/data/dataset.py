@@ -1,11 +1,10 @@
-"""What a data set is: two splits of arrays, and the facts that are known without loading it."""
+"""What a data set is: two splits of samples with labels."""
 
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,18 +13,15 @@ from torch import Tensor
 from raylth.core.data.ahead import pinned
 from raylth.core.data.augment import Augmentation
 from raylth.core.data.subset import stratified_order
-from raylth.registry import Registry
 from raylth.seeding import derive_seed
 
 __all__ = [
-    "DATASETS",
     "WHOLE",
     "ArrayDataset",
     "ArraySplit",
     "DataError",
     "Dataset",
-    "DatasetInfo",
-    "Scale",
+    "MissingData",
     "Split",
     "normalisation",
     "part_of",
@@ -34,6 +30,10 @@ __all__ = [
 
 class DataError(ValueError):
     """Missing or corrupt data: one line that names the path and what was expected there."""
+
+
+class MissingData(DataError):
+    """Files that are not there at all."""
 
 
 class Dataset(ABC):
@@ -102,8 +102,8 @@ class ArrayDataset(Dataset):
         )
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all samples and labels."""
-        digest = hashlib.sha256()
+        """Return the SHA-256 of all samples and labels, and of how they are normalised."""
+        digest = hashlib.sha256(repr((self.mean, self.std)).encode() if self.mean or self.std else b"")
         for array in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
@@ -127,41 +127,6 @@ def normalisation(
         return None, None
     shape = (-1,) + (1,) * (ndim - 2)  # (C, 1, 1)
     return torch.tensor(mean, device=device).reshape(shape), torch.tensor(std, device=device).reshape(shape)
-
-
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of its training images, 0..255
-
-
-class Scale(NamedTuple):
-    """How samples become the input of a network: (x - mean) / std per channel, where there are such; x is in `units`."""
-
-    units: str = "the samples as their data set gives them to a network"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What a sweep can know of a data set before anything is loaded."""
-
-    in_shape: tuple[int, ...]  # one sample's shape, without the batch
-    num_classes: int
-    num_train: int
-    num_test: int
-    augment: str  # the usual training augmentation: "none", "flip_crop" or "resized_crop"
-    from_files: bool  # needs data.root
-    load: Callable[..., Dataset]
-    dtype: str = "float32"  # of the samples
-    check: Callable[..., None] = lambda **_: None  # raises DataError for files that are missing; reads next to nothing
-    is_streamed: bool = False  # images stay in their files, and come at any resolution
-    scale: Callable[[], Scale] = Scale  # for those who use a network elsewhere
-
-    def layout(self, asked: str) -> str:
-        """Return how the samples lie, where `asked` is what a sweep file says of files."""
-        return "beton" if self.is_streamed else asked if self.from_files else "embedded"
-
-
-DATASETS: Registry[DatasetInfo] = Registry("data set", "raylth.datasets")
 
 
 WHOLE = (0, 1)  # part 0 of 1

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from raylth.core.data.dataset import DATASETS, ArrayDataset, DatasetInfo, Scale
+from raylth.core.data.dataset import ArrayDataset
+from raylth.core.data.info import DATASETS, DatasetInfo, Scale
 
 __all__ = ["digits"]
 

@@ -3,8 +3,9 @@
 import functools
 
 from raylth.core.data.beton import Beton
-from raylth.core.data.dataset import DATASETS, IMAGENET_MEAN, IMAGENET_STD, DataError, DatasetInfo, Scale
+from raylth.core.data.dataset import DataError
 from raylth.core.data.images import CENTER_SHARE, ImageFiles
+from raylth.core.data.info import DATASETS, IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, Scale
 from raylth.core.data.places import below
 
 __all__ = ["FILES", "imagenet"]
@@ -31,7 +32,7 @@ def check(*, root: str | None, **_: object) -> None:
         try:
             Beton(below(root, name))
         except DataError as error:
-            raise DataError(f"data.root: {error}") from error
+            raise type(error)(f"data.root: {error}") from error
 
 
 DATASETS.register("imagenet")(

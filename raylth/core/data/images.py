@@ -21,6 +21,7 @@ from raylth.core.data.beton import Beton
 from raylth.core.data.dataset import WHOLE, DataError, Dataset, Drawn, Place, Split, anywhere, normalisation, part_of
 from raylth.core.data.places import copy, is_remote, locate_file
 from raylth.core.data.subset import stratified_order
+from raylth.paths import expanded
 from raylth.seeding import derive_seed
 
 __all__ = ["CENTER_SHARE", "ImageFiles", "StreamedSplit", "has_ffcv", "stage"]
@@ -55,6 +56,7 @@ class ImageFiles(Dataset):
     whole: tuple[int, int]  # samples that the files have where no number is asked for
     num_train: int | None = None  # samples of each; None: all
     num_test: int | None = None
+    seen: tuple[str, ...] = ()  # fingerprints of the files where the sweep was started; other machines must have the same
     staging: str | None = None  # folder of each machine to which the files are copied before they are read
 
     @property
@@ -67,36 +69,50 @@ class ImageFiles(Dataset):
 
         Raises DataError when a file has fewer, or labels beyond the classes.
         """
-        asked = (("train", self.train, num_train), ("test", self.test, num_test))
+        asked, found = (("train", self.train, num_train), ("test", self.test, num_test)), list[str]()
         for (name, path, wanted), whole in zip(asked, self.whole, strict=True):
             beton = Beton(path)
             if wanted is None and len(beton) != whole:
-                found = f"{path} has {len(beton):,} samples, and the whole set {whole:,}"
-                raise DataError(f"data.num_{name}: {found}: set it to {len(beton)} if these are meant")
+                words = f"{path} has {len(beton):,} samples, and the whole set {whole:,}"
+                raise DataError(f"data.num_{name}: {words}: set it to {len(beton)} if these are meant")
             if wanted is not None and wanted > len(beton):
                 raise DataError(f"data.num_{name}: {wanted} asked for, but {path} has {len(beton)} samples")
-            largest = int(beton.labels.max(initial=0))
-            if largest >= self.num_classes:
-                raise DataError(f"data.root: {path} has the label {largest}, and there are {self.num_classes} classes")
-        return dataclasses.replace(self, num_train=num_train, num_test=num_test)
+            for label in (int(beton.labels.max(initial=0)), int(beton.labels.min(initial=0))):
+                if not 0 <= label < self.num_classes:
+                    raise DataError(
+                        f"data.root: {path} has the label {label}, and there are {self.num_classes} classes, from 0"
+                    )
+            found.append(beton.fingerprint())
+        return dataclasses.replace(self, num_train=num_train, num_test=num_test, seen=tuple(found))
 
     def staged(self, folder: str | None) -> "ImageFiles":
         """Have the files copied to a folder of each machine before they are read; a bucket's must be, else DataError."""
         if folder is None and is_remote(self.train):
             raise DataError(f"data.root: {self.train} is in a bucket: set resources.staging, a folder on each machine's disk")
-        return dataclasses.replace(self, staging=None if folder is None else str(Path(folder).absolute()))
+        if folder is not None:
+            try:
+                is_filled_in = expanded(folder) == folder
+            except ValueError as error:
+                raise DataError(f"resources.staging: {error}") from error
+            folder = str(Path(folder).absolute()) if is_filled_in else folder  # each machine has a home of its own
+        return dataclasses.replace(self, staging=folder)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of both files' tables (sizes, labels, places), and of how they are read."""
         digest = hashlib.sha256(f"{self.resolution} {self.num_train} {self.num_test} {CENTER_SHARE}".encode())
-        for path in (self.train, self.test):
-            digest.update(Beton(path).fingerprint().encode())
+        for found in self.seen or [Beton(path).fingerprint() for path in (self.train, self.test)]:
+            digest.update(found.encode())
         return digest.hexdigest()
 
     def splits(self, device: str) -> tuple[Split, Split]:
         """Open both files, or their copies on this machine."""
         paths = (self.train, self.test)
         train, test = (Beton(stage(path, self.staging) if self.staging else path) for path in paths)
+        for file, expected in zip((train, test), self.seen, strict=False):
+            if file.fingerprint() != expected:
+                raise DataError(
+                    f"data.root: {file.path} is not the file on this machine that it is where the sweep was started"
+                )
         return self._open(train, "train", self.num_train, device), self._open(test, "test", self.num_test, device)
 
     def _open(self, beton: Beton, name: str, count: int | None, device: str) -> Split:
@@ -126,7 +142,7 @@ def stage(path: str, folder: str) -> Path:
     copy's name has the file's fingerprint. DataError when there is no room, or the copying fails.
     """
     source = Beton(path)
-    target = Path(folder) / f"{Path(locate_file(path)[1]).stem}-{source.fingerprint()[:16]}.beton"
+    target = Path(expanded(folder)) / f"{Path(locate_file(path)[1]).stem}-{source.fingerprint()[:16]}.beton"
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process ends, however it ends

@@ -1,7 +1,7 @@
 """Encoded images with labels as they lie before they are converted: a folder of classes, or Parquet."""
 
-import io
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,23 +11,22 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from raylth.core.data.dataset import DataError
+from raylth.core.data.parquet import IMAGE_COLUMNS, TEST, TRAIN, VALIDATION, encoded, is_hidden, split_files, whole_labels
 
-__all__ = ["BrokenImage", "FolderSource", "ParquetSource", "Source", "decode", "open_source"]
+__all__ = ["FolderSource", "ParquetSource", "Source", "open_source"]
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
-IMAGE_COLUMNS = ("img", "image")
 FOLDERS = {"train": ("train",), "val": ("val", "validation", "test")}
-
-
-class BrokenImage(ValueError):
-    """An image that cannot be decoded; the text names it."""
+WORDS: dict[str, list[tuple[str, ...]]] = {"train": [TRAIN], "val": [VALIDATION, TEST]}
 
 
 class Source(Protocol):
-    """Images by number. `labels` is (N,) int64; `classes` their names, where the source has names."""
+    """Images by number. `labels` is (N,) int64; `classes` their names, where the source has names; `notes` are lines for
+    whoever converts it."""
 
     labels: np.ndarray
     classes: list[str]
+    notes: list[str]
 
     def read(self, index: int) -> bytes:
         """Return an encoded image."""
@@ -36,37 +35,29 @@ class Source(Protocol):
         """Return what to call an image."""
 
 
-def decode(data: bytes, name: str) -> tuple[np.ndarray, bool]:
-    """Return an image's pixels (H, W, 3) uint8, and whether it was something else than RGB before.
-
-    Grey, CMYK, palettes and transparency become RGB. Raises BrokenImage for what is cut short or no image.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB")), image.mode != "RGB"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BrokenImage(f"{name}: {error}") from error
-
-
 class FolderSource:
     """A folder with a folder of images per class, as torchvision's ImageFolder and ImageNet lay them out."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        self.files: list[str] = []
-        labels = []
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+        self.classes, self.files = names, list[str]()
+        labels, empty, others = list[int](), list[str](), Counter[str]()
         for label, name in enumerate(self.classes):
-            found = sorted(
-                str(file.relative_to(folder)) for file in (folder / name).rglob("*") if file.suffix.lower() in SUFFIXES
+            below = [file for file in (folder / name).rglob("*") if not is_hidden(str(file.relative_to(folder)))]
+            found = sorted(str(file.relative_to(folder)) for file in below if file.suffix.lower() in SUFFIXES)
+            others.update(
+                file.suffix or file.name for file in below if file.suffix.lower() not in SUFFIXES and file.is_file()
             )
             self.files += found
             labels += [label] * len(found)
+            empty += [] if found else [name]
         if not self.files:
             raise DataError(f"{folder}: no images; expected a folder per class with .jpg, .png, .webp or .bmp files")
         self.labels = np.array(labels, dtype=np.int64)
+        left_out = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5))
+        self.notes = [f"{folder}: left out, not among {', '.join(sorted(SUFFIXES))}: {left_out}"] if others else []
+        self.notes += [f"{folder}: the class {name} has no images" for name in empty]
 
     def read(self, index: int) -> bytes:
         """Return a file's bytes."""
@@ -85,13 +76,15 @@ class ParquetSource:
             self.fragments = list(ds.dataset(list(files), filesystem=system, format="parquet").get_fragments())
             names = self.fragments[0].physical_schema.names
             self.column = next(name for name in IMAGE_COLUMNS if name in names)
-            parts = [fragment.to_table(columns=["label"])["label"].to_numpy() for fragment in self.fragments]
+            columns = [fragment.to_table(columns=["label"])["label"] for fragment in self.fragments]
         except (StopIteration, KeyError, pa.ArrowInvalid) as error:
             wanted = " or ".join(f"{name}.bytes" for name in IMAGE_COLUMNS)
             raise DataError(f"{files[0]}: expected Parquet with the columns {wanted} and label: {error}") from error
+        parts = [whole_labels(column, fragment.path) for column, fragment in zip(columns, self.fragments, strict=True)]
         self.classes: list[str] = []
+        self.notes: list[str] = []
         self.starts = np.cumsum([0, *(len(part) for part in parts)])
-        self.labels = np.concatenate(parts).astype(np.int64)
+        self.labels = np.concatenate(parts)
         self._held: tuple[int, int, pa.ChunkedArray] | None = None  # fragment, first row, the row group's images
 
     def read(self, index: int) -> bytes:
@@ -100,8 +93,7 @@ class ParquetSource:
         row = index - int(self.starts[number])
         if self._held is None or self._held[0] != number or not 0 <= row - self._held[1] < len(self._held[2]):
             self._held = number, *self._row_group(number, row)
-        data: bytes = self._held[2][row - self._held[1]].as_py()["bytes"]
-        return data
+        return encoded(self._held[2][row - self._held[1]].as_py())
 
     def _row_group(self, number: int, row: int) -> tuple[int, pa.ChunkedArray]:
         first = 0
@@ -123,18 +115,14 @@ def open_source(place: str, split: str) -> Source:
     system, path = fs.FileSystem.from_uri(place) if "://" in place else (fs.LocalFileSystem(), str(Path(place).absolute()))
     if system.get_file_info(path).type == fs.FileType.NotFound:
         raise DataError(f"{place}: no such folder")
-    files = sorted(_parquet_files(system, path, split))
-    if files:
-        return ParquetSource(files, system)
+    below = [info.path[len(path) :].lstrip("/") for info in system.get_file_info(fs.FileSelector(path, recursive=True))]
+    parquet = dict(
+        zip(WORDS, split_files(below, list(WORDS.values()), place), strict=True)
+    )  # both: they must belong together
+    if parquet[split]:
+        return ParquetSource([f"{path.rstrip('/')}/{name}" for name in parquet[split]], system)
     for name in FOLDERS[split]:
         if isinstance(system, fs.LocalFileSystem) and (Path(path) / name).is_dir():
             return FolderSource(Path(path) / name)
     names = " or ".join(f"{name}/" for name in FOLDERS[split])
     raise DataError(f"{place}: no {split} images; expected {names} with a folder per class, or {split}*.parquet files")
-
-
-def _parquet_files(system: fs.FileSystem, path: str, split: str) -> Iterator[str]:
-    for info in system.get_file_info(fs.FileSelector(path, recursive=True)):
-        name = info.path.rpartition("/")[2]
-        if name.endswith(".parquet") and name.startswith(FOLDERS[split]):
-            yield info.path
