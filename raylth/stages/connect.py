@@ -4,8 +4,10 @@ The line runs between any two: from pi(A) to B, from dense A to a round of IMP (
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
 
     Corrections use training samples without augmentation, and correct the ends as they do the points between: a line from A
     to A is flat under each. Barriers: paper, equation 3, for each correction on the training samples and on the test split,
-    with the signed rise half-way and the ends without correction beside them.
+    with the signed rise half-way and the ends without correction beside them; none where a loss on the line is infinite.
     """
     start = time.perf_counter()
     settings = stage.settings
@@ -45,9 +47,10 @@ def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
                 {"correction": name, "split": split, "alpha": alpha, "loss": loss, "error": error}
                 for alpha, loss, error in zip(alphas, losses, errors, strict=True)
             ]
-            row = {"correction": name, "split": split}
+            row: dict[str, Any] = {"correction": name, "split": split}
             for place, (measure, values) in enumerate((("loss", losses), ("error", errors))):
-                row |= {f"{measure}_barrier": barrier(values, alphas), f"{measure}_mid": middle_rise(values, alphas)}
+                if all(map(math.isfinite, values)):
+                    row |= {f"{measure}_barrier": barrier(values, alphas), f"{measure}_mid": middle_rise(values, alphas)}
                 row |= {f"plain_{measure}_{end}": plain[split][place] for end, plain in zip("ab", plain_ends, strict=True)}
             barriers.append(row)
     metrics = {"line": found, "barriers": barriers, "seconds": time.perf_counter() - start, "epochs": 0}

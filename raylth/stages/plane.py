@@ -36,7 +36,7 @@ def plane(stage: Stage, context: Context) -> dict[str, Artefact]:
         plain = gauge.plain(between)
         for row in _rows(x, y, measure(between, 0.0), corner):
             loss, error = plain[str(row["split"])]
-            points.append({**row, "plain_loss": _finite(loss), "plain_error": error})
+            points.append({**row, "plain_loss": loss, "plain_error": error})
     for y in found.ticks(1, settings["resolution"], settings["margin"]):
         for x in found.ticks(0, settings["resolution"], settings["margin"]):
             with torch.no_grad():
@@ -48,11 +48,6 @@ def plane(stage: Stage, context: Context) -> dict[str, Artefact]:
 
 def _rows(x: float, y: float, measured: dict[str, tuple[float, float]], corner: str | None) -> list[dict[str, object]]:
     return [
-        {"corner": corner, "split": split, "x": x, "y": y, "loss": _finite(loss), "error": error}
+        {"corner": corner, "split": split, "x": x, "y": y, "loss": loss, "error": error}
         for split, (loss, error) in measured.items()
     ]
-
-
-def _finite(loss: float) -> float | None:
-    """A network far outside may compute nothing: JSON has no infinity."""
-    return loss if abs(loss) < float("inf") else None

@@ -22,7 +22,7 @@ from raylth.stages.plan import Plan
 from raylth.stages.plane import plane
 from raylth.stages.same_data import load_same_data
 from raylth.stages.sparse import sparse
-from raylth.stages.stage import Artefact, Stage
+from raylth.stages.stage import Artefact, Stage, finite
 from raylth.stages.training import Trainee, fit
 from raylth.stages.uploads import Uploads
 from raylth.store import BrokenArtefact, DiskLocation, Store
@@ -160,7 +160,7 @@ def _publish(artefacts: dict[str, Artefact], stage: Stage, context: Context) -> 
 def _write(key: str, artefact: Artefact, kind: str, context: Context) -> None:
     if context.team.rank > 0:
         return
-    metrics = {**artefact.metrics, "data_sha256": context.data_sha256}
+    metrics = finite({**artefact.metrics, "data_sha256": context.data_sha256})
     context.store.publish(key, kind=kind, tensors=artefact.tensors, metrics=metrics)
 
 

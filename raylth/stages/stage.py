@@ -1,5 +1,6 @@
 """What a stage is: one node of the study's graph, named by the settings and the parents that decide its result."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from raylth.store import fingerprint
 
-__all__ = ["Artefact", "Stage", "stage_key"]
+__all__ = ["Artefact", "Stage", "finite", "stage_key"]
 
 VERSION = 2  # of the stages' numerics; raising it gives every stage a new key
 
@@ -65,6 +66,15 @@ class Artefact:
 
     tensors: dict[str, dict[str, np.ndarray]]
     metrics: dict[str, Any]
+
+
+def finite(measured: Any) -> Any:
+    """Return what was measured with None for every number that is infinite or NaN, which JSON does not have."""
+    if isinstance(measured, dict):
+        return {name: finite(value) for name, value in measured.items()}
+    if isinstance(measured, list | tuple):
+        return [finite(value) for value in measured]
+    return None if isinstance(measured, float) and not math.isfinite(measured) else measured
 
 
 def _short(value: Any) -> str:

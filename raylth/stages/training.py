@@ -21,7 +21,7 @@ from raylth.core.train import Diverged, evaluate_together, train_together
 from raylth.stages.arrays import state_arrays, to_torch
 from raylth.stages.context import Context
 from raylth.stages.resume import Resume, load_state
-from raylth.stages.stage import Artefact, Stage
+from raylth.stages.stage import Artefact, Stage, finite
 
 __all__ = ["Trainee", "fit", "load_mask", "load_network", "masked_trainee", "new_network"]
 
@@ -115,7 +115,7 @@ def _fit_group(
         points: list[dict[str, Any]] = [{"epoch": completed, "train_loss": loss} for loss in losses]
         if completed == recipe.epochs or (context.evaluate_every and completed % context.evaluate_every == 0):
             for point, score in zip(points, evaluate_together(program, context.test, team=context.team), strict=True):
-                point |= {"test_loss": score.loss, "test_accuracy": score.accuracy, "test_top5": score.top5}
+                point |= {"test_loss": finite(score.loss), "test_accuracy": score.accuracy, "test_top5": score.top5}
         for number, (trainee, curve, point) in enumerate(zip(trainees, curves, points, strict=True)):
             if math.isfinite(point["train_loss"]):
                 curve.append(point)

@@ -1,5 +1,6 @@
 """The whole method in one process, without Ray: what design.md says of weights and masks, checked on the artefacts."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 from raylth.core.models import init_model
 from raylth.core.permutation import PermutationSpec, derive_spec, random_permutation
 from raylth.core.pruning import num_landing_alive
-from raylth.stages import Stage, make_plan, result_rows, run_plan, scan
+from raylth.stages import Stage, load_data, make_context, make_plan, result_rows, run_plan, scan
 from raylth.stages.match import PermutationBroken, _prove
 from raylth.stages.run import STAGES, run_stage
 from raylth.store import Store
@@ -271,3 +272,33 @@ def test_lines_between_matched_networks_have_barriers_with_and_without_repair(tm
 
     assert barriers("plain")["activation"] < barriers("plain")["random"], "matching lowers the barrier"
     assert barriers("reset") == barriers("plain"), "a network without batch norm has nothing to reset"
+
+
+def test_an_infinite_test_loss_is_a_result_and_fails_nothing(tmp_path):
+    """The network learns, and its loss on the test split, which has one huge sample, is infinite."""
+    plan = make_plan(
+        tiny_sweep(
+            connect={"points": 3, "corrections": ["plain"], "samples": 100},
+            sparse={"arms": ["permuted"], "sparsities": [0.5], "rewinds": [0]},
+        )
+    )
+    store, data = Store(tmp_path), load_data(plan.config.data)
+    test_x = data.test_x.copy()
+    test_x[0] = 3e38
+    context = make_context(store, dataclasses.replace(data, test_x=test_x), evaluate_every=1)
+    for stage in plan.stages:
+        run_stage(stage, context)
+        metrics = store.metrics(stage.key)
+        if stage.kind in ("dense", "imp", "sparse"):
+            assert metrics["test_loss"] is None
+            assert 0 <= metrics["test_accuracy"] <= 100
+            assert all(point["test_loss"] is None for point in metrics["curve"])
+        if stage.kind == "connect":
+            rows = {row["split"]: row for row in metrics["barriers"]}
+            assert rows["train"]["loss_barrier"] >= 0
+            assert "loss_barrier" not in rows["test"]
+            assert rows["test"]["error_barrier"] >= 0
+    graph = scan(plan, store)
+    tables = result_rows(plan, graph, store, "run")
+    assert {row["status"] for row in tables["results"]} == {"done"}
+    assert [row.get("loss_barrier") for row in tables["barriers"] if row["split"] == "test"].count(None) > 0
