@@ -86,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check_classes(train: Source, val: Source, place: str) -> None:
     """Raise DataError where the two splits number their classes differently, and for a class that nothing is trained on."""
+    if bool(train.classes) != bool(val.classes):
+        raise DataError(
+            f"{place}: one split is in folders, the other in Parquet, and which of their classes are the same is not known"
+        )
     different = sorted(set(train.classes) ^ set(val.classes))
     if train.classes and val.classes and different:
         raise DataError(f"{place}: train and val have different classes, {different[0]!r} is in one only")

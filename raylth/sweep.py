@@ -16,7 +16,7 @@ with importing.uncollected():
     from raylth.config import SweepConfig
     from raylth.core.data import DataError
     from raylth.dryrun import print_plan
-    from raylth.paths import contracted
+    from raylth.paths import contracted, expanded
     from raylth.runner import run_sweep
     from raylth.search import final_of, run_search, what_is_searched
     from raylth.store import NewerStore
@@ -61,6 +61,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _expanded(path: str) -> str:
+    try:
+        return expanded(path)
+    except ValueError as error:
+        raise BadSweep(str(error)) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = make_parser()
@@ -73,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.cluster and options.address:
         parser.error("--cluster sends the sweep to a cluster's head, --address joins a cluster from here: one of them")
     try:
+        options.file, options.cluster = (each and _expanded(each) for each in (options.file, options.cluster))
         address = LOCAL if options.cluster else choose_cluster(options.address)
         joining = Joining(address, options.without_token, options.verbose)
         terminal.raise_at_ctrl_c()

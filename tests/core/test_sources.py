@@ -107,6 +107,18 @@ def test_two_sets_below_one_folder_are_never_joined(tmp_path, layout):
             load()
 
 
+def test_folders_and_parquet_of_two_sets_are_never_mixed(folder, capsys):
+    write(folder / "train-0.parquet", [0, 1, 2])
+    with pytest.raises(DataError, match=r"train-0.parquet and the folder train/ are of two data sets"):
+        open_source(str(folder), "train")
+    (folder / "train").rename(folder / "images")
+    assert command.main(["imagenet", str(folder), str(folder / "out")]) == 2
+    assert "one split is in folders, the other in Parquet" in capsys.readouterr().err
+    (folder / "images").rename(folder / "validation")
+    with pytest.raises(DataError, match=r"val/ and validation/ are the same split twice"):
+        open_source(str(folder), "val")
+
+
 def test_short_data_are_refused(tmp_path):
     write(tmp_path / "train-0.parquet", [0, 1, 2])
     write(tmp_path / "test-0.parquet", [3])

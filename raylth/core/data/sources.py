@@ -119,10 +119,27 @@ def open_source(place: str, split: str) -> Source:
     parquet = dict(
         zip(WORDS, split_files(below, list(WORDS.values()), place), strict=True)
     )  # both: they must belong together
+    folders = [Path(path) / name for name in FOLDERS[split]] if isinstance(system, fs.LocalFileSystem) else []
+    folders = [folder for folder in folders if _has_classes(folder)]
     if parquet[split]:
+        if folders and split == folders[0].name:
+            raise DataError(
+                f"{place}: {parquet[split][0]} and the folder {folders[0].name}/ are of two data sets: leave one there"
+            )
         return ParquetSource([f"{path.rstrip('/')}/{name}" for name in parquet[split]], system)
-    for name in FOLDERS[split]:
-        if isinstance(system, fs.LocalFileSystem) and (Path(path) / name).is_dir():
-            return FolderSource(Path(path) / name)
+    if len(folders) > 1 and folders[1].name != "test":
+        raise DataError(
+            f"{place}: {folders[0].name}/ and {folders[1].name}/ are the same split twice: leave one of them there"
+        )
+    if folders:
+        return FolderSource(folders[0])
     names = " or ".join(f"{name}/" for name in FOLDERS[split])
     raise DataError(f"{place}: no {split} images; expected {names} with a folder per class, or {split}*.parquet files")
+
+
+def _has_classes(folder: Path) -> bool:
+    """Whether a folder of images by class may be meant: one with visible folders in it, or without any Parquet file."""
+    if not folder.is_dir():
+        return False
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    return any(entry.is_dir() for entry in entries) or not any(entry.suffix == ".parquet" for entry in entries)
