@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.core.batchnorm import Moments, set_statistics
+from raylth.core.graph import trace
 from raylth.core.modes import freeze_dropout, in_mode
 from raylth.core.precision import precision
-from raylth.core.walk import trace
 
 __all__ = ["Statistics", "repair", "repair_sites", "site_statistics"]
 
