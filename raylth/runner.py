@@ -18,12 +18,12 @@ from raylth.cluster.meter import Meter
 from raylth.config import SweepConfig
 from raylth.core.data import Dataset
 from raylth.core.data.images import ImageFiles, has_ffcv
-from raylth.dryrun import check_space, plan_of, scan_of
+from raylth.dryrun import check_space, plan_of, scan_of, tried
 from raylth.exporters import check_exporters
 from raylth.importing import uncollected
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
-from raylth.stages import Graph, Plan, forecast, free_bytes, in_units, load_data
+from raylth.stages import Graph, Plan, forecast, free_bytes, in_units, keep_checked, load_data
 from raylth.store import Store
 from raylth.sweepfile import BadSweep
 from raylth.view import SweepView
@@ -54,6 +54,7 @@ def run_sweep(
     console = Console()
     store = Store(config.storage)
     plan, run = plan or plan_of(config), run or Run.open(config, store)
+    networks = tried(plan, store)
     check_places(config, store)
     graph = scan_of(plan, store, lambda line: console.print(Text(line, style="yellow")))
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
@@ -69,6 +70,7 @@ def run_sweep(
     elif meter.exhausted is None:
         check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
         dataset = load_data(config.data, config.resources.staging)
+        keep_checked(store, networks)
         for line in _hints(dataset):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
         try:

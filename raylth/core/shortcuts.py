@@ -17,7 +17,7 @@ WEIGHTED = (rules.linear, rules.convolution, rules.transposed_convolution)
 
 
 def shortcut_layers(model: nn.Module) -> set[str] | None:
-    """Return the layers with weights that lie on residual shortcuts, by the name of their weight; None where none can be told.
+    """Return the layers with weights that lie on residual shortcuts, by the name of their weight; None where it is not known.
 
     Where two tensors are added that come from one, a shortcut is the side whose own way has layers, but no activation behind
     any of them, while the other's has: a projection beside a branch. None is for a network that cannot be traced.

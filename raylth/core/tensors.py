@@ -1,7 +1,7 @@
 """Which networks' tensors can be pruned and permuted one by one: each is there once, and is a parameter as it stands."""
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 __all__ = ["check_tensors", "computed_tensor", "shared_tensors"]
 
@@ -21,7 +21,7 @@ def shared_tensors(model: nn.Module) -> tuple[str, str] | None:
     """Return two names of a network's parameters and buffers that share memory; None where all have their own."""
     spans: dict[int, list[tuple[int, int, str]]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor) or isinstance(tensor, UninitializedTensorMixin) or tensor.numel() == 0:
+        if not isinstance(tensor, Tensor) or is_lazy(tensor) or tensor.numel() == 0:
             continue
         first = tensor.storage_offset() * tensor.element_size()
         extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1

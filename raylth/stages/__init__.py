@@ -10,6 +10,7 @@ from raylth.stages.graph import Graph
 from raylth.stages.hours import Hours, hours
 from raylth.stages.mask import export_mask
 from raylth.stages.plan import Plan, make_plan
+from raylth.stages.preflight import check_networks, keep_checked
 from raylth.stages.probe import evaluate_a_batch
 from raylth.stages.resume import Preempted
 from raylth.stages.rows import result_rows
@@ -28,6 +29,7 @@ __all__ = [
     "Preempted",
     "Stage",
     "StageFailed",
+    "check_networks",
     "divergence",
     "evaluate_a_batch",
     "export_mask",
@@ -35,6 +37,7 @@ __all__ = [
     "free_bytes",
     "hours",
     "in_units",
+    "keep_checked",
     "load_data",
     "make_context",
     "make_plan",

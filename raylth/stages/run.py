@@ -20,6 +20,7 @@ from raylth.stages.match import match
 from raylth.stages.overlap import overlap
 from raylth.stages.plan import Plan
 from raylth.stages.plane import plane
+from raylth.stages.preflight import check_networks, keep_checked
 from raylth.stages.sparse import sparse
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import Trainee, fit
@@ -205,12 +206,15 @@ def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: No
 def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambda stage: None) -> Graph:
     """Run a plan in this process on the CPU; a failed stage blocks its descendants, everything else is finished.
 
-    `on_stage` is called after each stage that was run. Returns the final graph.
+    `on_stage` is called after each stage that was run. Returns the final graph. Raises ValueError as `check_networks` does,
+    before anything is trained.
     """
     graph = scan(plan, store)
     if graph.finished:
         return graph
+    networks = check_networks(plan, store)
     dataset = load_data(plan.config.data, plan.config.resources.staging)
+    keep_checked(store, networks)
     asked = plan.config.resources.engine
     engine: EngineName = "eager" if asked == AUTO else asked
     context = make_context(store, dataset, evaluate_every=plan.config.log.evaluate_every, engine=engine)

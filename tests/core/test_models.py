@@ -53,7 +53,9 @@ def test_torchs_own_initialisation_is_what_its_layers_draw(name):
         if isinstance(module, nn.Conv2d | nn.Linear):
             bound = 1 / module.weight[0].numel() ** 0.5
             assert torch.equal(module.weight, same.weight)
-            assert 0.9 * bound < float(module.weight.detach().abs().max()) <= bound * 1.001, "uniform, by the number of inputs"
+            assert 0.9 * bound < float(module.weight.detach().abs().max()) <= bound * 1.001, (
+                "uniform, by the number of inputs"
+            )
             if module.bias is not None:
                 assert 0 < float(module.bias.detach().abs().max()) <= bound * 1.001
     first, other = (next(p for p in network.parameters() if p.ndim > 1).detach() for network in (own, drawn))

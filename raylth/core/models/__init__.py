@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from raylth.core.models.code import code_of
 from raylth.core.graph import place_of
+from raylth.core.models.code import code_of
 from raylth.core.models.mlp import mlp
 from raylth.core.models.registry import MODELS
 from raylth.core.models.resnet import resnet20
@@ -36,9 +36,8 @@ def build_model(
 
     `in_shape` is one sample's shape without the batch: (C, H, W) for images, (L,) for signals; `width` multiplies
     every hidden width. With `init` "torch" all convolutions and linear layers are drawn as torch does by itself. `code` is
-    what `code_of` told of a user's own network. Raises UnknownName for a name that is not
-    registered, ValueError for a shape or width that the network cannot have and for what is no network, RuntimeError where its
-    code is another.
+    what `code_of` told of a user's own network. Raises UnknownName for a name that is not registered, ValueError for a shape or
+    width that the network cannot have and for what is no network, RuntimeError where its code is another.
     """
     if code is not None and code_of(name, MODELS[name]) != code:
         raise RuntimeError(f"model {name!r} is not the same code here as where the sweep was planned")
@@ -108,13 +107,12 @@ def build_shapes(
     One that cannot be built there, because it computes with values, is built as it is.
     """
     settings: dict[str, Any] = {"width": width, "num_classes": num_classes, "in_shape": in_shape, "code": code}
-    if MODELS[name] in OURS:
-        with torch.device("meta"), _NoDraws():
-            return build_model(name, **settings)
     try:
         with torch.device("meta"), _NoDraws():
             return build_model(name, **settings)
     except ValueError:
+        if MODELS[name] in OURS:
+            raise
         return init_model(0, name, **settings)
 
 

@@ -1,4 +1,4 @@
-"""A hash of a user's own code: of its modules' syntax, alike under every version of Python, and of what they import locally."""
+"""A hash of a user's own code: its modules' syntax, alike under every version of Python, with what they import locally."""
 
 import ast
 import functools
@@ -26,9 +26,9 @@ INSTALLED = {"site-packages", "dist-packages"}
 def code_of(name: str, build: Callable[..., object]) -> str | None:
     """Return a SHA-256 of the code in which something of a user's own is written; None for this package's and libraries'.
 
-    It is that of the module of an import path `name`, of the one of the function `build`, and of all modules that these import,
-    also inside functions, unless they are installed; of a package that is itself installed, of all its files. The hash is of
-    the syntax, the same under every version of Python, so comments, line breaks and quotes do not matter.
+    It is that of the module of an import path `name`, of the one of the function `build`, and of all modules that these
+    import, also inside functions, unless they are installed; of a package that is itself installed, of all its files. The hash
+    is of the syntax, the same under every version of Python, so comments, line breaks and quotes do not matter.
     """
     path, separator, _ = name.partition(":")
     while isinstance(build, functools.partial):
@@ -56,7 +56,7 @@ def code_of(name: str, build: Callable[..., object]) -> str | None:
 def _source(name: str) -> Path | None:
     """Return the source of a module that is loaded, and is neither this package's nor the standard library's."""
     module = sys.modules.get(name)
-    if module is None or getattr(module, "__file__", None) is None or name.split(".")[0] in NOT_OWN:
+    if module is None or getattr(module, "__file__", None) is None or name.split(".", maxsplit=1)[0] in NOT_OWN:
         return None
     file = inspect.getsourcefile(module)
     return None if file is None else Path(file).absolute()
