@@ -2,7 +2,8 @@
 
 import inspect
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from torch import fx, nn
 
 from raylth.core.modes import in_mode
 
-__all__ = ["UnknownOperation", "layer_type", "place_of", "text_of", "trace"]
+__all__ = ["UnknownOperation", "is_of_network", "layer_type", "place_of", "text_of", "trace"]
 
 LAYERS = ("torch.nn.", "torch.ao.nn.")  # modules of torch in which its layers are
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # What a subclass may say anew of a layer that still computes the same: how it is made, drawn, shown, and checks its input.
 FREE = {"__init__", "__repr__", "extra_repr", "reset_parameters", "_check_input_dim", "_version", "__constants__"}
 CALLED = {"__call__", "__getattr__", "__getattribute__"}  # of the names with underscores, those that a forward pass meets
-OF_OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))  # torch's code, and this package's
+STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}  # buffers that norms write
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+OF_OTHERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")  # torch's code, and this package's
 
 
 class UnknownOperation(ValueError):
@@ -47,6 +50,11 @@ class Tracer(fx.Tracer):
     """Traces a forward pass of one input, with everything else at its default; torch's layers stay whole."""
 
     failed: tuple[str, nn.Module] | None = None  # the innermost module in which tracing ended
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return what stands for a module's attribute; a norm's statistics are not changed by being traced."""
+        self.proxy_buffer_attributes = attr in STATISTICS
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one operation."""
@@ -77,13 +85,29 @@ def trace(model: nn.Module, *, training: bool = False, lines: bool = False) -> f
     tracer = Tracer()
     tracer.record_stack_traces = lines
     try:
-        with in_mode(model, training=training):
+        with in_mode(model, training=training), _unchecked_dimensions():
             traced = fx.GraphModule(model, tracer.trace(model))
     except Exception as error:  # of the network's own code, which may do anything with what is no tensor
         raise UnknownOperation(_untraceable(model, tracer, error)) from error
     modules = dict(traced.named_modules())
     traced.graph.eliminate_dead_code(lambda node: node.is_impure() or _overwrites(node, modules))
     return traced
+
+
+@contextmanager
+def _unchecked_dimensions() -> Iterator[None]:
+    """Keep norms from branching on the number of their input's axes, which has no value while a network is traced.
+
+    That matters where a subclass has a forward pass of its own and calls its parent's.
+    """
+    kept = [(norm, norm._check_input_dim) for norm in NORMS]
+    try:
+        for norm in NORMS:
+            norm._check_input_dim = lambda *_: None  # type: ignore[method-assign]
+        yield
+    finally:
+        for norm, check in kept:
+            norm._check_input_dim = check  # type: ignore[method-assign]
 
 
 def text_of(traced: fx.GraphModule) -> str:
@@ -98,6 +122,11 @@ def place_of(error: BaseException) -> str:
         return ""
     line = f": {frames[-1].line}" if frames[-1].line else ""
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}{line})"
+
+
+def is_of_network(line: str) -> bool:
+    """Whether a line of a stack trace ('File "...", line ...') is of a network, not of torch or of what traces it."""
+    return line.startswith('File "') and not line.startswith((f'File "{OF_OTHERS[0]}', f'File "{__file__}'))
 
 
 def _is_theirs(file: str) -> bool:

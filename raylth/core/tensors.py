@@ -10,7 +10,10 @@ PLAIN = "make it plain (parametrize.remove_parametrizations, prune.remove, remov
 
 
 def check_tensors(model: nn.Module) -> None:
-    """Raise ValueError, with the names, for a network that has a tensor under two names, or a weight that is computed."""
+    """Raise ValueError, with the names, for a network that has a tensor under two names, without a shape, or computed."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and is_lazy(tensor):
+            raise ValueError(f"{name!r} has no shape yet (a lazy layer): give the layer its sizes")
     if (names := shared_tensors(model)) is not None:
         raise ValueError(f"{names[0]!r} and {names[1]!r} are one tensor under two names: {UNTIE}")
     if (found := computed_tensor(model)) is not None:
@@ -21,10 +24,10 @@ def shared_tensors(model: nn.Module) -> tuple[str, str] | None:
     """Return two names of a network's parameters and buffers that share memory; None where all have their own."""
     spans: dict[int, list[tuple[int, int, str]]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor) or is_lazy(tensor) or tensor.numel() == 0:
+        if not isinstance(tensor, Tensor) or tensor.numel() == 0:
             continue
-        first = tensor.storage_offset() * tensor.element_size()
-        extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        first = int(tensor.storage_offset()) * tensor.element_size()
+        extent = sum(int((size - 1) * stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         storage = tensor.untyped_storage()._cdata  # the same for all views, also on the meta device
         spans.setdefault(storage, []).append((first, first + extent * tensor.element_size(), name))
     for found in spans.values():

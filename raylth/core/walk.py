@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
-from raylth.core.graph import UnknownOperation, layer_type, trace
+from raylth.core.graph import UnknownOperation, is_of_network, layer_type
 from raylth.core.layout import FIXED, Entries, Layout, Mismatch, Units
 from raylth.core.modes import in_mode
 
-__all__ = ["ACTIVATIONS", "RULES", "UnknownOperation", "Walk", "known_as", "rule", "trace"]
+__all__ = ["ACTIVATIONS", "RULES", "UnknownOperation", "Walk", "known_as", "rule"]
 
 
 Rule = Callable[["Walk", fx.Node, nn.Module | None], Layout]
@@ -122,7 +122,7 @@ class Walk:
     def unknown(self, node: fx.Node, what: str) -> UnknownOperation:
         """Return the error for a node whose symmetry is not known."""
         lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
-        frames = [number for number, line in enumerate(lines) if line.startswith("File ") and "/torch/" not in line]
+        frames = [number for number, line in enumerate(lines) if is_of_network(line)]
         place = " / ".join(lines[frames[-1] : frames[-1] + 2]) if frames else "no source line known"
         return UnknownOperation(
             f"node {node.name!r} is {what}, whose symmetry is not known ({place}); write it with known operations, "

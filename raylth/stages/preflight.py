@@ -10,7 +10,7 @@ from torch import nn
 
 from raylth.core.checking import BadNetwork, Uses, check_network, why_not_one_sample
 from raylth.core.data.dataset import part_of
-from raylth.core.models import init_model
+from raylth.core.models import MODELS, OURS, init_model
 from raylth.core.recipe import Recipe
 from raylth.stages.plan import Plan
 from raylth.stages.stage import Stage
@@ -92,6 +92,7 @@ def _by_network(stages: Iterable[Stage]) -> list[list[Stage]]:
 def _uses(plan: Plan, stages: list[Stage]) -> Uses:
     """Return what the stages of one network do with it."""
     model, config = stages[0].settings["model"], plan.config
+    is_known = MODELS[model["name"]] in OURS  # what this package's own can do, its tests show
     shapes, corrections, is_permuted, is_half = [tuple(model["in_shape"])], set[str](), False, False
     for stage in stages:
         settings = stage.settings
@@ -105,8 +106,8 @@ def _uses(plan: Plan, stages: list[Stage]) -> Uses:
     return Uses(
         model["num_classes"],
         tuple(dict.fromkeys(shapes)),
-        is_permuted,
-        tuple(sorted(corrections)),
+        is_permuted and not is_known,
+        () if is_known else tuple(sorted(corrections)),
         is_half,
         config.imp.prune_shortcuts,
     )

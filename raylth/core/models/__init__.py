@@ -17,7 +17,7 @@ from raylth.core.models.resnet import resnet20
 from raylth.core.models.resnet50 import resnet50
 from raylth.core.models.vgg import vgg11
 
-__all__ = ["MODELS", "build_model", "build_shapes", "code_of", "init_model", "mlp", "resnet20", "resnet50", "vgg11"]
+__all__ = ["MODELS", "OURS", "build_model", "build_shapes", "code_of", "init_model", "mlp", "resnet20", "resnet50", "vgg11"]
 
 INITS = ("own", "torch")
 OURS = (mlp, resnet20, resnet50, vgg11)
@@ -36,8 +36,8 @@ def build_model(
 
     `in_shape` is one sample's shape without the batch: (C, H, W) for images, (L,) for signals; `width` multiplies
     every hidden width. With `init` "torch" all convolutions and linear layers are drawn as torch does by itself. `code` is
-    what `code_of` told of a user's own network. Raises UnknownName for a name that is not registered, ValueError for a shape or
-    width that the network cannot have and for what is no network, RuntimeError where its code is another.
+    what `code_of` told of a user's own network. Raises UnknownName for a name that is not registered, ValueError for a shape
+    or width that the network cannot have and for what is no network, RuntimeError where its code is another.
     """
     if code is not None and code_of(name, MODELS[name]) != code:
         raise RuntimeError(f"model {name!r} is not the same code here as where the sweep was planned")

@@ -36,6 +36,8 @@ def _torchvision(model: str) -> Callable[[int, int], nn.Module]:
 
     if model not in models.list_models():
         raise AttributeError(f"torchvision has no network {model!r} (torchvision.models.list_models() names those it has)")
+    if model not in models.list_models(models):
+        raise AttributeError(f"torchvision:{model} is no network for classification")
 
     def build(num_classes: int, channels: int) -> nn.Module:
         if channels != 3:

@@ -27,8 +27,8 @@ def code_of(name: str, build: Callable[..., object]) -> str | None:
     """Return a SHA-256 of the code in which something of a user's own is written; None for this package's and libraries'.
 
     It is that of the module of an import path `name`, of the one of the function `build`, and of all modules that these
-    import, also inside functions, unless they are installed; of a package that is itself installed, of all its files. The hash
-    is of the syntax, the same under every version of Python, so comments, line breaks and quotes do not matter.
+    import, also inside functions, unless they are installed; of a package that is itself installed, of all its files. It is
+    of the syntax, the same under every version of Python, so comments, line breaks and quotes do not matter.
     """
     path, separator, _ = name.partition(":")
     while isinstance(build, functools.partial):
