@@ -33,8 +33,8 @@ def reset_and_predict(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     with in_mode(model, training=False):
         traced = trace(model)
         modules = dict(traced.named_modules())
-        reached = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
-        if any(isinstance(module, _BatchNorm) and name not in reached for name, module in model.named_modules()):
+        read = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
+        if any(isinstance(module, _BatchNorm) and f"{name}.running_mean" in read for name, module in model.named_modules()):
             return _in_two_passes(model, batches)
         last_user = {read: node for node in traced.graph.nodes for read in node.all_input_nodes}
         values: dict[fx.Node, list[Any]] = {}

@@ -59,8 +59,11 @@ class Walk:
         self.layouts: dict[fx.Node, Layout] = {}
         self.units: Units = earlier.units if earlier else Units()
         self.axes: dict[tuple[str, int], Entries] = earlier.axes if earlier else {}
+        before = {name: buffer.clone() for name, buffer in traced.named_buffers()}
         with in_mode(traced, training=False), torch.no_grad():  # the example batch must not touch batch-norm statistics
             ShapeProp(traced).propagate(example_input)
+            for name, buffer in traced.named_buffers():
+                buffer.copy_(before[name])
 
     def run(self) -> None:
         """Follow every node; raises UnknownOperation at the first without a rule."""

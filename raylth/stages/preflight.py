@@ -145,7 +145,7 @@ def _one_sample(recipe: Recipe, samples: int) -> str | None:
     if 1 not in parts:
         return None
     shared = f", shared by {workers} workers," if workers > 1 else ""
-    left = " with drop_last: false" if last == 1 and steps > 1 else ""
+    left = " with drop_last: false" if last < whole else ""
     return f"{recipe.batch_size} of {samples:,} samples{left}{shared} leaves a batch"
 
 

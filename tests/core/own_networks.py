@@ -1,6 +1,5 @@
 """Networks as people write them, for tests: what each does that is out of the ordinary stands in its name."""
 
-import random
 from collections import namedtuple
 
 import numpy as np
@@ -57,7 +56,6 @@ class SharedMemory(SharedWeight):
 
 class SharedView(SharedWeight):
     def share(self):
-        self.fc3.weight = nn.Parameter(self.fc2.weight.data[2:], requires_grad=True)
         self.fc3.weight = nn.Parameter(self.fc2.weight.data.flatten()[: HIDDEN * HIDDEN].view(HIDDEN, HIDDEN).T)
 
 
@@ -209,9 +207,12 @@ class AlwaysDropout(Plain):
 
 
 class LayerDrop(Plain):
+    calls = 0
+
     def forward(self, x):
+        self.calls += 1  # what random.random() would be now and then
         y = torch.relu(self.fc1(x))
-        return self.head(torch.relu(self.fc2(y)) if random.random() < 0.5 else y)
+        return self.head(torch.relu(self.fc2(y)) if self.calls % 2 else y)
 
 
 class BatchStatistics(Plain):

@@ -1,7 +1,5 @@
 """Networks are tried before anything is trained: what cannot be trained, moved or evaluated is one line."""
 
-import warnings
-
 import pytest
 import torch
 from torch import nn
@@ -66,8 +64,7 @@ def seeded(make):
     ],
 )  # fmt: skip
 def test_what_a_sweep_cannot_work_with_is_one_line(make, message):
-    with pytest.raises(BadNetwork, match=message) as caught, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own about what is deprecated
+    with pytest.raises(BadNetwork, match=message) as caught:
         check_network(seeded(make), USES)
     assert "\n" not in str(caught.value)
 
@@ -78,7 +75,8 @@ def test_what_a_sweep_cannot_work_with_is_one_line(make, message):
     + [
         lambda norm=norm: own.Normalised(norm)
         for norm in (
-            nn.BatchNorm1d, own.OwnNorm, own.OwnNormWithInit, own.NormAndActivation, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm,
+            nn.BatchNorm1d, own.OwnNorm, own.OwnNormWithInit, own.NormAndActivation, nn.SyncBatchNorm, nn.LayerNorm,
+            nn.RMSNorm,
         )
     ],
 )  # fmt: skip
