@@ -10,16 +10,30 @@ from rich.table import Table
 from raylth.cluster.shares import slot_of
 from raylth.config import SweepConfig
 from raylth.core.data import DATASETS, MissingData, check_dataset
-from raylth.stages import Forecast, Graph, Hours, Plan, forecast, free_bytes, hours, in_units, load_same_data, make_plan, scan
+from raylth.stages import (
+    Forecast,
+    Graph,
+    Hours,
+    Plan,
+    check_networks,
+    forecast,
+    free_bytes,
+    hours,
+    in_units,
+    load_same_data,
+    make_plan,
+    scan,
+)
 from raylth.store import Store
 from raylth.sweepfile import BadSweep
 
-__all__ = ["check_space", "plan_of", "print_plan", "scan_of", "share_of"]
+__all__ = ["check_space", "plan_of", "print_plan", "scan_of", "share_of", "tried"]
 
 
 def print_plan(config: SweepConfig) -> None:
     """Print what a sweep would do, by kind of stage, what the store already holds, and what it will cost."""
     plan, store = plan_of(config), Store(config.storage)
+    tried(plan, store)
     graph = scan_of(plan, store, print)
     if not graph.finished:
         check_dataset(config.data.name, root=config.data.root, layout=config.data.layout, download=config.data.download)
@@ -103,6 +117,16 @@ def plan_of(config: SweepConfig) -> Plan:
         return make_plan(config)
     except ValueError as error:
         raise BadSweep(str(error)) from error
+
+
+def tried(plan: Plan, store: Store) -> list[str]:
+    """Try a plan's networks (`check_networks`); BadSweep for what cannot be."""
+    try:
+        return check_networks(plan, store)
+    except ValueError as error:
+        raise BadSweep(str(error)) from error
+    except OSError as error:
+        raise BadSweep(f"storage: {plan.config.storage} cannot be read: {error.strerror or error}") from error
 
 
 def check_space(config: SweepConfig, ahead: Forecast, free: int | None) -> None:

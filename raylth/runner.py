@@ -18,12 +18,12 @@ from raylth.cluster.meter import Meter
 from raylth.config import SweepConfig
 from raylth.core.data import Dataset
 from raylth.core.data.images import ImageFiles, has_ffcv
-from raylth.dryrun import check_space, plan_of, scan_of
+from raylth.dryrun import check_space, plan_of, scan_of, tried
 from raylth.exporters import check_exporters
 from raylth.importing import uncollected
 from raylth.progress import StatusFile
 from raylth.runs import Recorder, Run
-from raylth.stages import Graph, Plan, forecast, free_bytes, in_units, load_same_data
+from raylth.stages import Graph, Plan, forecast, free_bytes, in_units, keep_checked, load_same_data
 from raylth.store import Store
 from raylth.sweepfile import BadSweep
 from raylth.view import SweepView
@@ -54,6 +54,7 @@ def run_sweep(
     console = Console()
     store = Store(config.storage)
     plan, run = plan or plan_of(config), run or Run.open(config, store)
+    networks = tried(plan, store)
     check_places(config, store)
 
     def say(line: str) -> None:
@@ -73,6 +74,7 @@ def run_sweep(
         console.print(_nothing_to_train(graph, config.name), highlight=False, soft_wrap=True)
     elif meter.exhausted is None and dataset is not None:
         check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
+        keep_checked(store, networks)
         for line in _hints(dataset):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
         try:

@@ -16,7 +16,7 @@ from raylth.cluster.address import Joining
 from raylth.cluster.meter import Meter
 from raylth.config import SweepConfig
 from raylth.core.data import Dataset
-from raylth.dryrun import plan_of, scan_of, share_of
+from raylth.dryrun import plan_of, scan_of, share_of, tried
 from raylth.progress import StatusFile
 from raylth.runner import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_places, compute, run_sweep
 from raylth.runs import NOT_SCIENCE, Run
@@ -157,6 +157,7 @@ def _check_space(config: SweepConfig) -> None:
     """Try every setting of the space at its ends, and all points to start at; BadSweep for what no sweep could be."""
     search = config.search
     assert search is not None
+    tried(plan_of(config), Store(config.storage))
     points = [({name: value}, f"search.space.{name}") for name, space in search.space.items() for value in space.ends]
     points += [(point, "search.start") for point in search.start or []]
     for point, where in points:
@@ -164,7 +165,7 @@ def _check_space(config: SweepConfig) -> None:
             if name.split(".")[0] not in SECTIONS:
                 raise BadSweep(f"search.space: {name} is no setting that a search can change ({', '.join(SECTIONS)})")
         try:
-            plan_of(changed(config, point))
+            tried(plan_of(changed(config, point)), Store(config.storage))
         except ValueError as error:
             raise BadSweep(f"{where}: {point}: {_line(error)}") from error
     from raylth.cluster.study import check_sampler, first_points

@@ -9,9 +9,11 @@ makes two groups one; a grouped convolution lets whole convolution groups move. 
 from torch import Tensor, fx, nn
 
 from raylth.core import rules
+from raylth.core.graph import UnknownOperation, text_of, trace
 from raylth.core.layout import FIXED, Entries
 from raylth.core.spec import Axis, Group, Part, PermutationSpec, Site
-from raylth.core.walk import ACTIVATIONS, UnknownOperation, Walk, rule, trace
+from raylth.core.tensors import check_tensors
+from raylth.core.walk import ACTIVATIONS, Walk, known_as, rule
 
 __all__ = ["UnknownOperation", "derive_spec", "rule", "rules"]
 
@@ -23,8 +25,9 @@ def derive_spec(model: nn.Module, example_input: Tensor) -> PermutationSpec:
     computes something else in training (auxiliary classifiers), both graphs bind the groups. Each group's site is its
     last activation in the evaluation graph, so a residual stream is watched at its last block's output (design.md 2.9).
     Raises UnknownOperation for an operation without a rule, with its name and source line, or a forward pass whose
-    course depends on the data.
+    course depends on the data; ValueError for tensors that cannot be permuted one by one (`check_tensors`).
     """
+    check_tensors(model)
     try:
         return _spec(_walk(model, example_input))
     except UnknownOperation:
@@ -36,7 +39,7 @@ def _walk(model: nn.Module, example_input: Tensor, lines: bool = False) -> Walk:
     evaluation, training = trace(model, lines=lines), trace(model, training=True, lines=lines)
     walk = Walk(evaluation, model.state_dict(), example_input)
     walk.run()
-    if _text(training) != _text(evaluation):
+    if text_of(training) != text_of(evaluation):
         other = Walk(training, model.state_dict(), example_input, walk)
         other.run()
     return walk
@@ -78,8 +81,7 @@ def _spec(walk: Walk) -> PermutationSpec:
 def _site(walk: Walk, node: fx.Node, axis: int, start: int, length: int, root: int) -> tuple[Site, bool, int]:
     """Return a site, whether it lies behind an activation function, and how many positions each unit has there."""
     shape = walk.shape(node)
-    what = type(walk.modules[str(node.target)]) if node.op == "call_module" else node.target
-    active = what in ACTIVATIONS
+    active = known_as(node, walk.modules) in ACTIVATIONS
     before = node.all_input_nodes[0].name if active else None
     positions = 1
     for size in shape[1:]:
@@ -104,7 +106,3 @@ def _best_sites(seen: list[tuple[Site, bool, int]]) -> tuple[Site, ...]:
     elif gates_passed_over:
         seen = gates_passed_over
     return tuple(site for site, _, _ in seen)
-
-
-def _text(traced: fx.GraphModule) -> str:
-    return "\n".join(node.format_node() or "" for node in traced.graph.nodes)

@@ -1,5 +1,6 @@
 """A network run layer by layer over all samples, so that batch norm sees them as one batch, however many there are."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,9 +8,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.core.batches import Batches, inputs_of
+from raylth.core.batchnorm import reset_bn_stats
+from raylth.core.graph import trace
 from raylth.core.modes import in_mode
 from raylth.core.precision import precision
-from raylth.core.walk import trace
 
 __all__ = ["reset_and_predict"]
 
@@ -34,6 +36,9 @@ def reset_and_predict(model: nn.Module, batches: Batches) -> Tensor:
     with in_mode(model, training=False):
         traced = trace(model)
         modules = dict(traced.named_modules())
+        read = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
+        if any(isinstance(module, _BatchNorm) and f"{name}.running_mean" in read for name, module in model.named_modules()):
+            return _in_two_passes(model, batches)
         last_user = {read: node for node in traced.graph.nodes for read in node.all_input_nodes}
         values: dict[fx.Node, list[Any]] = {}
         for node in traced.graph.nodes:
@@ -50,6 +55,12 @@ def reset_and_predict(model: nn.Module, batches: Batches) -> Tensor:
             for read in done:
                 del values[read]
     raise AssertionError("a traced network has an output")
+
+
+def _in_two_passes(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+    """Do the same where a batch norm with a forward pass of its own is no single node."""
+    reset_bn_stats(model, [torch.cat(list(batches))])
+    return torch.cat([model(x) for x in batches])
 
 
 def _compute(

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from raylth.core.shortcuts import shortcut_layers
 from raylth.core.state import like
+from raylth.core.tensors import check_tensors
 from raylth.seeding import derive_seed
 
 __all__ = [
@@ -29,7 +31,7 @@ __all__ = [
 Mask = dict[str, Tensor]
 
 PRUNABLE_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-SHORTCUT_NAMES = frozenset({"shortcut", "downsample"})  # ours, torchvision's
+SHORTCUT_NAMES = frozenset({"shortcut", "downsample"})  # ours, torchvision's: of networks that cannot be traced
 
 
 class MaskBroken(RuntimeError):
@@ -39,15 +41,22 @@ class MaskBroken(RuntimeError):
 def prunable_names(model: nn.Module, *, prune_shortcuts: bool = False) -> tuple[str, ...]:
     """List the weights that pruning may touch, in the model's order: convolutions and linear layers.
 
-    Residual shortcut convolutions are left out unless `prune_shortcuts` (the paper's choice); biases and
-    normalisation are never prunable.
+    Residual shortcuts, which are found in the network's graph (`shortcut_layers`), are left out unless `prune_shortcuts` (the
+    paper's choice); biases and normalisation are never prunable. Raises ValueError for tensors that cannot be pruned one by
+    one (`check_tensors`).
     """
-    names = []
-    for path, module in model.named_modules():
-        is_shortcut = not SHORTCUT_NAMES.isdisjoint(path.split("."))
-        if isinstance(module, PRUNABLE_LAYERS) and (prune_shortcuts or not is_shortcut):
-            names.append(f"{path}.weight" if path else "weight")
-    return tuple(names)
+    check_tensors(model)
+    names = [
+        f"{path}.weight" if path else "weight"
+        for path, module in model.named_modules()
+        if isinstance(module, PRUNABLE_LAYERS)
+    ]
+    if prune_shortcuts:
+        return tuple(names)
+    shortcuts = shortcut_layers(model)
+    if shortcuts is None:
+        shortcuts = {name for name in names if not SHORTCUT_NAMES.isdisjoint(name.split("."))}
+    return tuple(name for name in names if name not in shortcuts)
 
 
 def full_mask(model: nn.Module, *, prune_shortcuts: bool = False) -> Mask:

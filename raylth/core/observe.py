@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from raylth.core.graph import trace
 from raylth.core.modes import in_mode
 from raylth.core.spec import Site
-from raylth.core.walk import trace
 
 __all__ = ["Observer", "rows"]
 

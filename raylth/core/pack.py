@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raylth.core.graph import text_of, trace
 from raylth.core.precision import cast_like_autocast
 from raylth.core.state import load_tensors
-from raylth.core.walk import trace
+from raylth.core.tensors import check_tensors
 
 __all__ = ["NotPackable", "Pack", "Program"]
 
@@ -117,7 +118,7 @@ class Pack(nn.Module):
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.size = len(networks)
-        traced = trace(networks[0], training=True)
+        traced = _traced(networks[0])
         _check(traced)
         program = copy.deepcopy(traced)
         for name, module in list(program.named_modules()):
@@ -266,6 +267,22 @@ def _activate_in_place(program: fx.GraphModule) -> None:
                 node.replace_all_uses_with(source)
                 program.graph.erase_node(node)
     program.recompile()
+
+
+def _traced(network: nn.Module) -> fx.GraphModule:
+    """Return the graph by which a network trains; NotPackable where that is not all that it does, or not in evaluation."""
+    try:
+        check_tensors(network)
+        traced, evaluated = (trace(network, training=training) for training in (True, False))
+    except ValueError as error:  # UnknownOperation among them
+        raise NotPackable(str(error)) from error
+    if text_of(traced) != text_of(evaluated):
+        raise NotPackable("a network that computes something else in training than in evaluation")
+    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+        raise NotPackable("a network with hooks in its forward pass")
+    if traced.state_dict().keys() != network.state_dict().keys():
+        raise NotPackable("a network with tensors that its forward pass does not use")
+    return traced
 
 
 def _check(traced: fx.GraphModule) -> None:

@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.core.batches import Batches, inputs_of
 from raylth.core.batchnorm import Moments, set_statistics
+from raylth.core.graph import trace
 from raylth.core.modes import in_mode
 from raylth.core.precision import precision
-from raylth.core.walk import trace
 
 __all__ = ["Statistics", "repair", "repair_sites", "site_statistics"]
 

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.core.layout import FIXED, Entries, Layout, reshape
 from raylth.core.walk import Walk, rule
 
 LINEAR_NAMES = ("weight", "bias")
-NORM_NAMES = ("weight", "bias", "running_mean", "running_var")
+NORM_NAMES = ("running_mean", "running_var", "weight", "bias")  # in the order of the functions
 
 
 def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
@@ -145,7 +146,10 @@ def _grouped(walk: Walk, node: fx.Node, weight: str, groups: int, out_axis: int)
     return tuple(out)
 
 
-@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+@rule(
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNorm,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, F.batch_norm, F.instance_norm,
+)  # fmt: skip
 def channel_norm(walk: Walk, node: fx.Node, module: nn.Module | None) -> Layout:
     layout = only(walk, node)
     for name in names(walk, node, module, NORM_NAMES, 1):
@@ -165,7 +169,7 @@ def group_norm(walk: Walk, node: fx.Node, module: nn.Module | None) -> Layout:
     return layout
 
 
-@rule(nn.LayerNorm, F.layer_norm)
+@rule(nn.LayerNorm, nn.RMSNorm, F.layer_norm, F.rms_norm)
 def layer_norm(walk: Walk, node: fx.Node, module: nn.Module | None) -> Layout:
     """Mean and deviation over an axis do not ask for the order of its entries."""
     layout = only(walk, node)

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
+from raylth.core.graph import UnknownOperation, is_of_network, layer_type
 from raylth.core.layout import FIXED, Entries, Layout, Mismatch, Units
 from raylth.core.modes import in_mode
 
-__all__ = ["ACTIVATIONS", "RULES", "UnknownOperation", "Walk", "rule", "trace"]
-
-
-class UnknownOperation(ValueError):
-    """An operation whose effect on the symmetry is not known; the text names the node, its source line and what to do."""
+__all__ = ["ACTIVATIONS", "RULES", "UnknownOperation", "Walk", "known_as", "rule"]
 
 
 Rule = Callable[["Walk", fx.Node, nn.Module | None], Layout]
@@ -42,32 +39,12 @@ def rule(*targets: Any, activation: bool = False) -> Callable[[Rule], Rule]:
     return file
 
 
-def trace(model: nn.Module, *, training: bool = False, lines: bool = False) -> fx.GraphModule:
-    """Trace `model` as it computes in evaluation or in training; the result shares its tensors and is in eval mode.
-
-    With `lines` each node knows its source line, which imports torch's compiler (2 s).
-    """
-    tracer = fx.Tracer()
-    tracer.record_stack_traces = lines
-    try:
-        with in_mode(model, training=training):
-            traced = fx.GraphModule(model, tracer.trace(model))
-    except fx.proxy.TraceError as error:
-        raise UnknownOperation(
-            f"{type(model).__name__} cannot be traced: {error}. Its forward pass must not branch on the data"
-        ) from error
-    modules = dict(traced.named_modules())
-    traced.graph.eliminate_dead_code(lambda node: node.is_impure() or _overwrites(node, modules))
-    return traced
-
-
-def _overwrites(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether an operation writes into its input, as `torch.relu_(x)` does for whoever reads x later."""
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    is_asked = any(value is True for value in (*node.args[1:], node.kwargs.get("inplace")))
-    return is_asked or (name.endswith("_") and not name.endswith("__"))
+def known_as(node: fx.Node, modules: Mapping[str, nn.Module]) -> Any:
+    """Return what the rule of a node's operation is filed under, by type, function or name; None where there is no rule."""
+    if node.op not in ("call_module", "call_function", "call_method"):
+        return None
+    what = layer_type(modules[str(node.target)]) if node.op == "call_module" else node.target
+    return next((known for known in (what, _dotted_name(what)) if known in RULES), None)
 
 
 class Walk:
@@ -82,8 +59,11 @@ class Walk:
         self.layouts: dict[fx.Node, Layout] = {}
         self.units: Units = earlier.units if earlier else Units()
         self.axes: dict[tuple[str, int], Entries] = earlier.axes if earlier else {}
+        before = {name: buffer.clone() for name, buffer in traced.named_buffers()}
         with in_mode(traced, training=False), torch.no_grad():  # the example batch must not touch batch-norm statistics
             ShapeProp(traced).propagate(example_input)
+            for name, buffer in traced.named_buffers():
+                buffer.copy_(before[name])
 
     def run(self) -> None:
         """Follow every node; raises UnknownOperation at the first without a rule."""
@@ -112,11 +92,10 @@ class Walk:
         if node.op == "get_attr":
             return self.parameter(str(node.target))
         module = self.modules[str(node.target)] if node.op == "call_module" else None
-        what = type(module) if module is not None else node.target
-        for known in (what, _dotted_name(what)):
-            if known in RULES:
-                return RULES[known](self, node, module)
-        raise self.unknown(node, f"{'a module of type ' if module is not None else 'the operation '}{_name(what)}")
+        if (known := known_as(node, self.modules)) is not None:
+            return RULES[known](self, node, module)
+        what = f"the operation {_name(node.target)}" if module is None else f"a module of type {type(module).__name__}"
+        raise self.unknown(node, what)
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Return the shape of a node's output."""
@@ -146,7 +125,7 @@ class Walk:
     def unknown(self, node: fx.Node, what: str) -> UnknownOperation:
         """Return the error for a node whose symmetry is not known."""
         lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
-        frames = [number for number, line in enumerate(lines) if line.startswith("File ") and "/torch/" not in line]
+        frames = [number for number, line in enumerate(lines) if is_of_network(line)]
         place = " / ".join(lines[frames[-1] : frames[-1] + 2]) if frames else "no source line known"
         return UnknownOperation(
             f"node {node.name!r} is {what}, whose symmetry is not known ({place}); write it with known operations, "

@@ -10,6 +10,7 @@ from raylth.stages.graph import Graph
 from raylth.stages.hours import Hours, hours
 from raylth.stages.mask import export_mask
 from raylth.stages.plan import Plan, make_plan
+from raylth.stages.preflight import check_networks, keep_checked
 from raylth.stages.probe import evaluate_a_batch
 from raylth.stages.resume import Preempted
 from raylth.stages.rows import result_rows
@@ -29,6 +30,7 @@ __all__ = [
     "Preempted",
     "Stage",
     "StageFailed",
+    "check_networks",
     "check_same_data",
     "divergence",
     "evaluate_a_batch",
@@ -37,6 +39,7 @@ __all__ = [
     "free_bytes",
     "hours",
     "in_units",
+    "keep_checked",
     "load_data",
     "load_same_data",
     "make_context",

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from raylth.core.data import DATASETS
-from raylth.core.models import build_shapes
+from raylth.core.models import build_shapes, init_model
 from raylth.stages.graph import Graph
 from raylth.stages.plan import Plan
 from raylth.stages.stage import Stage
@@ -108,6 +108,11 @@ def _forward(model: str) -> int:
     settings: dict[str, Any] = json.loads(model)
     shape = tuple(settings["in_shape"])
     network = build_shapes(**{**settings, "in_shape": shape}).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty((1, *shape), device="meta"))
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.empty((1, *shape), device=next(network.parameters()).device))
+    except Exception:  # of someone else's network, which may look at values: those of a meta tensor are not there
+        network = init_model(0, **{**settings, "in_shape": shape}).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.zeros(1, *shape))
     return int(counter.get_total_flops())

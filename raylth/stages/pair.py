@@ -4,18 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from raylth.analyses import ConnectConfig
 from raylth.config import SweepConfig
 from raylth.core.data import DATASETS
-from raylth.core.masks import mask_sparsity, prunable_names
-from raylth.core.models import MODELS, build_shapes, code_of
-from raylth.core.permutation import derive_spec
+from raylth.core.masks import mask_sparsity
+from raylth.core.models import MODELS, code_of
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.seeding import derive_seed
 from raylth.stages.mask import read_mask_file
+from raylth.stages.shapes import check_stream_site, num_prunable, shapes_of
 from raylth.stages.sparse import ARMS
 from raylth.stages.stage import Stage, stage_key
 
@@ -67,7 +64,7 @@ class Pair:
     def stages(self) -> list[Stage]:
         """Return all stages of the pair, parents before children; ValueError as `make_plan` says."""
         sparse, total = self.config.sparse, self.config.dense.epochs
-        self._check_stream_site()
+        check_stream_site(self.model, self.config.match)
         arms = {name: ARMS[name] for name in sparse.arms}
         sources = {arm.weights_from for arm in arms.values()}
         permuted = any(arm.transform == "permute" for arm in arms.values())
@@ -167,7 +164,7 @@ class Pair:
     def _imp(self, network: str, dense: str) -> tuple[list[Stage], dict[float, str]]:
         """Return the shared trunk with all landing rounds, and for each sparsity the key of the network's mask."""
         imp = self.config.imp
-        total = self._num_prunable()
+        total = num_prunable(self.model, prune_shortcuts=self.config.imp.prune_shortcuts)
         alive = {sparsity: num_landing_alive(total, sparsity) for sparsity in self.config.sparse.sparsities}
         try:
             counts = trunk_counts(total, imp.prune_fraction, min(alive.values()))
@@ -211,7 +208,7 @@ class Pair:
         prune_shortcuts = self.config.imp.prune_shortcuts
         path = self._mask_path(sparsity)
         try:
-            brought = read_mask_file(path, self._shapes(), prune_shortcuts=prune_shortcuts)
+            brought = read_mask_file(path, shapes_of(self.model), prune_shortcuts=prune_shortcuts)
         except ValueError as error:
             raise ValueError(f"sparse.mask_from: {error}") from error
         found = mask_sparsity(brought.mask)
@@ -329,22 +326,3 @@ class Pair:
             "recipe": recipe.settings(),
             "seed": seed,
         }
-
-    def _num_prunable(self) -> int:
-        network = self._shapes()
-        state, names = network.state_dict(), prunable_names(network, prune_shortcuts=self.config.imp.prune_shortcuts)
-        return sum(state[name].numel() for name in names)
-
-    def _shapes(self) -> nn.Module:
-        """The network without its values."""
-        return build_shapes(**{**self.model, "in_shape": tuple(self.model["in_shape"])})
-
-    def _check_stream_site(self) -> None:
-        """Raise ValueError unless the network has every group and site that `match.stream_site` names."""
-        match = self.config.match
-        if match.stream_site:
-            spec = derive_spec(self._shapes(), torch.zeros(2, *self.model["in_shape"], device="meta"))
-            try:
-                spec.watch(match.sites, match.stream_site)
-            except ValueError as error:
-                raise ValueError(f"match.{error}") from error

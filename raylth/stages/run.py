@@ -20,6 +20,7 @@ from raylth.stages.match import match
 from raylth.stages.overlap import overlap
 from raylth.stages.plan import Plan
 from raylth.stages.plane import plane
+from raylth.stages.preflight import check_networks, keep_checked
 from raylth.stages.same_data import load_same_data
 from raylth.stages.sparse import sparse
 from raylth.stages.stage import Artefact, Stage, finite
@@ -210,12 +211,15 @@ def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: No
 def run_plan(plan: Plan, store: Store, on_stage: Callable[[Stage], None] = lambda stage: None) -> Graph:
     """Run a plan in this process on the CPU; a failed stage blocks its descendants, everything else is finished.
 
-    `on_stage` is called after each stage that was run. Returns the final graph. Raises DataError as `load_same_data`.
+    `on_stage` is called after each stage that was run. Returns the final graph. Raises ValueError as `check_networks` and
+    DataError as `load_same_data` do, before anything is trained.
     """
     graph = scan(plan, store)
+    networks = check_networks(plan, store)
     dataset = load_same_data(plan, graph, store)
     if graph.finished or dataset is None:
         return graph
+    keep_checked(store, networks)
     asked = plan.config.resources.engine
     engine: EngineName = "eager" if asked == AUTO else asked
     context = make_context(store, dataset, evaluate_every=plan.config.log.evaluate_every, engine=engine)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from raylth.core.masks import (
     MaskBroken,
@@ -11,8 +12,9 @@ from raylth.core.masks import (
     prunable_names,
     shuffle_mask,
 )
-from raylth.core.models import init_model
+from raylth.core.models import build_shapes, init_model
 from raylth.core.pruning import prune_global_magnitude
+from tests.core import own_networks as own
 
 
 def resnet(width: float = 1):
@@ -53,3 +55,86 @@ def test_shuffle_keeps_the_density_of_each_layer_and_moves_the_places():
     assert {n: int(m.sum()) for n, m in mask.items()} == {n: int(m.sum()) for n, m in shuffled.items()}
     assert any(not torch.equal(mask[n], shuffled[n]) for n in mask)
     assert all(torch.equal(shuffled[n], again) for n, again in shuffle_mask(mask, seed=1).items())
+
+
+class Block(nn.Module):
+    """A residual block whose shortcut has a name of its own, in any of the ways in which blocks are written."""
+
+    def __init__(self, kind, name):
+        super().__init__()
+        self.kind, self.name = kind, name
+        self.conv1, self.conv2 = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.act = nn.BatchNorm2d(4 if kind == "before" else 8), nn.ReLU()
+        way = [nn.AvgPool2d(1), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)] if kind == "pooled" else [nn.Conv2d(4, 8, 1)]
+        self.add_module(name, nn.Sequential(*way))
+
+    def forward(self, x):
+        shortcut = getattr(self, self.name)
+        if self.kind == "before":  # pre-activation, which both ways share
+            x = self.act(self.norm(x))
+            return self.conv2(self.act(self.conv1(x))) + shortcut(x)
+        y = self.conv2(torch.relu(self.norm(self.conv1(x))))
+        if self.kind == "gated":
+            y = y * torch.sigmoid(y.mean((2, 3), keepdim=True))
+        if self.kind == "in place":
+            y += shortcut(x)
+            return y
+        return torch.add(shortcut(x), y) if self.kind == "reversed" else self.act(y + shortcut(x))
+
+
+@pytest.mark.parametrize("kind", ["plain", "before", "pooled", "gated", "in place", "reversed"])
+@pytest.mark.parametrize("name", ["proj", "skip", "convShortcut", "shortcut", "conv3"])
+def test_shortcuts_are_found_by_what_they_do_whatever_they_are_called(kind, name):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Block(kind, name), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
+    place = 1 if kind == "pooled" else 0
+    names = prunable_names(model)
+    assert set(prunable_names(model, prune_shortcuts=True)) - set(names) == {f"2.{name}.{place}.weight"}
+    assert names == ("0.weight", "2.conv1.weight", "2.conv2.weight", "5.weight")
+
+
+def test_what_is_no_shortcut_is_pruned_even_if_it_is_called_so():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.downsample, self.shortcut, self.head = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 4, 1), nn.Linear(16, 5)
+
+        def forward(self, x):
+            x = torch.relu(self.downsample(x))
+            x = x + torch.relu(self.shortcut(x))  # a branch
+            return self.head(x.flatten(1))
+
+    assert prunable_names(Plain()) == ("downsample.weight", "shortcut.weight", "head.weight")
+
+
+def test_names_decide_where_a_network_cannot_be_traced():
+    class Branching(Block):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    assert prunable_names(Branching("plain", "shortcut")) == ("conv1.weight", "conv2.weight")
+    assert prunable_names(Branching("plain", "proj")) == ("conv1.weight", "conv2.weight", "proj.0.weight")
+
+
+@pytest.mark.parametrize(
+    ("name", "shortcuts"),
+    [
+        ("torchvision:resnet18", {f"layer{n}.0.downsample.0" for n in (2, 3, 4)}),
+        ("torchvision:regnet_x_400mf", {f"trunk_output.block{n}.block{n}-0.proj.0" for n in (1, 2, 3, 4)}),
+        ("torchvision:regnet_y_400mf", {f"trunk_output.block{n}.block{n}-0.proj.0" for n in (1, 2, 3, 4)}),
+        ("torchvision:densenet121", set()),
+        ("torchvision:mobilenet_v3_small", set()),
+        ("torchvision:convnext_tiny", set()),
+        ("timm:resnetv2_50", {f"stages.{n}.blocks.0.downsample.conv" for n in (0, 1, 2, 3)}),
+        ("timm:nf_resnet50", {f"stages.{n}.0.downsample.conv" for n in (0, 1, 2, 3)}),
+    ],
+)
+def test_the_shortcuts_of_networks_of_libraries(name, shortcuts):
+    model = build_shapes(name, num_classes=10, in_shape=(3, 64, 64))
+    left_out = set(prunable_names(model, prune_shortcuts=True)) - set(prunable_names(model))
+    assert left_out == {f"{layer}.weight" for layer in shortcuts}
+
+
+@pytest.mark.parametrize("make", [own.SharedModule, own.SharedWeight, own.WeightNorm, own.Pruned])
+def test_tensors_that_cannot_be_pruned_one_by_one_are_refused(make):
+    with pytest.raises(ValueError, match=r"one tensor under two names|parametrized|computed from other tensors"):
+        full_mask(make())

@@ -23,6 +23,7 @@ from raylth.core.precision import fastest_precision
 from raylth.core.pruning import prune_global_magnitude
 from raylth.core.throughput import fastest_pack
 from raylth.core.train import Diverged, Recipe, evaluate, evaluate_together, train, train_together
+from tests.core import own_networks as own
 from tests.core.test_train import random_split
 
 
@@ -184,6 +185,49 @@ def test_what_cannot_be_packed_is_named():
         Pack([nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)) for _ in range(2)])
     with pytest.raises(NotPackable, match="the operation cat"):
         Pack([densenet121(num_classes=10) for _ in range(2)])
+
+
+class OtherInEvaluation(own.Plain):
+    def forward(self, x):
+        return self.head(self.fc1(x) if self.training else torch.relu(self.fc1(x)))
+
+
+class Spare(own.Plain):
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Linear(2, 2)
+
+
+class Hooked(own.Plain):
+    def __init__(self):
+        super().__init__()
+        self.fc2.register_forward_hook(lambda module, args, out: 2 * out)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (own.SharedModule, "one tensor under two names"),
+        (own.SharedWeight, "one tensor under two names"),
+        (own.WeightNorm, "parametrized"),
+        (own.Branch, "cannot be traced"),
+        (OtherInEvaluation, "something else in training than in evaluation"),
+        (Hooked, "hooks"),
+        (own.HookOnTheNetwork, "hooks"),
+        (Spare, "tensors that its forward pass does not use"),
+    ],
+)
+def test_what_would_be_another_network_in_a_pack_is_not_packed(make, message):
+    with pytest.raises(NotPackable, match=message):
+        Pack([make(), make()])
+
+
+def test_a_subclass_of_a_layer_is_packed_as_its_parent():
+    networks = [own.Normalised(own.OwnNorm) for _ in range(3)]
+    x = torch.randn(4, own.IN)
+    found = Pack(networks).train()(x[:, None].expand(-1, 3, -1))
+    expected = torch.stack([network.train()(x) for network in networks])
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("precision", dict.fromkeys(["float32", fastest_precision()]))

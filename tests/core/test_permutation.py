@@ -14,6 +14,7 @@ from raylth.core.permutation import (
     random_permutation,
 )
 from raylth.core.pruning import prune_global_magnitude
+from tests.core import own_networks as own
 
 
 def make(network_settings, seed=0):
@@ -153,3 +154,52 @@ def test_an_optimizer_goes_on_after_its_network_was_permuted(network_settings, o
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4, msg=name)
     with pytest.raises(ValueError, match="names were given"):
         p.apply_optimizer(rule.state_dict(), ["one"])
+
+
+@pytest.mark.parametrize("make", [own.SharedModule, own.SharedWeight, own.SharedMemory, own.WeightNorm, own.Pruned])
+def test_tensors_that_cannot_be_permuted_one_by_one_are_refused(make):
+    with pytest.raises(ValueError, match=r"one tensor under two names|parametrized|computed from other tensors"):
+        derive_spec(make(), torch.zeros(2, own.IN))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [own.OwnNorm, own.OwnNormWithInit, own.NormAndActivation, nn.SyncBatchNorm, nn.RMSNorm, nn.LayerNorm],
+)
+def test_norms_and_layers_of_ones_own_keep_their_parents_rule(norm):
+    torch.manual_seed(0)
+    model, x = own.Normalised(norm), torch.randn(16, own.IN)
+    with torch.no_grad():
+        for tensor in model.norm.parameters():
+            tensor.uniform_(0.5, 1.5)
+    model.train()(x)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    spec = derive_spec(model, x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()), "tracing changes nothing"
+    assert {name: group.size for name, group in spec.groups.items()} == {"fc1": own.HIDDEN, "fc2": own.HIDDEN}
+    moved = copy.deepcopy(model)
+    moved.load_state_dict(random_permutation(spec, 1).apply(model.state_dict()))
+    for training in (False, True):
+        torch.testing.assert_close(moved.train(training)(x), model.train(training)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_subclass_that_computes_something_else_is_looked_into():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).cumsum(-1)
+
+    with pytest.raises(UnknownOperation, match="cumsum"):
+        derive_spec(nn.Sequential(Scaled(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 4))
+
+
+def test_options_of_forward_have_their_defaults():
+    spec = derive_spec(own.Options(), torch.zeros(2, own.IN))
+    assert set(spec.groups) == {"fc1", "fc2"}
+
+
+def test_a_library_has_no_lines_of_torch_in_its_place():
+    """torchvision lies beside torch, and begins with its name."""
+    from torchvision.models import vit_b_16
+
+    with pytest.raises(UnknownOperation, match=r"vision_transformer.py"):
+        derive_spec(vit_b_16(image_size=32), torch.zeros(2, 3, 32, 32))

@@ -23,6 +23,7 @@ from raylth.core.train import Recipe, train
 from raylth.core.weight_matching import match_weights
 from raylth.stages import make_context
 from raylth.store import Store
+from tests.core import own_networks as own
 from tests.core.test_zoo import KINDS, ZOO, RandomNetwork
 
 
@@ -342,3 +343,14 @@ def test_one_walk_over_the_layers_is_a_reset_by_one_batch_and_an_evaluation(name
         torch.testing.assert_close(module.running_var, in_training.running_var, rtol=0.02, atol=1e-5, msg=site)
     with pytest.raises(ValueError, match="no samples"):
         reset_and_predict(model, [])
+
+
+def test_a_batch_norm_with_a_forward_pass_of_its_own_is_reset_layer_by_layer_too():
+    torch.manual_seed(0)
+    model, x = own.Normalised(own.NormAndActivation), 3 * torch.randn(64, own.IN) + 1
+    by_hand = copy.deepcopy(model)
+    reset_bn_stats(by_hand, [x])
+    found = reset_and_predict(model, x.split(20))
+    torch.testing.assert_close(model.norm.running_mean, by_hand.norm.running_mean)
+    torch.testing.assert_close(model.norm.running_var, by_hand.norm.running_var)
+    torch.testing.assert_close(found, by_hand.eval()(x))

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from raylth.core.models.brought import code_of
+from raylth.core.graph import place_of
+from raylth.core.models.code import code_of
 from raylth.core.models.mlp import mlp
 from raylth.core.models.registry import MODELS
 from raylth.core.models.resnet import resnet20
 from raylth.core.models.resnet50 import resnet50
 from raylth.core.models.vgg import vgg11
 
-__all__ = ["MODELS", "build_model", "build_shapes", "code_of", "init_model", "mlp", "resnet20", "resnet50", "vgg11"]
+__all__ = ["MODELS", "OURS", "build_model", "build_shapes", "code_of", "init_model", "mlp", "resnet20", "resnet50", "vgg11"]
 
 INITS = ("own", "torch")
+OURS = (mlp, resnet20, resnet50, vgg11)
 
 
 def build_model(
@@ -34,8 +36,8 @@ def build_model(
 
     `in_shape` is one sample's shape without the batch: (C, H, W) for images, (L,) for signals; `width` multiplies
     every hidden width. With `init` "torch" all convolutions and linear layers are drawn as torch does by itself. `code` is
-    what `code_of` told of a user's own network. Raises UnknownName for a name that is not
-    registered, ValueError for a shape or width that the network cannot have, RuntimeError where its code is another.
+    what `code_of` told of a user's own network. Raises UnknownName for a name that is not registered, ValueError for a shape
+    or width that the network cannot have and for what is no network, RuntimeError where its code is another.
     """
     if code is not None and code_of(name, MODELS[name]) != code:
         raise RuntimeError(f"model {name!r} is not the same code here as where the sweep was planned")
@@ -53,14 +55,23 @@ def build_model(
 
 
 def _build(name: str, settings: dict[str, Any]) -> nn.Module:
-    if ":" not in name:
-        return MODELS[name](**settings)
+    make = MODELS[name]
+    if make in OURS:
+        return make(**settings)
     try:
-        return MODELS[name](**settings)
-    except ValueError:
-        raise
-    except Exception as error:  # of someone else's network: named, in one line
-        raise ValueError(f"{name} cannot be built: {' '.join(f'{type(error).__name__}: {error}'.split())}") from error
+        network = make(**settings)
+    except (Exception, SystemExit) as error:  # of someone else's network: named, in one line
+        why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name} cannot be built: {' '.join(why.split())}{place_of(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} must return a torch.nn.Module, and returned {_shown(network)}")
+    return network
+
+
+def _shown(found: object) -> str:
+    if isinstance(found, type):
+        return f"the class {found.__name__}, not one of it"
+    return "None" if found is None else f"a {type(found).__name__}"
 
 
 def init_model(
@@ -91,9 +102,18 @@ def build_shapes(
     code: str | None = None,
     init: str = "own",  # which moves no shape
 ) -> nn.Module:
-    """Build the named network without values, on torch's meta device: what it would have, at no cost."""
-    with torch.device("meta"), _NoDraws():
-        return build_model(name, width=width, num_classes=num_classes, in_shape=in_shape, code=code)
+    """Build the named network without values, on torch's meta device: what it would have, at no cost.
+
+    One that cannot be built there, because it computes with values, is built as it is.
+    """
+    settings: dict[str, Any] = {"width": width, "num_classes": num_classes, "in_shape": in_shape, "code": code}
+    try:
+        with torch.device("meta"), _NoDraws():
+            return build_model(name, **settings)
+    except ValueError:
+        if MODELS[name] in OURS:
+            raise
+        return init_model(0, name, **settings)
 
 
 class _NoDraws(TorchFunctionMode):

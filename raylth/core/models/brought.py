@@ -1,18 +1,14 @@
 """Networks that others wrote: by name from torchvision and timm, and a user's own by import path."""
 
-import ast
-import functools
-import hashlib
-import inspect
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from torch import nn
 
-__all__ = ["LIBRARIES", "code_of", "from_library"]
+__all__ = ["LIBRARIES", "from_library"]
 
 LIBRARIES = ("torchvision", "timm")
+HEADS = {"aux_logits": False, "init_weights": True}  # no heads that are there in training only, whose outputs nothing reads
+WITH_HEADS = ("googlenet", "inception_v3")
 
 
 def from_library(name: str) -> Callable[..., nn.Module] | None:
@@ -40,11 +36,14 @@ def _torchvision(model: str) -> Callable[[int, int], nn.Module]:
 
     if model not in models.list_models():
         raise AttributeError(f"torchvision has no network {model!r} (torchvision.models.list_models() names those it has)")
+    if model not in models.list_models(models):
+        raise AttributeError(f"torchvision:{model} is no network for classification")
 
     def build(num_classes: int, channels: int) -> nn.Module:
         if channels != 3:
             raise ValueError(f"torchvision:{model} takes images of 3 channels, not {channels}")
-        network: nn.Module = models.get_model(model, weights=None, num_classes=num_classes)
+        further = HEADS if model in WITH_HEADS else {}
+        network: nn.Module = models.get_model(model, weights=None, num_classes=num_classes, **further)
         return network
 
     return build
@@ -61,22 +60,3 @@ def _timm(model: str) -> Callable[[int, int], nn.Module]:
         return network
 
     return build
-
-
-def code_of(name: str, build: Callable[..., object]) -> str | None:
-    """Return a SHA-256 of the modules in which something of a user's own is written; None for this package's and libraries'.
-
-    They are the one of an import path `name`, and the one of the function `build`. The hash is of the syntax, so comments and
-    line breaks do not matter. Modules that these import are not in it.
-    """
-    path, separator, _ = name.partition(":")
-    while isinstance(build, functools.partial):
-        build = build.func
-    names = [*([path] if separator and path not in LIBRARIES else []), getattr(build, "__module__", "")]
-    own = __name__.split(".")[0]
-    trees = []
-    for module in (sys.modules.get(name) for name in dict.fromkeys(names)):
-        file = None if module is None or module.__name__.split(".")[0] == own else inspect.getsourcefile(module)
-        if file is not None:
-            trees.append(ast.dump(ast.parse(Path(file).read_bytes())))
-    return hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16] if trees else None
