@@ -18,6 +18,7 @@ from raylth.core.memory import is_out_of_memory
 from raylth.core.modes import in_mode
 from raylth.core.permutation import Permutation, identity_permutation, random_permutation
 from raylth.core.repair import repair, site_statistics
+from raylth.core.state import load_tensors
 from raylth.core.tensors import check_tensors
 
 __all__ = ["BadNetwork", "Uses", "check_network", "why_not_one_sample"]
@@ -176,7 +177,7 @@ def _check_modes(network: nn.Module, shape: tuple[int, ...], uses: Uses) -> tupl
     if all(parameter.grad is None for parameter in network.parameters()):
         raise BadNetwork("no gradient reaches its weights")
     network.zero_grad()
-    network.load_state_dict(before)
+    load_tensors(network, before)
     with torch.no_grad():
         given = x.clone()
         together = _forward(network, given, training=False)
@@ -247,7 +248,7 @@ def _check_symmetry(network: nn.Module, moved: nn.Module, x: Tensor) -> None:
     varied = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with torch.no_grad():
         for state in (varied, plain):
-            network.load_state_dict(state)
+            load_tensors(network, state)
             try:
                 by = _moved_by(network.double(), moved.double(), permutation, x.double())
             except BadNetwork:  # it makes float32 tensors itself
