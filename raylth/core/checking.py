@@ -24,6 +24,9 @@ from raylth.core.tensors import check_tensors
 __all__ = ["BadNetwork", "Uses", "check_network", "why_not_one_sample"]
 
 SAMPLES = 2
+KEPT = {  # types of tensors
+    torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+}  # fmt: skip
 MANY = 100_000  # numbers in the samples, beyond which a permuted copy computes one of them
 EXACT, ROUNDED = 1e-5, 1e-3  # of the largest logit, by which a moved network may differ in float64 and in float32
 
@@ -54,7 +57,7 @@ def check_network(build: Callable[[int], nn.Module], uses: Uses) -> None:
     """
     with torch.random.fork_rng(devices=[]), _trying(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network, again, other = build(0), build(0), build(1)
+        network, again, other = (_laid_out(build(seed), uses) for seed in (0, 0, 1))
         _check_tensors(network, uses)
         _check_seeds(network, again, other)
         for shape in uses.in_shapes:
@@ -65,7 +68,7 @@ def check_network(build: Callable[[int], nn.Module], uses: Uses) -> None:
         if uses.is_permuted:
             _check_symmetry(again, other, samples)
         for correction in uses.corrections:
-            _check_correction(correction, build(1), samples, uses)
+            _check_correction(correction, _laid_out(build(1), uses), samples, uses)
 
 
 def why_not_one_sample(build: Callable[[int], nn.Module], in_shapes: Sequence[tuple[int, ...]]) -> str | None:
@@ -91,10 +94,17 @@ def _trying() -> Iterator[None]:
         raise
 
 
+def _laid_out(network: nn.Module, uses: Uses) -> nn.Module:
+    """Lay a network's weights out as they are trained."""
+    return network.to(memory_format=torch.channels_last) if len(uses.in_shapes[0]) == 3 else network
+
+
 def _check_tensors(network: nn.Module, uses: Uses) -> None:
     for name, value in network.state_dict().items():
         if not isinstance(value, Tensor):
             raise BadNetwork(f"its state dict holds {name!r}, a {type(value).__name__}: a store keeps tensors only")
+        if value.dtype not in KEPT:
+            raise BadNetwork(f"{name!r} is {str(value.dtype).removeprefix('torch.')}, which a store does not keep")
     for name, parameter in network.named_parameters():
         if parameter.dtype != torch.float32:
             raise BadNetwork(
@@ -146,8 +156,10 @@ def _words(error: Exception) -> str:
 
 
 def _samples(shape: tuple[int, ...], *, binary: bool = False) -> Tensor:
+    """Return samples, laid out as training lays images out."""
     torch.manual_seed(0)
-    return torch.randint(0, 2, (SAMPLES, *shape)).float() if binary else torch.randn(SAMPLES, *shape)
+    x = torch.randint(0, 2, (SAMPLES, *shape)).float() if binary else torch.randn(SAMPLES, *shape)
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _check_modes(network: nn.Module, shape: tuple[int, ...], uses: Uses) -> tuple[Tensor, Tensor]:
@@ -228,8 +240,8 @@ def _check_trace(network: nn.Module, x: Tensor, alone: Tensor, uses: Uses) -> No
             differs = _difference(_forward(training, x.clone(), training=True), expected) > ROUNDED
     if differs:
         raise BadNetwork(
-            "it computes something else than its traced graph: by hooks on the network, a state of its own, or numbers that "
-            "are not drawn by torch"
+            "it computes something else than its traced graph: by hooks on the network, in a context such as autocast, by a "
+            "state of its own, or by numbers that torch did not draw"
         )
 
 

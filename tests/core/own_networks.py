@@ -248,6 +248,24 @@ class ExtraState(Plain):
         pass
 
 
+class ComplexBuffer(Plain):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("frequencies", torch.zeros(3, dtype=torch.complex64))
+
+
+class AutocastInside(Plain):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
+class NoGradient(Plain):
+    def forward(self, x):
+        with torch.no_grad():
+            return super().forward(x)
+
+
 class NumpyInit(Plain):
     def __init__(self):
         super().__init__()
@@ -307,6 +325,18 @@ class OwnNormWithInit(nn.BatchNorm1d):
 
     def _check_input_dim(self, input):
         pass
+
+
+class ViewOfAnImage(nn.Module):
+    """Images are trained with channels last, of which there is no view as vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, CLASSES)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        return self.head(x.view(x.size(0), -1))
 
 
 class NormAndActivation(nn.BatchNorm1d):

@@ -57,6 +57,9 @@ def seeded(make):
         (own.Squeezes, r"in evaluation mode has the shape \(5,\), and should have \(1, 5\)"),
         (own.HookOnTheNetwork, "something else than its traced graph"),
         (own.ExtraState, "its state dict holds '_extra_state', a dict"),
+        (own.ComplexBuffer, "'frequencies' is complex64, which a store does not keep"),
+        (own.AutocastInside, "something else than its traced graph"),
+        (own.NoGradient, "its backward pass fails"),
         (own.NumpyInit, "does not follow from torch's random state"),
         (own.OwnSeed, "is the same for every seed"),
         (own.Fixed, "none of its units can be permuted"),
@@ -91,6 +94,11 @@ def test_what_only_a_permutation_needs_is_asked_for_only_then():
     for make in (own.Branch, own.UnknownActivation, own.Fixed):
         check_network(seeded(make), Uses(own.CLASSES, ((own.IN,),)))
     check_network(seeded(own.Indices), Uses(own.CLASSES, ((own.IN,),)))
+
+
+def test_images_are_tried_in_the_layout_in_which_they_are_trained():
+    with pytest.raises(BadNetwork, match=r"view size is not compatible.*Use .reshape.*own_networks.py"):
+        check_network(seeded(own.ViewOfAnImage), Uses(own.CLASSES, ((3, 8, 8),)))
 
 
 def test_the_same_network_each_time_is_refused():

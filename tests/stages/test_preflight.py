@@ -43,6 +43,10 @@ def normed(*, width, num_classes, in_shape):
     return Adapted(own.Normalised(own.OwnNorm), math.prod(in_shape), num_classes)
 
 
+def acted(*, width, num_classes, in_shape):
+    return Adapted(own.Normalised(own.NormAndActivation), math.prod(in_shape), num_classes)
+
+
 def nothing(*, width, num_classes, in_shape):
     pass
 
@@ -121,9 +125,13 @@ def test_what_needs_none_does_not(own, capsys):
         assert sweep(own, capsys, model, "--dry-run")[0] == 0
 
 
-@pytest.mark.parametrize("model", ["ournets:Branch", "ournets:Options", "ournets:normed"])
+@pytest.mark.parametrize("model", ["ournets:Branch", "ournets:Options", "ournets:normed", "ournets:acted"])
 def test_a_network_that_passed_is_trained(own, model):
-    config = SweepConfig.model_validate({**SETTINGS, "model": {"name": model}})
+    settings = {**SETTINGS, "model": {"name": model}}
+    if model != "ournets:Branch":
+        settings["sparse"] = {**SETTINGS["sparse"], "arms": ["lth", "permuted"]}
+        settings["connect"] = {"points": 3, "samples": 100, "corrections": ["plain", "reset", "repair"]}
+    config = SweepConfig.model_validate(settings)
     plan, store = make_plan(config), Store(own / "store")
     graph = run_plan(plan, store)
     run = Run.open(config, store)
