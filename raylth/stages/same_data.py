@@ -62,7 +62,8 @@ def check_same_data(plan: Plan, graph: Graph, store: Store, found: str) -> None:
     when = f", last on {datetime.fromtimestamp(max(times)):%Y-%m-%d %H:%M}" if times else ""
     old = " and ".join(sorted({made[:SHOWN] for made in others.values()})[:3])
     setting = "data.root" if DATASETS[data.name].from_files else "data.name"
-    drawn = " (nothing was changed? then its load() draws without a fixed seed)" if ":" in data.name else ""
+    is_made = ":" in data.name and setting == "data.name"
+    drawn = " (nothing was changed? then its load() draws without a fixed seed)" if is_made else ""
     raise DataError(
         f"{setting}: the data of {data.name} have changed: {count} of the sweep's {len(plan.stages)} stages are in "
         f"{plan.config.storage} already, made{when} from data with the SHA-256 {old}, and now it is {found[:SHOWN]}{drawn}: "

@@ -47,6 +47,11 @@ def search_sweep(tmp_path, **changes):
     return file
 
 
+def identity(config):
+    judged = searches.judged_by(config)
+    return searches._fingerprint(judged, searches.load_data(judged.data).fingerprint())
+
+
 class Bowl(tune.Trainable):
     """Stands for a training: three reports of a curve that rises to a height which depends on the settings."""
 
@@ -208,18 +213,20 @@ def test_samplers_of_repeats_draw_other_points(tmp_path):
 def test_a_search_knows_what_its_trials_are_made_of(tmp_path, monkeypatch):
     """Another code of the network is another search; more trials and repeats are the same."""
     config = read_sweep(search_sweep(tmp_path))
-    before = searches._fingerprint(searches.judged_by(config))
+    before = identity(config)
     more = read_sweep(search_sweep(tmp_path, trials=9, repeats=3))
-    assert searches._fingerprint(searches.judged_by(more)) == before
+    assert identity(more) == before
     monkeypatch.setattr("raylth.stages.pair.code_of", lambda name, build: "other code" if name == "mnist1d" else None)
-    assert searches._fingerprint(searches.judged_by(config)) != before
+    assert identity(config) != before
+    judged = searches.judged_by(more)
+    assert searches._fingerprint(judged, "0" * 64) != searches._fingerprint(judged, "1" * 64), "data that changed"
 
 
 def test_two_processes_are_not_at_one_search(tmp_path):
     config = read_sweep(search_sweep(tmp_path))
     store = Store(config.storage)
     with (
-        Lease(store, searches._fingerprint(searches.judged_by(config))),
+        Lease(store, identity(config)),
         pytest.raises(BadSweep, match="search: another process is at this search already"),
     ):
         searches.run_search(config, ["search.yaml"], Joining("local"))

@@ -51,6 +51,7 @@ def test_what_is_as_announced_is_left_as_it_is():
         {"train_y": Y[:20, None]},
         {"train_y": Y[:20].tolist(), "test_y": tuple(Y[20:].tolist())},
         {"train_y": torch.tensor(Y[:20])},
+        {"train_y": np.array(Y[:20].tolist(), dtype=object)},
         {"train_y": pd.Series(Y[:20], index=range(100, 120))},
     ],
 )
@@ -67,6 +68,16 @@ def test_numbers_that_are_bytes_and_images_of_one_channel():
     assert (found.train_x.shape, found.train_x.dtype) == ((20, 1, 8, 6), np.uint8)
     np.testing.assert_array_equal(found.test_x[:, 0], grey[20:])
     assert checked(own(grey.astype(np.uint8)), info(in_shape=(1, 8, 6)), "own").train_x.dtype == np.float32
+
+
+class Lazy:
+    """What reads its samples when they are wanted."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        raise ZeroDivisionError(f"no sample {index}")
 
 
 def changed(array, place, value):
@@ -98,6 +109,8 @@ def changed(array, place, value):
         ({"test_x": changed(X[20:], (2, 1, 3, 4), float("nan"))}, "test_x: sample 2 is not finite"),
         ({"train_x": changed(X[:20], (4, 0, 0, 0), 1e300)}, "sample 4 is not finite .*as float32"),
         ({"train_x": X[:20].astype(complex)}, "of dtype complex128"),
+        ({"train_x": Lazy()}, "train_x is a Lazy that is no array: no sample 0"),
+        ({"train_y": np.array([0, "cat"] * 10, dtype=object)}, "of dtype <U"),
         ({"train_x": iter(X[:20])}, "train_x is a .*iterator"),
         ({"train_x": torch.tensor(X[:20]).to_sparse()}, "train_x is a Tensor that is no array"),
         ({"mean": (1.0, 2.0), "std": (1.0, 1.0)}, "a number for each of the 3 channels"),

@@ -96,9 +96,10 @@ def _array(value: object, what: str) -> np.ndarray:
         if np.ma.is_masked(value):
             raise DataError(f"{what} is an array with masked entries; a plain one is expected")
         array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, DataError):
-            raise
+        array = np.asarray(array.tolist()) if array.dtype == object and array.ndim else array  # numbers, one by one
+    except DataError:
+        raise
+    except Exception as error:  # somebody else's class can raise anything
         raise DataError(f"{what} is a {type(value).__name__} that is no array: {_line(error)}") from error
     if array.dtype.kind not in NUMBERS:
         shown = f"a {type(value).__name__}" if array.dtype == object else f"of dtype {array.dtype}"
@@ -188,6 +189,8 @@ def _channels(values: Sequence[float], info: DatasetInfo, what: str) -> tuple[fl
 def _checked_splits(dataset: object, info: DatasetInfo, name: str) -> Dataset:
     """Check a Dataset of somebody's own by the splits that it gives."""
     what = f"data.name: {name}"
+    if inspect.iscoroutine(dataset):
+        dataset.close()
     if not isinstance(dataset, Dataset):
         raise DataError(f"{what}: its load() returned {_a(dataset)}, not an ArrayDataset(train_x, train_y, test_x, test_y)")
     try:
