@@ -170,9 +170,9 @@ def _is_setting(path: KeyPath) -> bool:
 
 def _other_words(path: KeyPath) -> list[str]:
     """Return the other words for the setting at a key path: `name` for `model.import`, and the other way round."""
-    for field in _model_at(path[:-1]).model_fields.values():
-        if isinstance(field.validation_alias, AliasChoices):
-            words = [word for word in field.validation_alias.choices if isinstance(word, str)]
+    for setting in _model_at(path[:-1]).model_fields.values():
+        if isinstance(setting.validation_alias, AliasChoices):
+            words = [word for word in setting.validation_alias.choices if isinstance(word, str)]
             if path[-1] in words:
                 return [word for word in words if word != path[-1]]
     return []
