@@ -73,7 +73,9 @@ def typed_python() -> str:
     return python.name if shutil.which(python.name) == str(python) else str(python)
 
 
-def _format_warning(message: Warning | str, category: type[Warning], *place: object, line: str | None = None) -> str:
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """Write what this package warns of as its line alone; others' warnings name their place in one line, too."""
     return f"{message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
 

@@ -260,10 +260,11 @@ def test_arms_can_be_averaged(tmp_path, capsys):
         plan = make_plan(config)
         graph = run_plan(plan, store)
         Recorder(Run.open(config, store), plan, graph).close()
-    by = "SELECT settings, arm, sparsity, rewind_epoch, match_samples, count(*) AS n, count(DISTINCT key) AS keys, "
+    by = "SELECT settings, arm, sparsity, rewind_epoch, match_epoch, match_samples, "
+    by += "count(*) AS n, count(DISTINCT key) AS keys, "
     told = frame(capsys, tmp_path, by + "count(DISTINCT replicate) AS replicates FROM arms GROUP BY ALL")
     assert (told["n"] == told["keys"]).all()
-    assert (told["n"] == told["replicates"]).all(), "a replicate counts once"
+    assert (told["n"] == told["replicates"]).all(), told[told["n"] != told["replicates"]].to_dict("records")
     results = load_results(tmp_path)
     finished = results[(results["stage"] == "sparse") & (results["status"] == "done")]
     assert told["n"].sum() == finished["key"].nunique() < len(finished)

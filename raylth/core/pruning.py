@@ -77,14 +77,14 @@ def _number(fraction: Any, count: Any, num_alive: int) -> int:
     if (fraction is None) == (count is None):
         raise ValueError("give either fraction (of the alive weights, 0 to 1) or count (how many weights)")
     if fraction is not None:
-        if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0.0 <= fraction <= 1.0:
+        if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0.0 <= float(fraction) <= 1.0:
             hint = "; to prune that many weights, give count" if isinstance(fraction, Integral) else ""
             raise ValueError(f"fraction must be a number from 0 to 1, not {fraction!r}{hint}")
         return round(float(fraction) * num_alive)
     if isinstance(count, bool) or not isinstance(count, Integral):
         hint = "; to prune a share of the weights, give fraction" if isinstance(count, Real) else ""
         raise ValueError(f"count must be a whole number of weights, not {count!r}{hint}")
-    if not 0 <= count <= num_alive:
+    if not 0 <= int(count) <= num_alive:
         raise ValueError(f"cannot prune {count} weights: {num_alive} are alive")
     return int(count)
 

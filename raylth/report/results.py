@@ -32,7 +32,7 @@ VARIED = {  # sections that decide what a sparse network is, and their keys that
     "dense": set[str](),
     "imp": set[str](),
     "sparse": {"arms", "sparsities", "rewinds"},
-    "match": {"method", "epochs", "samples"},
+    "match": {"method", "epochs"},  # samples is a column of extra matches only
 }
 
 
