@@ -46,7 +46,7 @@ FLOP_PER_SAMPLE = 2 * (3 * (40 * 128 + 2 * 128 * 128 + 128 * 10) - 40 * 128)  # 
 def new_arm(seed: int) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """Return a network and a mask for it."""
     network = init_model(seed, "mlp", num_classes=10, in_shape=(40,))
-    return network, prune_global_magnitude(network.state_dict(), full_mask(network), SPARSITY)
+    return network, prune_global_magnitude(network.state_dict(), full_mask(network), fraction=SPARSITY)
 
 
 def plain_side(epochs: int) -> tuple[int, Callable[[], None]]:

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from importlib.metadata import version
 from typing import NoReturn
 
 from raylth import terminal
@@ -23,6 +24,9 @@ COMMANDS = {  # name -> (module with a `main`, what it does)
 
 def main() -> int:
     """Hand the rest of the command line to the named command; returns its exit status."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"raylth {version('raylth')}")
+        return 0
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         wanted = sys.argv[1] if len(sys.argv) > 1 else None
         asked_for_help = wanted in ("-h", "--help")

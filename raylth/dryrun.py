@@ -96,7 +96,11 @@ def _costs(config: SweepConfig, time: Hours, ahead: Forecast) -> list[str]:
     """Say how long the trainings take, how that is known, and what it costs at the sweep's prices."""
     if not time.num_measured + time.num_counted:
         return []
-    parts = [f"{number:,.3g} {unit}" for number, unit in ((time.gpus, "GPU-hours"), (time.cpus, "core-hours")) if number]
+    parts = [
+        f"{number:,.3g} {unit}" if number >= 0.01 else f"less than 0.01 {unit}"
+        for number, unit in ((time.gpus, "GPU-hours"), (time.cpus, "core-hours"))
+        if number
+    ]
     known = [f"{time.num_measured} like those that this plan has trained"] if time.num_measured else []
     if time.num_counted:
         known.append(f"{time.num_counted} by counted operations, at {' and '.join(time.sources)}; small networks take longer")

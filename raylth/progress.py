@@ -11,7 +11,7 @@ from typing import Any
 from raylth.stages import Graph
 from raylth.store import Location
 
-__all__ = ["Pace", "StatusFile", "duration", "read_status"]
+__all__ = ["Pace", "StatusFile", "duration", "read_status", "speed"]
 
 WINDOW = 30.0  # seconds over which the speed is measured
 ENOUGH = 5.0  # seconds of training that an estimate of the time left needs
@@ -27,6 +27,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def speed(rate: float) -> str:
+    """Write a speed for people: 2.0 epochs/s, or below one a second 20 s/epoch; no speed yet is "training"."""
+    if rate <= 0:
+        return "training"
+    return f"{rate:.1f} epochs/s" if rate >= 1 else f"{1 / rate:.{0 if rate < 0.1 else 1}f} s/epoch"
 
 
 class Pace:
@@ -66,7 +73,7 @@ class Pace:
 
     def left(self, graph: Graph) -> float | None:
         """Seconds that the epochs ahead take at this rate; None when that cannot be said, as in the first seconds."""
-        if self.training_since is None or self.samples[-1][0] - self.training_since < ENOUGH:
+        if graph.finished or self.training_since is None or self.samples[-1][0] - self.training_since < ENOUGH:
             return None
         ahead = sum(
             stage.epochs

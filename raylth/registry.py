@@ -5,11 +5,12 @@ A name is one that was registered, that of an entry point of an installed packag
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
+ALMOST = 0.8  # difflib's ratio from which a name with a colon is one that was misspelt, not an import path
 
 __all__ = ["Registry", "UnknownName", "nearest"]
 
@@ -18,19 +19,39 @@ class UnknownName(ValueError):
     """A name that no registry entry has; its text lists the known ones."""
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """Return ", did you mean 'x'?" for the known name closest to `name`, or an empty text when none is close."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return ", did you mean 'x'?" for the known name closest to `name`, or an empty text when none is close.
+
+    Upper and lower case are the same, and the part before a colon of a known name may be left out: `resnet18` is closest to
+    `torchvision:resnet18`. Of names as close as each other it is the first. `cutoff` is difflib's, between 0 and 1.
+    """
+    wanted, best, found = name.casefold(), cutoff, None
+    matcher = difflib.SequenceMatcher(b=wanted)  # keeps what it learned of b
+    for candidate in known:
+        for text in dict.fromkeys((candidate.casefold(), candidate.casefold().rpartition(":")[2])):
+            matcher.set_seq1(text)
+            if matcher.real_quick_ratio() < best or matcher.quick_ratio() < best:
+                continue
+            close = matcher.ratio()
+            if close > best or (found is None and close == best):
+                best, found = close, candidate
+    return f", did you mean {found!r}?" if found else ""
 
 
 class Registry(Generic[T]):
     """Named things of one kind, filled by decorator: `@MODELS.register("mlp")`."""
 
-    def __init__(self, kind: str, group: str = "", resolve: Callable[[str], T | None] = lambda name: None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        group: str = "",
+        resolve: Callable[[str], T | None] = lambda name: None,
+        resolved: Callable[[], list[str]] = list,
+    ) -> None:
         self.kind = kind
         self.group = group  # of entry points, by which installed packages bring more
         self.resolve = resolve  # makes an entry of a name that is not filed, None for one that it does not know
+        self.resolved = resolved  # lists names that `resolve` knows; asked only where a name is unknown
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -50,7 +71,7 @@ class Registry(Generic[T]):
             if found is not None:
                 return self._entries.setdefault(name, found)
             known = ", ".join(self)
-            raise UnknownName(f"unknown {self.kind} {name!r}{nearest(name, list(self))} (known: {known})")
+            raise UnknownName(f"unknown {self.kind} {name!r}{nearest(name, self._suggestions())} (known: {known})")
         return self._entries[name]
 
     def _brought(self, name: str) -> T | None:
@@ -68,7 +89,13 @@ class Registry(Generic[T]):
             return next((cast(T, point.load()) for point in points), None)
         except Exception as error:  # what a module of someone else's raises at its import can be anything
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UnknownName(f"{self.kind} {name!r} cannot be imported: {why}") from error
+            close = nearest(name, self._suggestions(), ALMOST)
+            raise UnknownName(f"{self.kind} {name!r} cannot be imported: {why}{close}") from error
+
+    def _suggestions(self) -> list[str]:
+        """Return all names that can be listed, the registered ones first."""
+        points = entry_points(group=self.group) if self.group else ()
+        return list(dict.fromkeys([*self, *(point.name for point in points), *self.resolved()]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))

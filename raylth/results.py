@@ -30,8 +30,8 @@ Ask a store's results in SQL (DuckDB's); without SQL: list tables and columns.
 
 examples:
   python -m raylth.results raylth-store
-  python -m raylth.results raylth-store "SELECT arm, sparsity, avg(test_accuracy) AS accuracy, count(*) AS networks
-      FROM results WHERE stage = 'sparse' AND status = 'done' GROUP BY ALL ORDER BY ALL"
+  python -m raylth.results raylth-store "SELECT dataset, model, width, settings, arm, sparsity, rewind_epoch,
+      match_method, match_epoch, avg(test_accuracy) AS accuracy, count(*) AS n FROM arms GROUP BY ALL ORDER BY ALL"
   python -m raylth.results raylth-store/runs/RUN "SELECT * FROM curves JOIN results USING (key)" --csv curves.csv
 """
 LOADERS: dict[str, Callable[[Location], pd.DataFrame]] = {
@@ -43,7 +43,9 @@ LOADERS: dict[str, Callable[[Location], pd.DataFrame]] = {
     "planes": results.load_planes,
     "masks": results.load_masks,
     "ensembles": results.load_ensembles,
+    "arms": results.load_arms,
 }
+TABLES: dict[str, pa.Schema] = {**DATASETS, "arms": DATASETS["results"].append(pa.field("settings", pa.string()))}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -97,7 +99,7 @@ def _check(place: Location) -> None:
 
 def _load(place: Location, name: str) -> pa.Table:
     """Return a table with the columns that it has in this version; no rows when nothing was written."""
-    schema = DATASETS[name]
+    schema = TABLES[name]
     try:
         frame = LOADERS[name](place)
     except FileNotFoundError:
@@ -115,9 +117,10 @@ def _ask(place: Location, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     except ModuleNotFoundError:
         raise ValueError("the package duckdb is not installed: pip install 'raylth[sql]'") from None
     with duckdb.connect(":memory:") as connection:
-        for name in DATASETS:
-            if re.search(rf"\b{name}\b", sql, re.IGNORECASE):
-                connection.register(name, _load(place, name))
+        computed = re.search(r"\bquery(_table)?\s*\(", sql, re.IGNORECASE)  # names that are not there to be read
+        for name, schema in TABLES.items():
+            is_named = computed or re.search(rf"\b{name}\b", sql, re.IGNORECASE)
+            connection.register(name, _load(place, name) if is_named else schema.empty_table())  # SHOW TABLES lists all
         connection.execute("SET enable_external_access = false")  # no file, no network, none of Python's variables
         try:
             found = connection.execute(sql)
@@ -132,7 +135,7 @@ def _list(place: Location, console: Console) -> None:
     table = Table()
     for heading in ("table", "rows", "columns"):
         table.add_column(heading, justify="right" if heading == "rows" else "left", overflow="fold")
-    for name, schema in DATASETS.items():
+    for name, schema in TABLES.items():
         table.add_row(name, f"{len(_load(place, name)):,}", ", ".join(schema.names))
     console.print(table)
 

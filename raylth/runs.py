@@ -18,7 +18,7 @@ from raylth.config import SweepConfig
 from raylth.exporters import Background, make_exporters, networks
 from raylth.stages import Graph, Plan, result_rows
 from raylth.store import Location, Store, fingerprint
-from raylth.store.tables import DATASETS, append_rows, compact_table, write_table
+from raylth.store.tables import DATASETS, append_rows, compact_table, set_aside_harmed, write_table
 
 __all__ = ["Recorder", "Run"]
 
@@ -110,8 +110,9 @@ class Recorder:
     def __init__(self, run: Run, plan: Plan, graph: Graph, *, batch: int = 500, seconds: float = 30.0) -> None:
         self.run, self.plan, self.graph = run, plan, graph
         self.batch, self.seconds = batch, seconds
-        self.num_written = 0  # of `graph.ended`
+        self.num_written = 0  # of `graph.ended`, in which everything that the store holds comes first
         self.tried_at, self.has_failed = time.monotonic(), False
+        self.notes = set_aside_harmed(run.store.root, run.name)  # the rows of all stages that have ended are written again
         self.exports = [Background(exporter) for exporter in make_exporters(run.config.log, run.config.name, run.name)]
 
     def update(self) -> None:
@@ -140,7 +141,8 @@ class Recorder:
 
     def take_notes(self) -> list[str]:
         """Return what the exporters have to say since the last time, a line each."""
-        return [note for export in self.exports for note in export.take_notes()]
+        own, self.notes = self.notes, []
+        return [*own, *(note for export in self.exports for note in export.take_notes())]
 
     def _write(self) -> None:
         ended = self.graph.ended[self.num_written : self.num_written + self.batch]

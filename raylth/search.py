@@ -139,7 +139,7 @@ def what_is_searched(config: SweepConfig) -> str:
     epochs = [sum(stage.epochs for stage in part.stages) for part in (shared, arms)]
     first, each = (hours(part, graph, store, share_of(config)) for part in (shared, arms))
     parts = [
-        f"{number:,.3g} {unit}"
+        f"{number:,.3g} {unit}" if number >= 0.01 else f"less than 0.01 {unit}"
         for number, unit in (
             (first.gpus + search.trials * each.gpus, "GPU-hours"),
             (first.cpus + search.trials * each.cpus, "core-hours"),

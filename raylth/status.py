@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raylth import terminal
-from raylth.progress import duration, read_status
+from raylth.progress import duration, read_status, speed
 from raylth.stages.graph import STATES
 from raylth.store import locate
 
@@ -73,10 +73,10 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
     for kind, counts in status["stages"].items():
         table.add_row(kind, *(str(counts.get(heading, 0)) for heading in STATES))
     console.print(table)
-    speed = f"{status['epochs_per_second']:.1f} epochs/s, elapsed {duration(status['elapsed_seconds'])}"
+    line = f"{speed(status['epochs_per_second'])}, elapsed {duration(status['elapsed_seconds'])}"
     if state == "running" and status["left_seconds"] is not None:
-        speed += f", about {duration(status['left_seconds'])} left"
-    console.print(speed, highlight=False)
+        line += f", about {duration(status['left_seconds'])} left"
+    console.print(line, highlight=False)
     if status.get("note"):
         console.print(Text(status["note"]), soft_wrap=True)
     used = status.get("used", {})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 
 from raylth.config import SweepConfig
 from raylth.registry import nearest
@@ -111,9 +111,12 @@ def _override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -
         node = node[part]
         if not isinstance(node, dict):
             raise BadSweep(f"{COMMAND_LINE}: {key}: {_dotted(path[:depth])} is {_shown(node)}, there is nothing below it")
+    replaced = [path, *((*path[:-1], word) for word in _other_words(path))]
+    for word in replaced:
+        node.pop(word[-1], None)
+        for known in [known for known in sources if known[: len(path)] == word]:
+            del sources[known]
     node[path[-1]] = parsed
-    for known in [known for known in sources if known[: len(path)] == path]:
-        del sources[known]
     sources[path] = COMMAND_LINE
 
 
@@ -123,6 +126,12 @@ def _describe(error: Any, places: Places) -> str:
     kind, context, found = error["type"], error.get("ctx", {}), error.get("input")
     if kind in ("extra_forbidden", "invalid_key"):
         known = list(_model_at(path[:-1]).model_fields)
+        others = _other_words(path)
+        if others:  # an alias, and pydantic took the other word
+            other = _dotted((*path[:-1], others[0]))
+            return (
+                f"{places.find(path)}: {_dotted(path)}: is another word for {other}, which is set, too: leave out one of them"
+            )
         message = f"unknown key{nearest(str(path[-1]), known)} (known: {', '.join(known)})"
     elif kind == "missing":
         message = "is required"
@@ -159,12 +168,24 @@ def _is_setting(path: KeyPath) -> bool:
     return path[0] in SweepConfig.model_fields and (len(path) == 1 or path[1] in _model_at(path[:1]).model_fields)
 
 
+def _other_words(path: KeyPath) -> list[str]:
+    """Return the other words for the setting at a key path: `name` for `model.import`, and the other way round."""
+    for setting in _model_at(path[:-1]).model_fields.values():
+        if isinstance(setting.validation_alias, AliasChoices):
+            words = [word for word in setting.validation_alias.choices if isinstance(word, str)]
+            if path[-1] in words:
+                return [word for word in words if word != path[-1]]
+    return []
+
+
 def _model_at(path: KeyPath) -> type[BaseModel]:
-    """Return the settings model that a key path leads to."""
+    """Return the settings model that a key path leads to, or the last one on its way."""
     model: type[BaseModel] = SweepConfig
     for part in path:
         if isinstance(part, int):  # an entry of a list of models: its field led there
             continue
+        if part not in model.model_fields:  # a mistake, which is named when the whole is validated
+            break
         annotation = model.model_fields[part].annotation
         below = [type_ for type_ in (annotation, *get_args(annotation)) if isinstance(type_, type)]  # X, X | None, list[X]
         found = next((type_ for type_ in below if issubclass(type_, BaseModel)), None)

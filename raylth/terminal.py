@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
@@ -35,6 +36,7 @@ def raise_at_ctrl_c() -> None:
 
 def run(command: Callable[[], int]) -> int:
     """Run a command and return its exit status; when its reader leaves (`| head`), it ends quietly with status 0."""
+    warnings.formatwarning = _format_warning
     try:
         try:
             return command()
@@ -69,6 +71,13 @@ def typed_python() -> str:
     if python.is_relative_to(Path.cwd()):
         return str(python.relative_to(Path.cwd()))
     return python.name if shutil.which(python.name) == str(python) else str(python)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Write what this package warns of as its line alone; others' warnings name their place in one line, too."""
+    return f"{message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
 
 
 def _reader_left() -> bool:

@@ -7,7 +7,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raylth.progress import Pace, duration
+from raylth.progress import Pace, duration, speed
 from raylth.stages import Graph
 from raylth.stages.graph import STATES
 
@@ -28,6 +28,7 @@ class SweepView:
         self.heading: str | None = heading
         self.pace = Pace()
         self.shown = float("-inf")
+        self.is_over = False
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "SweepView":
@@ -48,8 +49,10 @@ class SweepView:
             self.console.print(Text(note, style="yellow"), soft_wrap=True)
         now = time.monotonic()
         interval = PLAIN_INTERVAL if self.live is None else LIVE_INTERVAL
-        if now - self.shown < interval and not graph.finished:
+        is_last = graph.finished and not self.is_over  # once: it goes on being told while the workers end
+        if not is_last and (now - self.shown < interval or self.is_over):
             return
+        self.is_over = graph.finished
         self.shown = now
         self.pace.note(epochs)
         if self.live is None:
@@ -75,7 +78,6 @@ class SweepView:
 
     def _speed(self, graph: Graph) -> str:
         idle = "working" if graph.num_computed else "starting"
-        speed = f"{self.pace.rate:.1f} epochs/s" if self.pace.epochs else idle
-        text = f"{speed}, elapsed {duration(self.pace.elapsed)}"
+        text = f"{speed(self.pace.rate) if self.pace.epochs else idle}, elapsed {duration(self.pace.elapsed)}"
         left = self.pace.left(graph)
         return text if left is None else f"{text}, about {duration(left)} left"

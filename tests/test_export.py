@@ -403,7 +403,9 @@ def test_a_network_that_diverged_and_a_mask_alone_are_none(tmp_path, capsys):
     store = Store(tmp_path / "store")
     network = build_shapes("mlp", width=0.25, num_classes=10, in_shape=(40,))
     state = {name: torch.randn(tensor.shape) for name, tensor in network.state_dict().items()}
-    mask = prune_global_magnitude(state, {name: torch.ones(kept.shape) > 0 for name, kept in full_mask(network).items()}, 0.5)
+    mask = prune_global_magnitude(
+        state, {name: torch.ones(kept.shape) > 0 for name, kept in full_mask(network).items()}, fraction=0.5
+    )
     save_file(mask, tmp_path / "mask.safetensors")
     sparse = {"arms": ["naive"], "sparsities": [0.5], "rewinds": [0], "mask_from": str(tmp_path / "mask.safetensors")}
     run_sweep(store, sparse={**sparse, "lr": 999, "momentum": 0.99})

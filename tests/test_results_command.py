@@ -2,18 +2,20 @@
 
 import io
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
-from raylth.report import load_curves, load_results
-from raylth.results import LOADERS, main
+from raylth.report import load_curves, load_permutations, load_results
+from raylth.results import LOADERS, TABLES, main
 from raylth.runs import Recorder, Run
-from raylth.stages import make_plan, run_plan
+from raylth.stages import make_plan, run_plan, scan
 from raylth.store import Store, locate
-from raylth.store.tables import DATASETS, append_rows
+from raylth.store.tables import DATASETS, append_rows, compact_table
 from tests.conftest import tiny_sweep
 
 
@@ -48,7 +50,7 @@ def refusal(capsys, *arguments):
 
 
 def test_every_dataset_has_a_table():
-    assert set(LOADERS) == set(DATASETS)
+    assert set(LOADERS) == set(TABLES) == {*DATASETS, "arms"}
 
 
 def test_an_aggregate_is_pandas(store, capsys):
@@ -210,3 +212,88 @@ def test_the_readmes_queries_run(store, tmp_path, monkeypatch):
         assert main(["raylth-store", sql, *(["--csv", file] if option else [])]) == 0
         if option:
             assert len(pd.read_csv(file)) > 1
+
+
+def test_show_tables_lists_every_table(store, capsys):
+    for sql in ("SHOW TABLES", "show tables;", "SELECT table_name AS name FROM information_schema.tables"):
+        assert set(frame(capsys, store, sql)["name"]) == {*DATASETS, "arms"}
+    columns = frame(capsys, store, "DESCRIBE permutations")["column_name"]
+    assert columns.tolist() == DATASETS["permutations"].names
+    told = frame(capsys, store, "SELECT count(*) AS n FROM query_table('cur' || 'ves')")
+    assert told["n"].item() == len(load_curves(store)), "a computed name is no empty table"
+
+
+@pytest.mark.parametrize("name", [*TABLES])
+def test_no_column_is_a_reserved_word(store, capsys, name):
+    for column in TABLES[name].names:
+        sql = f"SELECT {column}, max({name}.{column}) AS most FROM {name} WHERE {column} IS NULL GROUP BY {column}"
+        assert list(frame(capsys, store, sql).columns) == [column, "most"]
+
+
+def test_old_tables_with_a_column_named_group_are_read(store, tmp_path):
+    """Together with new ones, and joined with new rows of their run."""
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    expected = load_permutations(copy)
+    old = sorted((copy / "permutations").iterdir())[0]
+    table = pq.read_table(old)
+    names = ["group" if name == "unit_group" else name for name in table.column_names]
+    pq.write_table(table.rename_columns(names).replace_schema_metadata({"raylth_schema": "1"}), old)
+    pd.testing.assert_frame_equal(load_permutations(copy), expected)
+    order = {key: rank for rank, key in enumerate(dict.fromkeys(table["key"].to_pylist()))}
+    compact_table(locate(copy), "permutations", old.stem, order, {})
+    assert pq.read_table(old).column_names == DATASETS["permutations"].names
+    pd.testing.assert_frame_equal(load_permutations(copy), expected)
+
+
+def test_arms_can_be_averaged(tmp_path, capsys):
+    """Of sweeps that share networks, and of sweeps that differ in what is no column."""
+    store = Store(tmp_path)
+    sweeps = [
+        {"name": "one"},
+        {"name": "two"},  # the same networks under another name
+        {"name": "faster", "dense": {"epochs": 4, "lr": 0.05}},
+        {"name": "matched", "match": {"epochs": None, "samples": 16}},
+    ]
+    for changed in sweeps:
+        config = tiny_sweep(**{"sparse": {"arms": ["lth", "naive", "permuted"], "sparsities": [0.5]}, **changed})
+        plan = make_plan(config)
+        graph = run_plan(plan, store)
+        Recorder(Run.open(config, store), plan, graph).close()
+    by = "SELECT settings, arm, sparsity, rewind_epoch, match_epoch, match_samples, "
+    by += "count(*) AS n, count(DISTINCT key) AS keys, "
+    told = frame(capsys, tmp_path, by + "count(DISTINCT replicate) AS replicates FROM arms GROUP BY ALL")
+    assert (told["n"] == told["keys"]).all()
+    assert (told["n"] == told["replicates"]).all(), told[told["n"] != told["replicates"]].to_dict("records")
+    results = load_results(tmp_path)
+    finished = results[(results["stage"] == "sparse") & (results["status"] == "done")]
+    assert told["n"].sum() == finished["key"].nunique() < len(finished)
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "other bytes", "a flipped footer"])
+@pytest.mark.parametrize("dataset", ["results", "curves"])
+def test_a_harmed_table_is_left_out_with_its_name_and_written_anew(tmp_path, capsys, harm, dataset):
+    config, store = tiny_sweep(match={"epochs": None}), Store(tmp_path)
+    plan = make_plan(config)
+    graph = run_plan(plan, store)
+    run = Run.open(config, store)
+    Recorder(run, plan, graph).close()
+    file = tmp_path / dataset / f"{run.name}.parquet"
+    whole = file.read_bytes()
+    table = pq.read_table(file)
+    harmed = {
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "other bytes": b"x" * 900,
+        "a flipped footer": whole[:-6] + b"zzPAR1",
+    }
+    file.write_bytes(harmed[harm])
+    with pytest.warns(UserWarning, match=f"{file}: no whole Parquet table"):
+        assert frame(capsys, tmp_path, f"SELECT count(*) AS n FROM {dataset}")["n"].item() == 0
+    recorder = Recorder(run, plan, scan(plan, store))
+    (note,) = recorder.take_notes()
+    assert note.startswith(f"{file}: no whole Parquet table")
+    assert note.endswith("written anew from the stages")
+    recorder.close()
+    assert pq.read_table(file).equals(table)
+    assert [path.read_bytes() for path in (tmp_path / "broken").iterdir()] == [harmed[harm]]

@@ -366,3 +366,64 @@ def test_precision_auto_is_settled_when_the_file_is_read(has_bf16, monkeypatch):
     recipes = [stage.settings["recipe"] for stage in make_plan(read).stages if stage.kind == "sparse"]
     assert {recipe.get("precision", "float32") for recipe in recipes} == {fastest}
     assert type(read).model_validate(read.model_dump()).sparse.precision == fastest
+
+
+@pytest.mark.parametrize("section", ["model", "data"])
+@pytest.mark.parametrize(
+    ("first", "second"), [("name", "import"), ("import", "name"), ("name", "name"), ("import", "import")]
+)
+def test_an_override_replaces_its_setting_under_whichever_of_two_words(section, first, second, tmp_path):
+    names = {"data": "mnist1d", "model": "mlp"}
+    text = "\n".join(f"{key}: {{{first if key == section else 'name'}: {names[key]}}}" for key in names)
+    file = tmp_path / "words.yaml"
+    file.write_text(f"name: words\n{text}\n".replace(names[section], "zzz"))
+    config, places = read_sweep_and_places(file, [f"{section}.{second}={names[section]}"])
+    assert getattr(config, section).name == names[section]
+    assert places.find((section, second)) == "command line"
+    config = read_sweep(file, [f"{section}.{second}=nope:x", f"{section}.{first}={names[section]}"])
+    assert getattr(config, section).name == names[section], "the last one counts"
+    with pytest.raises(BadSweep, match=rf"^command line: {section}\.{second}: unknown .* 'nope'"):
+        read_sweep(file, [f"{section}.{second}=nope"])
+
+
+def test_two_words_for_one_setting_in_a_file_are_named(tmp_path):
+    file = tmp_path / "words.yaml"
+    file.write_text("name: words\ndata: {name: mnist1d}\nmodel:\n  name: mlp\n  import: torchvision:resnet18\n")
+    with pytest.raises(BadSweep) as caught:
+        read_sweep(file)
+    said = "model.import: is another word for model.name, which is set, too: leave out one of them"
+    assert str(caught.value) == f"{file}:5: {said}"
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("model.name=resnet18", "torchvision:resnet18"),
+        ("model.name=ResNet18", "torchvision:resnet18"),
+        ("model.name=Resnet20", "resnet20"),
+        ("model.name=mobilenetv2", "torchvision:mobilenet_v2"),
+        ("model.name=torchvision.resnet18", "torchvision:resnet18"),
+        ("model.name=torchvision:resnet81", "torchvision:resnet18"),
+        ("model.name=TorchVision:ResNet34", "torchvision:resnet34"),
+        ("model.import=torchvison:vgg16", "torchvision:vgg16"),
+        ("data.name=CIFAR10", "cifar10"),
+        ("data.name=CIFAR-100", "cifar100"),
+        ("data.name=Imagenet", "imagenet"),
+        ("sparse.arms=[LTH]", "lth"),
+        ("match.method=Activation", "activation"),
+        ("Dense.epochs=3", "dense"),
+        ("dense.LR=3", "lr"),
+    ],
+)
+def test_suggestions_ignore_case_and_know_the_libraries_prefixes(override, meant):
+    with pytest.raises(BadSweep) as caught:
+        read_sweep(QUICKSTART, [override])
+    assert f", did you mean {meant!r}?" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["model.name=qqqqqqqq", "model.name=my_networks:make", "data.name=qqqqq"])
+def test_what_nothing_is_close_to_has_no_suggestion(override):
+    with pytest.raises(BadSweep) as caught:
+        read_sweep(QUICKSTART, [override])
+    assert "did you mean" not in str(caught.value)

@@ -5,10 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
+from raylth import cli
+from raylth.core.models import init_model
+from raylth.core.permutation import derive_spec
+from raylth.store import locate
 from raylth.terminal import run, typed_python
 
 FORMS = {
@@ -70,3 +76,17 @@ def test_python_is_named_as_it_is_typed(tmp_path, monkeypatch):
     assert typed_python() == str(python)
     monkeypatch.setenv("PATH", f"{python.parent}:/bin")
     assert typed_python() == "python3", "its folder is on the path, as in an activated environment"
+
+
+def test_the_version_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["raylth", "--version"])
+    assert cli.main() == 0
+    assert capsys.readouterr().out == f"raylth {version('raylth')}\n"
+
+
+def test_what_a_cell_of_a_notebook_shows_is_short():
+    network = init_model(0, "resnet20", num_classes=10, in_shape=(3, 32, 32))
+    shown = repr(derive_spec(network, torch.randn(2, 3, 32, 32)))
+    assert "groups: " in shown
+    assert len(shown) < 400
+    assert repr(locate("a/b")) == "DiskLocation('a/b')"

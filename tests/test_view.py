@@ -5,6 +5,7 @@ import time
 import pytest
 from rich.console import Console
 
+from raylth.progress import speed
 from raylth.stages import Graph, Stage
 from raylth.view import PLAIN_INTERVAL, SweepView
 
@@ -67,3 +68,29 @@ def test_the_heading_stands_once_before_the_first_line(view, clock):
     assert lines[0] == "two stages to run"
     assert lines.count("two stages to run") == 1
     assert len(lines) == 3
+
+
+def test_slow_epochs_are_told_in_seconds_and_the_last_line_once(view, clock):
+    """An epoch of 20 s on one worker; then the sweep is finished and goes on being told."""
+    graph = graph_of(30)
+    tell(view, clock, graph, 0, 0)
+    for epochs in (0, 0, 1, 1, 2, 2):
+        told = tell(view, clock, graph, PLAIN_INTERVAL, epochs)
+    assert told.startswith(("20 s/epoch", "15 s/epoch", "30 s/epoch"))
+    assert " left" in told
+    graph.finish(graph.next_ready().key)
+    before = len(view.console.export_text(clear=False).splitlines())
+    for _ in range(3):
+        clock[0] += PLAIN_INTERVAL
+        view.update(graph, 30, [])
+    lines = view.console.export_text().splitlines()
+    assert len(lines) == before + 1
+    assert " left" not in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [(0.0, "training"), (0.05, "20 s/epoch"), (0.5, "2.0 s/epoch"), (1.0, "1.0 epochs/s"), (1e-3, "1000 s/epoch")],
+)
+def test_a_speed_says_something(rate, said):
+    assert speed(rate) == said

@@ -1,6 +1,8 @@
 """Global magnitude pruning with exact counts, and the arithmetic of the iterative trunk."""
 
 from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,31 +12,34 @@ from raylth.core.masks import Mask
 __all__ = ["num_landing_alive", "prune_global_magnitude", "trunk_counts"]
 
 
-def prune_global_magnitude(weights: Mapping[str, Tensor], mask: Mapping[str, Tensor], amount: int | float) -> Mask:
+def prune_global_magnitude(
+    weights: Mapping[str, Tensor], mask: Mapping[str, Tensor], *, fraction: float | None = None, count: int | None = None
+) -> Mask:
     """Prune the weights of smallest magnitude among those still alive, over all tensors at once.
 
     `mask` maps names to bool tensors (True: alive), `weights` at least the same names to tensors of the same shapes, as
-    a state dict does; `amount` is a whole number of weights, or a
-    fraction in [0, 1] of the alive ones, of which exactly `round(fraction * alive)` are pruned (Python's rounding:
-    halves go to the even number). Ties break by flat index: of equal magnitudes the first in the order of `mask`, then
-    of memory, is pruned first. Returns a new mask; what was dead stays dead.
+    a state dict does. Give one of two: `fraction`, in [0, 1], of the alive weights, of which exactly
+    `round(fraction * alive)` are pruned (Python's rounding: halves go to the even number); or `count`, how many. Ties
+    break by flat index: of equal magnitudes the first in the order of `mask`, then of memory, is pruned first.
+    Returns a new mask; what was dead stays dead.
 
-    Raises ValueError for a missing name, another shape, an amount out of range, or an alive weight that is NaN.
+    Raises ValueError for a missing name, another shape, both or neither of `fraction` and `count`, one of them out of
+    range, or an alive weight that is NaN.
     """
     _check(weights, mask)
     mask = {name: alive.bool() for name, alive in mask.items()}
     alive = torch.cat([mask[name].flatten() for name in mask]) if mask else torch.zeros(0, dtype=torch.bool)
-    count = _count(amount, int(alive.sum()))
-    if count == 0:
+    number = _number(fraction, count, int(alive.sum()))
+    if number == 0:
         return {name: kept.clone() for name, kept in mask.items()}
     magnitude = torch.cat([weights[name].detach().abs().flatten() for name in mask])
     index = alive.nonzero().squeeze(1)  # (num_alive,) flat indices, ascending
     candidates = magnitude[index]
     if torch.isnan(candidates).any():
         raise ValueError(f"{_first_nan(weights, mask)} holds NaN among the weights that are alive; nothing was pruned")
-    threshold = candidates.kthvalue(count).values  # the count-th smallest
+    threshold = candidates.kthvalue(number).values  # the number-th smallest
     below = candidates < threshold
-    ties = (candidates == threshold).nonzero().squeeze(1)[: count - int(below.sum())]
+    ties = (candidates == threshold).nonzero().squeeze(1)[: number - int(below.sum())]
     pruned = below.clone()
     pruned[ties] = True
     alive = alive.clone()
@@ -67,16 +72,21 @@ def num_landing_alive(total: int, sparsity: float) -> int:
     return total - round(sparsity * total)
 
 
-def _count(amount: int | float, num_alive: int) -> int:
-    if isinstance(amount, bool) or not isinstance(amount, int | float):
-        raise ValueError(f"amount must be a whole number of weights or a fraction, not {amount!r}")
-    if isinstance(amount, float):
-        if not 0.0 <= amount <= 1.0:
-            raise ValueError(f"a fraction to prune must lie in [0, 1], not {amount}")
-        return round(amount * num_alive)
-    if not 0 <= amount <= num_alive:
-        raise ValueError(f"cannot prune {amount} weights: {num_alive} are alive")
-    return amount
+def _number(fraction: Any, count: Any, num_alive: int) -> int:
+    """Return how many weights to prune; ValueError unless one of the two says so, within its range."""
+    if (fraction is None) == (count is None):
+        raise ValueError("give either fraction (of the alive weights, 0 to 1) or count (how many weights)")
+    if fraction is not None:
+        if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0.0 <= float(fraction) <= 1.0:
+            hint = "; to prune that many weights, give count" if isinstance(fraction, Integral) else ""
+            raise ValueError(f"fraction must be a number from 0 to 1, not {fraction!r}{hint}")
+        return round(float(fraction) * num_alive)
+    if isinstance(count, bool) or not isinstance(count, Integral):
+        hint = "; to prune a share of the weights, give fraction" if isinstance(count, Real) else ""
+        raise ValueError(f"count must be a whole number of weights, not {count!r}{hint}")
+    if not 0 <= int(count) <= num_alive:
+        raise ValueError(f"cannot prune {count} weights: {num_alive} are alive")
+    return int(count)
 
 
 def _check(weights: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> None:

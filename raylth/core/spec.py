@@ -8,6 +8,8 @@ from torch import Tensor
 
 __all__ = ["Axis", "Group", "Part", "PermutationSpec", "Site"]
 
+SHOWN = 8  # groups in a spec's repr
+
 
 @dataclass(frozen=True)
 class Part:
@@ -75,6 +77,12 @@ class PermutationSpec:
 
     groups: Mapping[str, Group]
     axes: Mapping[str, tuple[Axis | None, ...]]
+
+    def __repr__(self) -> str:
+        """Name the groups and their sizes, of many the first: all axes of a network fill pages."""
+        sizes = [f"{group.name}: {group.size}" for group in self.groups.values()]
+        more = f", and {len(sizes) - SHOWN} more" if len(sizes) > SHOWN else ""
+        return f"PermutationSpec({len(sizes)} groups: {', '.join(sizes[:SHOWN])}{more}; {len(self.axes)} tensors)"
 
     def watch(self, sites: str = "post_activation", stream_site: Mapping[str, int] | None = None) -> "PermutationSpec":
         """Return the same symmetry, watched elsewhere by activation matching.

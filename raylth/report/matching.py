@@ -19,12 +19,12 @@ def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
     permutations = permutations[permutations["carries_masks"].eq(True)]
     if permutations.empty:
         raise ValueError("nothing was matched, so there is nothing to draw")
-    groups = list(dict.fromkeys(permutations["group"]))
+    groups = list(dict.fromkeys(permutations["unit_group"]))
     figure = new_figure(max(4.5, 1.5 + 0.42 * len(groups)), 3.6, title)
     axis = figure.subplots()
     for number, (name, rows) in enumerate(permutations.groupby(["width", "match_method", "match_epoch"], observed=True)):
         width, method, epoch = name
-        line = rows.groupby("group")["correlation"].mean().reindex(groups)
+        line = rows.groupby("unit_group")["correlation"].mean().reindex(groups)
         label = f"{method} @{epoch:.0f}" + (f", width {width:g}" if permutations["width"].nunique() > 1 else "")
         axis.plot(range(len(groups)), line, marker=MARKERS[number % 6], markersize=5, linewidth=1.4, label=label)
     axis.set_xticks(range(len(groups)), groups, rotation=60 if len(groups) > 6 else 0, fontsize=8)

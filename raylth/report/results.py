@@ -13,6 +13,7 @@ from raylth.store.tables import read_table
 
 __all__ = [
     "find_run",
+    "load_arms",
     "load_barriers",
     "load_curves",
     "load_ensembles",
@@ -23,6 +24,16 @@ __all__ = [
     "load_planes",
     "load_results",
 ]
+
+VARIED = {  # sections that decide what a sparse network is, and their keys that are columns or no science
+    "data": {"root", "download"},
+    "model": {"widths"},
+    "seeds": {"replicates"},
+    "dense": set[str](),
+    "imp": set[str](),
+    "sparse": {"arms", "sparsities", "rewinds"},
+    "match": {"method", "epochs"},  # samples is a column of extra matches only
+}
 
 
 def find_run(store: str | Path, sweep: str) -> Location:
@@ -66,6 +77,46 @@ def load_results(run_dir: str | Path | Location) -> pd.DataFrame:
     return _load(run_dir, "results", ["sweep", "key"])
 
 
+def load_arms(run_dir: str | Path | Location) -> pd.DataFrame:
+    """Load one row per finished sparse network of a sweep's cells, however many sweeps share it: what can be averaged.
+
+    `settings` names what else differs: the first run that has the same settings of data, network, training and, for arms
+    under a permutation, matching. Group by it and by the columns that name a cell, and only replicates are averaged.
+    """
+    folder = run_dir if isinstance(run_dir, Location) else locate(run_dir)
+    rows = load_results(folder)
+    rows = rows[(rows["stage"] == "sparse") & (rows["status"] == "done") & rows["member"].isna()].sort_values(
+        "run", kind="stable"
+    )
+    runs = folder.parent if folder.parent.name == "runs" else folder / "runs"
+    configs = {run: _config(runs / run) for run in rows["run"].unique()}
+    first: dict[str, str] = {}
+    names = [
+        first.setdefault(_science(configs[run], run, is_matched=not pd.isna(method)), run)
+        for run, method in zip(rows["run"], rows["match_method"], strict=True)
+    ]
+    return rows.assign(settings=names).drop_duplicates(["key", "settings"]).reset_index(drop=True)
+
+
+def _config(run: Location) -> dict[str, Any] | None:
+    try:
+        return dict(load_manifest(run)["config"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def _science(config: dict[str, Any] | None, run: str, *, is_matched: bool) -> str:
+    """Return, as text, the settings of a run that are no column of its rows; the run's own name where they are not known."""
+    if config is None:
+        return run
+    kept = {
+        section: {name: value for name, value in (config.get(section) or {}).items() if name not in left_out}
+        for section, left_out in VARIED.items()
+        if section != "match" or is_matched
+    }
+    return json.dumps({**kept, "search": config.get("search")}, sort_keys=True)
+
+
 def load_curves(run_dir: str | Path | Location) -> pd.DataFrame:
     """Load one row per network and trained epoch; test columns are missing where no evaluation was made."""
     return _load(run_dir, "curves", ["key", "epoch"])
@@ -73,7 +124,7 @@ def load_curves(run_dir: str | Path | Location) -> pd.DataFrame:
 
 def load_permutations(run_dir: str | Path | Location) -> pd.DataFrame:
     """Load one row per match and symmetry group: the mean correlation of matched units and the share left in place."""
-    return _load(run_dir, "permutations", ["sweep", "key", "group"])
+    return _load(run_dir, "permutations", ["sweep", "key", "unit_group"])
 
 
 def load_barriers(run_dir: str | Path | Location) -> pd.DataFrame:

@@ -204,12 +204,12 @@ def matched_lines(barriers: pd.DataFrame) -> pd.DataFrame:
 def own_matches(permutations: pd.DataFrame) -> pd.DataFrame:
     """Return the matches of each replicate's A to its own B, each once: those of an ensemble cross replicates."""
     own = permutations[permutations["member"].isna()]
-    return alike(own, [*MATCH, "carries_masks", "group"]).drop_duplicates(["key", "group"])
+    return alike(own, [*MATCH, "carries_masks", "unit_group"]).drop_duplicates(["key", "unit_group"])
 
 
 def permutation_table(permutations: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (width, match method, epoch and samples, group): mean correlation, share left in place, and n."""
-    cell = [*MATCH, "group"]
+    cell = [*MATCH, "unit_group"]
     groups = own_matches(permutations).groupby(cell, observed=True, sort=False, dropna=False)
     return groups.agg(
         correlation=("correlation", "mean"), fixed_share=("fixed_share", "mean"), n=("key", "nunique")

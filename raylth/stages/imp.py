@@ -22,8 +22,8 @@ def imp(stage: Stage, context: Context) -> Trainee:
         mask = load_mask(context, parent)
     amount = settings["amount"]
     if "fraction" in amount:
-        pruned = prune_global_magnitude(network.state_dict(), mask, float(amount["fraction"]))
+        pruned = prune_global_magnitude(network.state_dict(), mask, fraction=float(amount["fraction"]))
     else:
         target = num_landing_alive(sum(alive.numel() for alive in mask.values()), amount["sparsity"])
-        pruned = prune_global_magnitude(network.state_dict(), mask, num_alive(mask) - target)
+        pruned = prune_global_magnitude(network.state_dict(), mask, count=num_alive(mask) - target)
     return masked_trainee(stage, network, pruned)

@@ -54,7 +54,7 @@ def _add_rows(tables: dict[str, list[dict[str, Any]]], plan: Plan, graph: Graph,
         identity["carries_masks"] = stage.labels["carries_masks"]
         for group, correlation in metrics.get("objective", {}).items():
             quality = {"correlation": correlation, "fixed_share": metrics["fixed_share"][group]}
-            tables["permutations"].append({**identity, "group": group, **quality, "samples": metrics.get("samples")})
+            tables["permutations"].append({**identity, "unit_group": group, **quality, "samples": metrics.get("samples")})
     elif stage.kind == "ensemble":
         set_number = stage.labels["set_number"]
         tables["ensembles"] += [{**identity, "set_number": set_number, **metrics["ensemble"]}] if state == "done" else []

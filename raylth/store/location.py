@@ -37,6 +37,9 @@ class Location(ABC):
 
     parallel: int  # requests that are worth making at a time
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
     @abstractmethod
     def __truediv__(self, name: str) -> "Location":
         """Return the location `name` below this one; `name` may hold slashes."""

@@ -4,17 +4,28 @@ import io
 import json
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raylth.store.location import Location
+from raylth.store.location import Location, StorageUnreachable
 
-__all__ = ["DATASETS", "TABLE_SCHEMA", "append_rows", "compact_table", "read_table", "write_table"]
+__all__ = [
+    "DATASETS",
+    "TABLE_SCHEMA",
+    "HarmedTable",
+    "append_rows",
+    "compact_table",
+    "read_table",
+    "set_aside_harmed",
+    "write_table",
+]
 
-TABLE_SCHEMA = 1  # of the columns below
+TABLE_SCHEMA = 2  # of the columns below
+RENAMED = {"group": "unit_group"}  # columns of schema 1
 PART = ".part-"
 
 _NETWORK = [
@@ -82,7 +93,7 @@ DATASETS = {
     "permutations": pa.schema(
         [
             *_NETWORK,
-            ("group", pa.string()),
+            ("unit_group", pa.string()),  # of the symmetry; `group` before, a word that SQL keeps for itself
             ("carries_masks", pa.bool_()),  # whether arms are trained under this permutation
             ("correlation", pa.float64()),  # mean over the matched units of a group; by weights: cosine
             ("fixed_share", pa.float64()),  # of units that stay where they are
@@ -165,6 +176,10 @@ DATASETS = {
 }
 
 
+class HarmedTable(ValueError):
+    """A file that should be a Parquet table and cannot be read as one; the text names it."""
+
+
 def write_table(root: Location, dataset: str, run: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> Location:
     """Write a run's rows of one dataset to `<root>/<dataset>/<run>.parquet`, replacing the file in one step."""
     path = root / dataset / f"{run}.parquet"
@@ -211,11 +226,39 @@ def compact_table(root: Location, dataset: str, run: str, order: Mapping[str, in
 
 
 def _read(path: Location) -> pa.Table | None:
-    """Read a file; None when it is not there, since another process of the same run joined it meanwhile."""
+    """Read a file; None when it is not there, since another process of the same run joined it meanwhile.
+
+    Columns have the names of this version. Raises HarmedTable for a file that is no whole Parquet table.
+    """
     try:
-        return pq.read_table(pa.BufferReader(path.read()))
+        table = pq.read_table(pa.BufferReader(path.read()))
     except FileNotFoundError:
         return None
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, StorageUnreachable) or (isinstance(error, OSError) and error.errno is not None):
+            raise  # the disk or the bucket, not the file
+        raise HarmedTable(f"{path}: no whole Parquet table ({str(error).splitlines()[0][:80]})") from error
+    names = [RENAMED.get(name, name) for name in table.column_names]
+    return table.rename_columns(names) if len(set(names)) == len(names) else table
+
+
+def set_aside_harmed(root: Location, run: str) -> list[str]:
+    """Move a run's tables that cannot be read to `<root>/broken/`; returns a line for each, with where it lies now."""
+    notes = []
+    for dataset in DATASETS:
+        folder = root / dataset
+        for name in folder.names():
+            if name != f"{run}.parquet" and not name.startswith(run + PART):
+                continue
+            try:
+                _read(folder / name)
+            except HarmedTable as harmed:
+                number = sum(1 for other in (root / "broken").names() if other.startswith(f"{dataset}-{name}"))
+                aside = root / "broken" / f"{dataset}-{name}-{number}"
+                aside.write((folder / name).read())
+                (folder / name).remove()
+                notes.append(f"{harmed}; set aside as {aside}, written anew from the stages")
+    return notes
 
 
 def _write(path: Location, table: pa.Table, manifest: dict[str, Any]) -> None:
@@ -228,7 +271,8 @@ def _write(path: Location, table: pa.Table, manifest: dict[str, Any]) -> None:
 def read_table(root: Location, dataset: str, run: str | None = None) -> pa.Table:
     """Read one run's rows of a dataset, or all runs' when `run` is None.
 
-    Raises FileNotFoundError with the path that was expected when there are none, ValueError for a newer schema.
+    A file that is no whole table is left out, with a UserWarning that names it. Raises FileNotFoundError with the path that
+    was expected when there are none, ValueError for a newer schema.
     """
     folder = root / dataset
     names = sorted((name for name in folder.names() if name.endswith(".parquet")), key=_parts_last)
@@ -238,14 +282,18 @@ def read_table(root: Location, dataset: str, run: str | None = None) -> pa.Table
         raise FileNotFoundError(f"{folder}: no results here; expected {run or '*'}.parquet")
     tables = []
     for name in names:
-        table = _read(folder / name)
+        try:
+            table = _read(folder / name)
+        except HarmedTable as harmed:
+            warnings.warn(f"{harmed}: left out; the sweep's command writes it anew from its stages", stacklevel=3)
+            table = DATASETS[dataset].empty_table()
         if table is None:
             continue
         version = int((table.schema.metadata or {}).get(b"raylth_schema", b"0"))
         if version > TABLE_SCHEMA:
             raise ValueError(f"{folder / name}: written by a newer raylth (schema {version}; this one reads {TABLE_SCHEMA})")
         tables.append(table.replace_schema_metadata(None))
-    return pa.concat_tables(tables, promote_options="default")
+    return pa.concat_tables([*tables, DATASETS[dataset].empty_table()][: len(tables) or 1], promote_options="default")
 
 
 def _parts_last(name: str) -> tuple[str, bool, str]:

@@ -15,7 +15,7 @@ SETTINGS = {"name": "resnet20", "width": 0.25, "num_classes": 10, "in_shape": (3
 
 def pruned_network():
     model = init_model(0, **SETTINGS)
-    return model, prune_global_magnitude(model.state_dict(), full_mask(model), 0.7)
+    return model, prune_global_magnitude(model.state_dict(), full_mask(model), fraction=0.7)
 
 
 def test_our_mask_loads_into_a_network_that_torch_prunes_and_computes_the_same():

@@ -32,7 +32,7 @@ def test_97_percent_of_the_prunable_is_88_9_percent_of_a_resnet20():
     model = resnet()
     mask = full_mask(model)
     total = sum(alive.numel() for alive in mask.values())
-    pruned = prune_global_magnitude(model.state_dict(), mask, round(0.97 * total))
+    pruned = prune_global_magnitude(model.state_dict(), mask, count=round(0.97 * total))
     assert mask_sparsity(pruned) == pytest.approx(0.97, abs=1e-5)
     assert model_sparsity(model, pruned) == pytest.approx(0.889, abs=1e-3)  # design.md 2.6
 
@@ -50,7 +50,7 @@ def test_apply_and_check():
 
 def test_shuffle_keeps_the_density_of_each_layer_and_moves_the_places():
     model = resnet(0.25)
-    mask = prune_global_magnitude(model.state_dict(), full_mask(model), 0.5)
+    mask = prune_global_magnitude(model.state_dict(), full_mask(model), fraction=0.5)
     shuffled = shuffle_mask(mask, seed=1)
     assert {n: int(m.sum()) for n, m in mask.items()} == {n: int(m.sum()) for n, m in shuffled.items()}
     assert any(not torch.equal(mask[n], shuffled[n]) for n in mask)

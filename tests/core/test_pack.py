@@ -81,7 +81,7 @@ def trained_alone(name, size, count=150, masks=None, recipe=RECIPE):
 
 def masks_for(name, size):
     return [
-        prune_global_magnitude(network.state_dict(), full_mask(network), 0.5 + 0.1 * seed)
+        prune_global_magnitude(network.state_dict(), full_mask(network), fraction=0.5 + 0.1 * seed)
         for seed, network in enumerate(NETWORKS[name][1](seed) for seed in range(size))
     ]
 

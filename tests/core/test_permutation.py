@@ -67,7 +67,7 @@ def test_algebra_holds_bit_for_bit(network_settings):
 def test_a_mask_moves_with_its_weights(network_settings):
     model, spec, _ = make(network_settings)
     state, p = model.state_dict(), random_permutation(spec, 3)
-    mask = prune_global_magnitude(state, full_mask(model), 0.6)
+    mask = prune_global_magnitude(state, full_mask(model), fraction=0.6)
     moved, moved_mask = p.apply(state), p.apply_mask(mask)
     for name in mask:
         assert num_alive({name: mask[name]}) == num_alive({name: moved_mask[name]})

@@ -47,7 +47,7 @@ def test_whatever_is_made_of_a_state_dict_loads_where_it_did():
     with pytest.raises(ValueError, match="version None"):
         one.load_state_dict(dict(a))
     permutation = random_permutation(derive_spec(one, torch.zeros(2, 3, 4, 4)), 0)
-    mask = prune_global_magnitude(a, full_mask(one), 0.5)
+    mask = prune_global_magnitude(a, full_mask(one), fraction=0.5)
     moved = permutation.apply(a)
     made = {
         "apply": moved,

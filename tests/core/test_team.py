@@ -48,7 +48,7 @@ def fitted(team: Team, name: str = "resnet20", count: int = 100, stop_at=None, s
     """Train under a mask, with the team's scores on the same images after each epoch."""
     split, model, scores, kept = random_split(SHAPES[name], count), network(name), [], []
     program = Program([model])
-    mask = shuffle_mask(prune_global_magnitude(model.state_dict(), full_mask(model), 0.5), 3)
+    mask = shuffle_mask(prune_global_magnitude(model.state_dict(), full_mask(model), fraction=0.5), 3)
     recipe = Recipe(epochs=3, lr=lr, batch_size=32, label_smoothing=0.1, **{"drop_last": False, **settings})
 
     def on_step(completed, step, snapshot):

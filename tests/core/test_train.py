@@ -29,7 +29,7 @@ def random_split(in_shape, count=70, seed=0):
 def test_masks_hold_through_momentum_weight_decay_and_reload(network_settings, tmp_path):
     model = init_model(0, **network_settings)
     split = random_split(network_settings["in_shape"])
-    mask = prune_global_magnitude(model.state_dict(), full_mask(model), 0.8)
+    mask = prune_global_magnitude(model.state_dict(), full_mask(model), fraction=0.8)
     broken_during_training = []
 
     def spy(module, args):

@@ -77,7 +77,7 @@ def test_a_network_pruned_elsewhere_is_network_a(tmp_path):
 
 
 def test_the_bytes_decide_the_key_and_the_place_does_not(tmp_path):
-    mask = prune_global_magnitude(init_model(0, **MLP).state_dict(), full_mask(init_model(0, **MLP)), 0.5)
+    mask = prune_global_magnitude(init_model(0, **MLP).state_dict(), full_mask(init_model(0, **MLP)), fraction=0.5)
     for name in ("one", "two"):
         save_file(mask, tmp_path / f"{name}.safetensors")
     save_file({name: ~alive for name, alive in mask.items()}, tmp_path / "three.safetensors")
@@ -92,7 +92,7 @@ def test_the_bytes_decide_the_key_and_the_place_does_not(tmp_path):
 
 
 def test_a_file_that_changes_after_planning_stops_its_stage(tmp_path):
-    mask = prune_global_magnitude(init_model(0, **MLP).state_dict(), full_mask(init_model(0, **MLP)), 0.5)
+    mask = prune_global_magnitude(init_model(0, **MLP).state_dict(), full_mask(init_model(0, **MLP)), fraction=0.5)
     save_file(mask, tmp_path / "m.safetensors")
     sparse = {"arms": ["naive"], "sparsities": [0.5], "mask_from": str(tmp_path / "m.safetensors")}
     plan = sweep(sparse=sparse)

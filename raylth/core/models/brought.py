@@ -1,10 +1,11 @@
 """Networks that others wrote: by name from torchvision and timm, and a user's own by import path."""
 
+import contextlib
 from collections.abc import Callable
 
 from torch import nn
 
-__all__ = ["LIBRARIES", "from_library"]
+__all__ = ["LIBRARIES", "from_library", "library_names"]
 
 LIBRARIES = ("torchvision", "timm")
 HEADS = {"aux_logits": False, "init_weights": True}  # no heads that are there in training only, whose outputs nothing reads
@@ -29,6 +30,20 @@ def from_library(name: str) -> Callable[..., nn.Module] | None:
         return builder(num_classes, in_shape[0])
 
     return build
+
+
+def library_names() -> list[str]:
+    """List the classifiers of the installed libraries, as `from_library` takes them: "torchvision:resnet18"."""
+    names = []
+    with contextlib.suppress(Exception):  # a suggestion is worth no failure
+        from torchvision import models
+
+        names += [f"torchvision:{name}" for name in models.list_models(module=models)]
+    with contextlib.suppress(Exception):
+        import timm
+
+        names += [f"timm:{name}" for name in timm.list_models()]
+    return names
 
 
 def _torchvision(model: str) -> Callable[[int, int], nn.Module]:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from torch import nn
 
-from raylth.core.models.brought import from_library
+from raylth.core.models.brought import from_library, library_names
 from raylth.registry import Registry
 
 __all__ = ["MODELS", "channels", "he_initialise"]
 
-MODELS: Registry[Callable[..., nn.Module]] = Registry("model", "raylth.models", from_library)
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model", "raylth.models", from_library, library_names)
 
 
 def channels(base: int, width: float) -> int:
