@@ -239,7 +239,7 @@ def _read(path: Location) -> pa.Table | None:
             raise  # the disk or the bucket, not the file
         raise HarmedTable(f"{path}: no whole Parquet table ({str(error).splitlines()[0][:80]})") from error
     names = [RENAMED.get(name, name) for name in table.column_names]
-    return table.rename_columns(names) if len(set(names)) == len(names) else table
+    return table.rename_columns(names).replace_schema_metadata(table.schema.metadata)  # which the renaming drops
 
 
 def set_aside_harmed(root: Location, run: str) -> list[str]:

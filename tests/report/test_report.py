@@ -252,7 +252,7 @@ def test_barriers_of_other_widths_epochs_and_samples_are_not_pooled():
 
 def test_what_a_match_is_made_from_is_drawn_by_width():
     barriers = barriers_of(*LINES)
-    matches = barriers.assign(group="g", correlation=barriers["error_barrier"] / 100, member=None)
+    matches = barriers.assign(unit_group="g", correlation=barriers["error_barrier"] / 100, member=None)
     axes = match_effort(matches, barriers, "t").axes
     by_epoch = {c.get_label(): c.lines[0].get_xydata().tolist() for c in axes[1].containers}
     assert by_epoch == {
@@ -276,7 +276,7 @@ def test_lines_of_different_cells_have_panels_of_their_own():
 
 
 def test_matches_of_an_ensemble_do_not_enter_the_mean():
-    matches = barriers_of(*LINES[:1]).assign(group="g", correlation=[0.5, 0.7], fixed_share=0.0, member=None)
+    matches = barriers_of(*LINES[:1]).assign(unit_group="g", correlation=[0.5, 0.7], fixed_share=0.0, member=None)
     crossing = matches.assign(key="x", member=1, correlation=0.1)
     assert own_matches(pd.concat([matches, crossing]))["correlation"].tolist() == [0.5, 0.7]
 
