@@ -37,7 +37,7 @@ BAD_OVERRIDES = [
     ("sparse.sparsities=[]", "sparse.sparsities: must have at least one entry, found []"),
     ("match.epochs=[]", "match.epochs: must have at least one entry, found []"),
     ("match.stream_site={1: -2}", "match.stream_site.1: should be text (in quotes, if need be), found 1"),
-    ("sparse={1: 2}", "sparse.1: unknown key (known: batch_size, momentum"),
+    ("sparse={1: 2}", "sparse.1: unknown key (known: batch_size, drop_last, momentum"),
     ("match.stream_site={" + "a" * 60 + ": []}", ": should be a whole number, found []"),
     ("match.method=[" + "a" * 60 + "]", f"match.method.0: '{'a' * 56}... is unknown (known: activation"),
     ("sparse.sparsities=[0.5, 1.2]", "sparse.sparsities.1: should be less than 1, found 1.2"),
@@ -88,7 +88,7 @@ def test_a_bad_value_gives_one_line_that_says_what_would_be_legal(override, mess
     ("override", "message"),
     [
         ("name.x=3", "name.x: name is 'quickstart', there is nothing below it"),
-        ("sparse.sparsities.0=0.5", "sparse.sparsities.0: sparse.sparsities is [0.8, 0.9, 0.95], there is nothing below it"),
+        ("sparse.sparsities.0=0.5", "sparse.sparsities.0: sparse.sparsities is [0.8, 0.9], there is nothing below it"),
         ("imp.lr.x=3", "imp.lr.x: imp.lr is 0.01, there is nothing below it"),
         ("storage.x=3", "storage: should be text (in quotes, if need be), found {'x': 3}"),
         ("dense={lr: 1, epochs: 2, lr: 3}", "dense.lr: is there twice in 'dense={lr: 1, epochs: 2, lr: 3}'"),
@@ -202,7 +202,7 @@ def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path):
     with pytest.raises(BadSweep) as caught:
         read_sweep(file)
     first, second = sorted(str(caught.value).splitlines())
-    assert first == f"{file}:5: model.widhts: unknown key, did you mean 'widths'? (known: name, widths)"
+    assert first == f"{file}:5: model.widhts: unknown key, did you mean 'widths'? (known: name, widths, init)"
     assert second.startswith(f"{file}:7: sparse.arms.1: 'nave' is unknown, did you mean 'naive'?")
 
 
@@ -285,7 +285,7 @@ def test_what_is_wrong_around_the_file_is_told_with_its_line(changes, line, mess
 def test_places_know_the_file_the_command_line_and_what_is_no_setting():
     config, places = read_sweep_and_places(QUICKSTART, ["connect.points=5", "sparse={arms: [lth]}"])
     assert config == read_sweep(QUICKSTART, ["connect.points=5", "sparse={arms: [lth]}"])
-    line = QUICKSTART.read_text().splitlines().index("seeds: {base: 0, replicates: 3}") + 1
+    line = QUICKSTART.read_text().splitlines().index("seeds: {base: 0, replicates: 5}") + 1
     assert places.locate("seeds.base: no") == f"{QUICKSTART}:{line}: seeds.base: no"
     assert places.locate("connect.points: no") == "command line: connect.points: no"
     assert places.locate("sparse.sparsities.0: no") == "command line: sparse.sparsities.0: no"
@@ -314,7 +314,7 @@ def test_overrides_replace_settings():
     assert config.sparse.rewinds == [1]
     assert config.resources.sparse.gpus == pytest.approx(1 / 3)
     assert config.seeds.base == 7
-    assert config.sparse.sparsities == [0.8, 0.9, 0.95]
+    assert config.sparse.sparsities == [0.8, 0.9]
 
 
 def test_the_schema_file_is_what_the_command_prints(capsys):
@@ -338,9 +338,9 @@ def test_every_sweep_file_is_valid_and_points_to_the_schema(file):
 def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
     assert sweep.main([str(QUICKSTART), "--dry-run", f"storage={tmp_path}/store"]) == 0
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
-    assert ["sparse", "114", "0", "114", "114", "4,068", "19.4", "MB"] in rows
-    assert ["dense", "6", "0", "6", "6", "240", "3.88", "MB"] in rows
-    assert ["imp", "48", "0", "48", "48", "480", "8.01", "MB"] in rows
+    assert ["sparse", "162", "0", "162", "162", "5,760", "27.6", "MB"] in rows
+    assert ["dense", "10", "0", "10", "10", "400", "6.46", "MB"] in rows
+    assert ["imp", "60", "0", "60", "60", "600", "10", "MB"] in rows
     assert not (tmp_path / "store").exists()
 
 
