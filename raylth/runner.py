@@ -66,6 +66,8 @@ def run_sweep(
     meter = meter or Meter(config.budget, config.prices, run.folder / "used.json")
 
     def also(graph: Graph, epochs: int) -> list[str]:
+        keep_checked(store, networks)  # only now is the sweep sure to start
+        networks.clear()
         recorder.update()
         status.update(graph, epochs, meter.used)
         return recorder.take_notes()
@@ -74,7 +76,6 @@ def run_sweep(
         console.print(_nothing_to_train(graph, config.name), highlight=False, soft_wrap=True)
     elif meter.exhausted is None and dataset is not None:
         check_space(config, forecast(plan, graph, os.cpu_count() or 1), free_bytes(store.root))
-        keep_checked(store, networks)
         for line in _hints(dataset):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
         try:

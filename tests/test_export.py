@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from raylth.core.data import DATASETS, ArrayDataset, cifar, load_dataset
 from raylth.core.data.digits import NUM_TRAIN, SPLIT_SEED
+from raylth.core.data.subset import stratified_order
 from raylth.core.masks import full_mask
 from raylth.core.models import build_shapes
 from raylth.core.pruning import prune_global_magnitude
@@ -117,11 +118,12 @@ def store(tmp_path_factory):
 
 
 def raw_digits():
-    """The test images as scikit-learn has them: 0 to 16."""
+    """The 200 test images that the sweep takes, as scikit-learn has them: 0 to 16."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    test = np.random.default_rng(SPLIT_SEED).permutation(len(bunch.target))[NUM_TRAIN:][:200]
+    test = np.random.default_rng(SPLIT_SEED).permutation(len(bunch.target))[NUM_TRAIN:]
+    test = test[stratified_order(bunch.target[test], "test")[:200]]
     return bunch.images[test][:, None].astype(np.uint8), bunch.target[test]
 
 
