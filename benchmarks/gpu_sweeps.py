@@ -36,7 +36,7 @@ TO_SAVE = 45.0  # seconds before a step's end, in which a sweep that is stopped 
 STARTED: list["subprocess.Popen[bytes]"] = []
 PAPER = {"lth": 92.08, "permuted": 90.26, "naive": 90.16}  # Table 5, S = 0.80, k = 10
 REDUCED = [
-    "data={name: digits, num_train: 200, num_test: 100}", "model={name: resnet20, widths: [0.25]}",
+    "data={name: digits, num_train: 200, num_test: 100, augment: flip_crop}", "model={name: resnet20, widths: [0.25]}",
     *(f"resources.{kind}.gpus=0" for kind in ("dense", "imp", "match", "sparse")),
     *(f"{kind}.precision=float32" for kind in ("dense", "imp", "sparse")), "resources.engine=graph", "resources.pack=2",
 ]  # fmt: skip
@@ -51,7 +51,7 @@ def data_settings(reduced: bool) -> list[str]:
     )
     if folder is None:
         sys.exit("CIFAR-10 is not there: carry it as .gpu/data")
-    return [f"data={{name: cifar10, root: {folder}, layout: parquet}}"]
+    return [f"data={{name: cifar10, root: {folder}, layout: parquet, normalisation: imagenet}}"]
 
 
 def small(reduced: bool) -> list[str]:
