@@ -5,7 +5,7 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
-from raylth import terminal
+from raylth import signals, terminal
 from raylth.importing import uncollected
 
 __all__ = ["COMMANDS", "entry", "main"]
@@ -37,7 +37,7 @@ def main() -> int:
         for name, (_, purpose) in COMMANDS.items():
             print(f"  {name:10} {purpose} (raylth {name} --help)", file=stream)
         return 0 if asked_for_help else 2
-    terminal.end_at_ctrl_c()
+    signals.end_at_once()
     sys.path.insert(0, "")  # as python -m has it: a sweep may name networks of the folder where it is started
     with uncollected():
         module = importlib.import_module(COMMANDS[sys.argv[1]][0])

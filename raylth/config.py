@@ -201,7 +201,9 @@ class SparseConfig(OptimizerConfig):
 class SweepConfig(Settings):
     """One sweep file."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="The sweep's name in results and folders.")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100, description="The sweep's name in results and folders."
+    )
     storage: Annotated[str, AfterValidator(is_place)] = Field(
         "raylth-store",
         min_length=1,

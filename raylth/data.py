@@ -1,9 +1,9 @@
 """Writes data sets in the form that sweeps read: `python -m raylth.data imagenet SRC DST`."""
 
-from raylth import terminal
+from raylth import signals, terminal
 
 if __name__ == "__main__":  # now: what follows takes seconds to import
-    terminal.end_at_ctrl_c()
+    signals.end_at_once()
 
 import argparse
 import os
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    terminal.raise_at_ctrl_c()
+    signals.raise_in_order()
     if not (0 <= options.jpeg_share <= 1 and 1 <= options.quality <= 100 and options.max_side >= 1 and options.workers >= 1):
         parser.error("--jpeg-share is from 0 to 1, --quality from 1 to 100, --max-side and --workers are at least 1")
     if not has_ffcv():
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return terminal.EXIT_INTERRUPTED
+        return signals.EXIT_INTERRUPTED
     return 0
 
 

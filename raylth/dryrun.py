@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from raylth.cluster.shares import slot_of
 from raylth.config import SweepConfig
@@ -35,9 +36,7 @@ def print_plan(config: SweepConfig) -> None:
     plan, store = plan_of(config), Store(config.storage)
     tried(plan, store)
     graph = scan_of(plan, store, print)
-    if not graph.finished:
-        check_dataset(config.data.name, root=config.data.root, layout=config.data.layout, download=config.data.download)
-    _check_data(plan, graph, store)
+    missing = _check_data(plan, graph, store)
     table = Table(title=f"plan of {config.name}", title_justify="left")
     ahead = forecast(plan, graph, os.cpu_count() or 1)
     for heading in ("stage", "planned", "in the store", "to run", "trainings", "epochs to train", "to write"):
@@ -65,21 +64,31 @@ def print_plan(config: SweepConfig) -> None:
         print(line)
     free = free_bytes(store.root)
     print(f"storage: {config.storage}{'' if free is None else f', {in_units(free)} free'}; nothing was started")
+    if missing:
+        Console(stderr=True).print(Text(missing, style="yellow"), soft_wrap=True)
     check_space(config, ahead, free)
 
 
-def _check_data(plan: Plan, graph: Graph, store: Store) -> None:
+def _check_data(plan: Plan, graph: Graph, store: Store) -> str:
     """Raise DataError for data that cannot be trained on, or are not those that the store's stages were made from.
 
-    Whole sets of files that nothing was made from yet are not read.
+    Whole sets of files that nothing was made from yet are not read. Returns what there is to say of files that are not
+    there: costs can be planned without them.
     """
-    info = DATASETS[plan.config.data.name]
+    data, info = plan.config.data, DATASETS[plan.config.data.name]
+    if not graph.finished:
+        try:
+            check_dataset(data.name, root=data.root, layout=data.layout, download=data.download)
+        except MissingData as error:
+            reason = str(error).removeprefix("data.root: ")
+            return f"data.root: {reason} (needed before anything can be trained; the plan is made without it)"
     if graph.made_from or info.files is None:
         try:
             load_same_data(plan, graph, store, print, dry=True)
         except MissingData:  # to be fetched, or converted
             if not info.from_files:
                 raise
+    return ""
 
 
 def share_of(config: SweepConfig) -> Callable[[str], tuple[int, float]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import platform
 import time
 from collections import deque
@@ -10,6 +9,7 @@ from typing import Any
 
 from raylth.stages import Graph
 from raylth.store import Location
+from raylth.store.process import this_process
 
 __all__ = ["Pace", "StatusFile", "duration", "read_status", "speed"]
 
@@ -91,6 +91,7 @@ class StatusFile:
         self.path = folder / "status.json"
         self.pace = Pace()
         self.written = float("-inf")
+        self.process = this_process()
 
     def update(
         self, graph: Graph, epochs: int, used: dict[str, float] | None = None, *, state: str = "running", note: str = ""
@@ -110,7 +111,8 @@ class StatusFile:
             "state": state,
             "time": time.time(),
             "host": platform.node(),
-            "pid": os.getpid(),
+            "pid": self.process["pid"],
+            "process": self.process,
             "stages": {kind: dict(counts) for kind, counts in graph.count().items()},
             "epochs": epochs,
             "epochs_per_second": self.pace.rate,
@@ -127,9 +129,9 @@ class StatusFile:
 
 
 def read_status(folder: Location) -> dict[str, Any] | None:
-    """Return what a run last wrote about itself, None when it never did."""
+    """Return what a run last wrote about itself, None when it never did, or what stands there is no whole status."""
     try:
-        found: dict[str, Any] = json.loads((folder / "status.json").read())
-    except FileNotFoundError:
+        found = json.loads((folder / "status.json").read())
+    except (FileNotFoundError, ValueError):
         return None
-    return found
+    return found if isinstance(found, dict) and {"state", "time"} <= found.keys() else None

@@ -3,8 +3,6 @@
 import contextlib
 import os
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,7 +10,7 @@ import psutil
 from rich.console import Console
 from rich.text import Text
 
-from raylth import terminal
+from raylth import signals, terminal
 from raylth.cluster.address import Joining
 from raylth.cluster.meter import Meter
 from raylth.config import SweepConfig
@@ -30,7 +28,7 @@ from raylth.view import SweepView
 
 __all__ = ["EXIT_BUDGET", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "check_places", "compute", "run_sweep"]
 
-EXIT_OK, EXIT_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 3, terminal.EXIT_INTERRUPTED
+EXIT_OK, EXIT_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 3, signals.EXIT_INTERRUPTED
 
 LAST_START_SECONDS = 1.0  # until the last stages are with their workers
 INTERRUPTED_SECONDS = 5.0  # for exporters to end after Ctrl-C
@@ -81,12 +79,11 @@ def run_sweep(
         try:
             compute(plan, graph, run, dataset, console, command, joining, meter, also)
         except KeyboardInterrupt:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while the last things are saved
             with contextlib.suppress(OSError):  # the same command writes them
                 recorder.close(seconds=INTERRUPTED_SECONDS)
-            status.update(graph, 0, meter.used, state="stopped")
-            console.print(f"\nstopped: {_how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
+            why = signals.was_asked().why
+            status.update(graph, 0, meter.used, state="stopped", note=f"stopped{why}" if why else "")
+            console.print(f"\nstopped{why}: {_how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
             return EXIT_INTERRUPTED
     status.update(graph, 0, meter.used, state="finished" if graph.finished else "stopped")
     try:
@@ -145,8 +142,7 @@ def compute(
         from raylth.cluster.launch import run_on_ray
 
     name = plan.config.name
-    where = "starting Ray on this machine" if joining.is_local else f"joining Ray at {joining.address}"
-    console.print(f"{name}: {where}", highlight=False, soft_wrap=True)
+    console.print(f"{name}: {joining}", highlight=False, soft_wrap=True)
     todo = sum(state == "waiting" for state in graph.states.values())
     held = f"; {len(graph.cached)} are in the store already" if graph.cached else ""
     ahead = _Ahead()

@@ -1,30 +1,29 @@
 """A sweep with `search`: each arm's best settings, found on a holdout, then the arms at theirs, with fresh seeds."""
 
-import contextlib
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
+from raylth import signals
 from raylth.analyses import AnalysesConfig
 from raylth.cluster.address import Joining
 from raylth.cluster.meter import Meter
 from raylth.config import SweepConfig
 from raylth.core.data import Dataset
 from raylth.dryrun import plan_of, scan_of, share_of, tried
+from raylth.journal import opened_journal
 from raylth.progress import StatusFile
 from raylth.runner import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_places, compute, run_sweep
 from raylth.runs import NOT_SCIENCE, Run
 from raylth.searching import judging_base
 from raylth.settings import changed
 from raylth.stages import Graph, Plan, check_same_data, hours, load_data
-from raylth.store import Lease, Location, Store, fingerprint
-from raylth.store.location import DiskLocation
+from raylth.store import Lease, Store, fingerprint
 from raylth.sweepfile import BadSweep
 from raylth.winners import SUMMARY, joined_plan, plan_of_winners, summary_of, winners_of
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["final_of", "judged_by", "run_search", "what_is_searched"]
 
-JOURNAL = "studies.log"
 SECTIONS = ("dense", "imp", "match", "sparse", "model")  # whose settings can be looked for
 OF_THE_SAME_SEARCH = {"trials", "repeats", "concurrent", "final", "sampler", "start"}  # settings that may change on the way
 
@@ -54,14 +52,17 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
     check_same_data(shared, scan_of(shared, store, lambda line: None), store, dataset.fingerprint())
     folder = store.root / "searches" / f"{config.name}-{identity[:8]}"
     meter = Meter(config.budget, config.prices, folder / "used.json")
-    with Lease(store, identity) as lease, _journal(folder) as (journal, kept):
+    with Lease(store, identity) as lease:
         if not lease.held:
             raise BadSweep(f"search: another process is at this search already ({folder}); let it end, or end it")
         try:
-            run = Run(judged, store, folder.name)
-            studies = _search(repeats, dataset, run, journal, kept, console, command, joining, meter)
+            with opened_journal(folder, lambda line: console.print(Text(line, style="yellow"), soft_wrap=True)) as journal:
+                run = Run(judged, store, folder.name)
+                studies = _search(repeats, dataset, run, *journal, console, command, joining, meter)
         except KeyboardInterrupt:
-            console.print("\nstopped: what was tried is kept; the same command goes on", highlight=False)
+            console.print(
+                f"\nstopped{signals.was_asked().why}: what was tried is kept; the same command goes on", highlight=False
+            )
             return EXIT_INTERRUPTED
     if meter.exhausted and any(len(study.ended()) < study.search.trials for study in studies):
         console.print(f"{meter.exhausted}; raise it, and the same command goes on", highlight=False, soft_wrap=True)
@@ -247,29 +248,6 @@ def _shared_by_trials(repeats: Sequence[SweepConfig]) -> Plan:
     """Plan what every trial starts from."""
     whole = joined_plan(repeats[0], [plan_of(config) for config in repeats])
     return Plan(repeats[0], tuple(stage for stage in whole.stages if stage.kind in ("dense", "imp", "mask", "match")))
-
-
-@contextlib.contextmanager
-def _journal(folder: Location) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Give the studies' journal as a file, and what keeps it: nothing on a disk, a copy to the bucket elsewhere."""
-    if isinstance(folder, DiskLocation):
-        folder.path.mkdir(parents=True, exist_ok=True)
-        yield folder.path / JOURNAL, lambda: None
-        return
-    with tempfile.TemporaryDirectory(prefix="raylth-journal-") as scratch:
-        file = Path(scratch) / JOURNAL
-        with contextlib.suppress(FileNotFoundError):
-            file.write_bytes((folder / JOURNAL).read())
-
-        def keep() -> None:
-            with contextlib.suppress(OSError):  # written with the next one
-                (folder / JOURNAL).write(file.read_bytes())
-
-        try:
-            yield file, keep
-        finally:
-            if file.exists() and os.path.getsize(file):
-                keep()
 
 
 def _science(config: SweepConfig) -> dict[str, Any]:

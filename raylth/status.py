@@ -15,6 +15,7 @@ from raylth import terminal
 from raylth.progress import duration, read_status, speed
 from raylth.stages.graph import STATES
 from raylth.store import locate
+from raylth.store.process import has_ended
 
 __all__ = ["main", "make_parser"]
 
@@ -60,8 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _state(status: dict[str, Any]) -> str:
-    """A sweep that says it is running but has been silent is lost."""
-    return "lost" if status["state"] == "running" and time.time() - status["time"] > SILENCE else str(status["state"])
+    """A sweep that says it is running is lost when its process has ended, as far as this machine knows, or is silent."""
+    is_lost = status["state"] == "running" and (_has_ended(status) or time.time() - status["time"] > SILENCE)
+    return "lost" if is_lost else str(status["state"])
+
+
+def _has_ended(status: dict[str, Any]) -> bool:
+    return "process" in status and has_ended(status["process"])
 
 
 def _show(console: Console, name: str, status: dict[str, Any]) -> None:
@@ -92,7 +98,8 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
     if status["num_errors"] > len(status["errors"]):
         console.print(f"and {status['num_errors'] - len(status['errors'])} more", highlight=False)
     if state == "lost":
-        console.print(f"its driver has been silent for {ago}; running the same sweep file again goes on", highlight=False)
+        why = f"process {status['process']['pid']} has ended" if _has_ended(status) else f"its driver is silent for {ago}"
+        console.print(f"{why}; running the same sweep file again goes on", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The command line of a sweep: `python -m raylth.sweep FILE [key.path=value ...]`. Running it again is the resume."""
 
-from raylth import importing, terminal
+from raylth import importing, signals, terminal
 
 if __name__ == "__main__":  # now: what follows takes seconds to import
-    terminal.end_at_ctrl_c()
+    signals.end_at_once()
 
 import argparse
 import json
@@ -24,7 +24,7 @@ with importing.uncollected():
 
 __all__ = ["main", "make_parser"]
 
-EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, terminal.EXIT_INTERRUPTED
+EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, signals.EXIT_INTERRUPTED
 
 ABOUT = """\
 Run a sweep file: train the networks, find the masks and permutations, write tables and figures.
@@ -54,7 +54,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what the store already holds")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of a sweep file")
-    parser.add_argument("--address", help="a Ray cluster's address (default: the one Ray finds, or this machine)")
+    parser.add_argument(
+        "--address",
+        help="a Ray cluster's address; auto: this machine's; local: a Ray of its own (default: RAY_ADDRESS, else what "
+        "you run on this machine, else local)",
+    )
     parser.add_argument("--cluster", metavar="FILE", help="send the sweep to the cluster that `ray up FILE` made")
     parser.add_argument("--without-token", action="store_true", help="join several machines that ask nobody for a token")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own messages")
@@ -81,9 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--cluster sends the sweep to a cluster's head, --address joins a cluster from here: one of them")
     try:
         options.file, options.cluster = (each and _expanded(each) for each in (options.file, options.cluster))
-        address = LOCAL if options.cluster else choose_cluster(options.address)
-        joining = Joining(address, options.without_token, options.verbose)
-        terminal.raise_at_ctrl_c()
+        address, note = (LOCAL, "") if options.cluster or options.dry_run else choose_cluster(options.address)
+        joining = Joining(address, options.without_token, options.verbose, note)
+        signals.raise_in_order()
         config, places = read_sweep_and_places(options.file, options.overrides)
         try:
             if options.cluster and not options.dry_run:
@@ -102,9 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (BadSweep, DataError, ClusterError) as error:
             raise BadSweep(places.locate(error)) from error
     except KeyboardInterrupt:
-        print(terminal.STOPPED_EARLY, file=sys.stderr)
+        print(signals.STOPPED_EARLY, file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (BadSweep, NewerStore) as error:
+    except (BadSweep, ClusterError, NewerStore) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
 

@@ -143,7 +143,7 @@ def _describe(error: Any, places: Places) -> str:
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         message = f"expected settings below this key, found {_shown(found)}"
     else:
-        own_words = error["msg"].removeprefix("Input ")
+        own_words = error["msg"].removeprefix("Input ").removeprefix("String ")
         message = f"{EXPECTED.get(kind, own_words[0].lower() + own_words[1:])}, found {_shown(found)}"
     field, separator, rest = message.partition(": ")
     if kind == "value_error" and separator and field.replace(".", "_").isidentifier():  # a check over several keys

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raylth"
 
 LAYERS = [  # lowest first; a module may import from its own room and from rooms below
-    ("seeding", "registry", "steps", "terminal", "importing", "paths"),
+    ("seeding", "registry", "steps", "terminal", "signals", "importing", "paths"),
     ("core", "store"),
     ("values",),
     ("analyses", "resources", "costs", "logs", "searching", "subjects"),
@@ -22,7 +22,7 @@ LAYERS = [  # lowest first; a module may import from its own room and from rooms
     ("runs", "progress"),
     ("view", "status", "data", "cluster", "export", "results"),
     ("dryrun",),
-    ("runner", "winners"),
+    ("runner", "winners", "journal"),
     ("search",),
     ("sweep",),
     ("cli",),

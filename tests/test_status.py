@@ -92,3 +92,11 @@ def test_two_drivers_of_one_run_lose_no_rows(tmp_path):
     frame = load_results(tmp_path)
     assert frame["key"].tolist() == ["a", "b", "d"]
     assert set(frame["status"]) == {"done"}, "the later row of a stage counts"
+
+
+def test_a_harmed_status_hides_no_other(tmp_path, capsys):
+    for name, content in (("a-1", b'{"sta'), ("b-2", b"[]")):
+        (locate(tmp_path) / "runs" / name / "status.json").write(content)
+    StatusFile(locate(tmp_path) / "runs" / "c-3").update(Graph([]), 0)
+    assert main([str(tmp_path)]) == 0
+    assert "c-3: running" in capsys.readouterr().out

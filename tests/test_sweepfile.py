@@ -31,6 +31,7 @@ BAD_OVERRIDES = [
     ("name=2024", "name: should be text (in quotes, if need be), found 2024"),
     ("name=My Sweep", "name: should be of small letters, digits, - and _, the first a letter or a digit, found 'My Sweep'"),
     ("storage=''", "storage: should not be empty, found ''"),
+    (f"name={'n' * 300}", "name: should have at most 100 characters, found 'nnn"),
     ("data.download=3", "data.download: should be true or false, found 3"),
     ("data.augment=no", "data.augment: false is unknown (known: auto, none, flip_crop, resized_crop)"),
     ("model.widths=1", "model.widths: should be a list such as [a, b], found 1"),
@@ -266,8 +267,8 @@ LATE_MISTAKES = [
 @pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
 @pytest.mark.parametrize(("changes", "line", "message"), LATE_MISTAKES, ids=[message for *_, message in LATE_MISTAKES])
 def test_what_is_wrong_around_the_file_is_told_with_its_line(changes, line, message, options, tmp_path, capsys, monkeypatch):
-    if message.startswith("storage"):
-        options = []  # a plan writes nothing
+    if message.startswith(("storage", "data.root")):
+        options = []  # a plan writes nothing, and needs no files
     monkeypatch.chdir(tmp_path)
     (tmp_path / "junk.safetensors").write_text("hello")
     text = LATE
@@ -333,6 +334,36 @@ def test_every_sweep_file_is_valid_and_points_to_the_schema(file):
     for heading in ("# Table", "# Command", "# Cost", "# Expected"):
         assert heading in text
     read_sweep(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "reason"),
+    [
+        ("imagenet.yaml", ["model.name=torchvision:resnet18"], "train.beton: no such file; `python -m raylth.data imagenet"),
+        (
+            "slice_table05_cifar10.yaml",
+            ["data.layout=torchvision", "data.download=false"],
+            "expected cifar10's files in torchvision's layout",
+        ),
+        (
+            "slice_table05_cifar10.yaml",
+            ["data.layout=parquet", "data.download=false"],
+            "expected cifar10's Parquet files named train-*.parquet",
+        ),
+    ],
+)
+def test_a_plan_is_made_before_its_files_are_there(tmp_path, capsys, file, options, reason):
+    """Costs are wanted before somebody converts ImageNet for hours; a run is refused as before."""
+    words = [str(ROOT / "sweeps" / file), *options, f"data.root={tmp_path}/none", f"storage={tmp_path}/store"]
+    assert sweep.main([*words, "--dry-run"]) == 0
+    shown, warned = capsys.readouterr()
+    assert "trainings: about" in shown
+    (line,) = warned.splitlines()
+    assert reason in line
+    assert line.endswith("(needed before anything can be trained; the plan is made without it)")
+    assert line.startswith("data.root: ")
+    assert line.count("data.root: ") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):

@@ -1,14 +1,21 @@
-"""Which cluster a sweep joins, and its token: decided before `import ray`, which reads its environment only once."""
+"""Which Ray a sweep uses, its token and its folder: decided before `import ray`, which reads its environment only once."""
 
 import os
+import secrets
 import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["LOCAL", "ClusterError", "Joining", "choose_cluster"]
 
 LOCAL = "local"  # ray.init's word for a cluster of its own on this machine
-PATIENCE = 3.0  # seconds for a cluster that this machine remembers to answer
+AUTO = "auto"  # that of this machine, whoever started it
+PORT_SECONDS, RAY_SECONDS = 3.0, 20.0  # for a port to answer, and for what is behind it to answer as Ray does
+MODES = ("disabled", "token", "k8s")
+SOCKETS_TAKE = 68  # bytes of "/ray/session_<date>_<time>_<process>/sockets/plasma_store" behind a folder
+SOCKET_BYTES = 107  # that the name of a Unix socket may have
 
 
 class ClusterError(RuntimeError):
@@ -17,11 +24,12 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True)
 class Joining:
-    """How a sweep joins its cluster: the address (None: the one that Ray finds by itself) and what is typed with it."""
+    """How a sweep joins its cluster: the address (None: one is started here), what is typed with it, what to say of it."""
 
     address: str | None = None
     without_token: bool = False  # join several machines that ask nobody for a token
     verbose: bool = False  # show Ray's own messages
+    note: str = ""  # why this one
 
     @property
     def is_local(self) -> bool:
@@ -33,30 +41,108 @@ class Joining:
         """The options that were typed, to be typed again."""
         return ["--without-token"] if self.without_token else []
 
+    def __str__(self) -> str:
+        where = "starting Ray on this machine" if self.is_local else f"joining Ray at {self.address}"
+        return f"{where} ({self.note})" if self.note else where
 
-def choose_cluster(asked: str | None) -> str:
-    """Return the address for `ray.init`: the asked one, else RAY_ADDRESS, else a live cluster of this machine, else "local".
 
-    Ray remembers a machine's last cluster in a file and would wait minutes for one that is gone; here it must answer.
-    Where the machine holds a token, a cluster that is joined is sent it (`RAY_AUTH_MODE`, unless the user set that).
+def choose_cluster(asked: str | None) -> tuple[str, str]:
+    """Return an address for `ray.init` and a remark on it.
+
+    It is the asked one, else RAY_ADDRESS, else this user's Ray on this machine, else "local". "auto" is this machine's Ray,
+    whoever started it. One that does not answer within seconds is an error where it was asked for, and passed over where it
+    was only found: Ray would wait minutes for it. Where the machine holds a token, a cluster that is joined is sent it
+    (`RAY_AUTH_MODE`, unless the user set that). Raises ClusterError.
     """
-    address = asked or os.environ.get("RAY_ADDRESS") or _remembered() or LOCAL
-    if address != LOCAL and "RAY_AUTH_MODE" not in os.environ and _has_token():
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode is not None and mode.lower() not in MODES:
+        raise ClusterError(f"RAY_AUTH_MODE: {mode!r} is unknown (known: {', '.join(MODES)})")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run` Ray would upload the working folder
+    address, note = asked or os.environ.get("RAY_ADDRESS") or "", ""
+    if address in ("", AUTO):
+        is_asked, (address, note) = address == AUTO, _found(anybodys=address == AUTO)
+        if is_asked and address == LOCAL:
+            raise ClusterError(f"no Ray runs on this machine: {note or 'ray start has left no address'}")
+    elif address != LOCAL and not _answers(address):
+        raise ClusterError(f"no Ray cluster answers at {address}")
+    if address == LOCAL:
+        note = "; ".join(filter(None, (note, _fit_sockets())))
+        if not _has_token() and not _can_keep_token():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this sweep alone; Ray would write one at home
+    elif mode is None and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # `ray start` asks for it as soon as a token file is there
-    return address
+    return address, note
 
 
-def _remembered() -> str | None:
-    """Return the address of the cluster that `ray start` made on this machine, if it still answers."""
-    file = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+def _found(*, anybodys: bool) -> tuple[str, str]:
+    """Return the address of the cluster that `ray start` made on this machine, or "local"; and what to say of it."""
+    file = Path(_temporary_folder()[1]) / "ray" / "ray_current_cluster"
     try:
-        host, port = file.read_text().strip().rsplit(":", 1)
-        with socket.create_connection((host, int(port)), timeout=PATIENCE):
-            return f"{host}:{port}"
+        address, owner = file.read_text().strip(), file.stat().st_uid
     except (OSError, ValueError):
-        return None
+        return LOCAL, ""
+    if not anybodys and owner != os.getuid():
+        return LOCAL, f"that at {address} is another user's; --address auto joins it"
+    if not _answers(address):
+        return LOCAL, f"that at {address}, which {file} names, does not answer"
+    return address, "it runs on this machine; --address local starts another"
+
+
+def _answers(address: str) -> bool:
+    """Tell whether Ray's control service answers at an address; one that Ray itself resolves (ray://) is taken for good."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address:
+        return True
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=PORT_SECONDS):
+            pass
+    except (OSError, ValueError, OverflowError):
+        return False
+    ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
+    environment = {**os.environ, **({"RAY_AUTH_MODE": "token"} if _has_token() and "RAY_AUTH_MODE" not in os.environ else {})}
+    try:
+        done = subprocess.run(ask, env=environment, capture_output=True, timeout=RAY_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def _temporary_folder() -> tuple[str, str]:
+    """Return the variable that says where Ray keeps its folders, and the folder."""
+    return next(((name, found) for name in ("RAY_TMPDIR", "TMPDIR") if (found := os.environ.get(name))), ("", "/tmp"))
+
+
+def _fit_sockets() -> str:
+    """Have a Ray that is started here keep its sockets where their names fit; returns what to say of it.
+
+    Raises ClusterError where there is no such folder, or RAY_TMPDIR, which is Ray's alone, is not one.
+    """
+    name, folder = _temporary_folder()
+    length, most = len(os.fsencode(folder)), SOCKET_BYTES - SOCKETS_TAKE
+    if length <= most:
+        return ""
+    if name == "RAY_TMPDIR" or not os.access("/tmp", os.W_OK):
+        raise ClusterError(
+            f"{name}: {folder} has {length} characters, and the names of Ray's sockets leave {most}: "
+            f"set RAY_TMPDIR to a shorter folder"
+        )
+    os.environ["RAY_TMPDIR"] = "/tmp"
+    return f"in /tmp: {name} has {length} characters, and the names of Ray's sockets leave {most}"
+
+
+def _can_keep_token() -> bool:
+    """Tell whether Ray can write the token that it makes for a cluster of its own."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return False
+    folder = home / ".ray"
+    return os.access(folder if folder.exists() else home, os.W_OK)
 
 
 def _has_token() -> bool:
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or path.is_file()
+    try:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        return bool(os.environ.get("RAY_AUTH_TOKEN")) or path.is_file()
+    except (OSError, RuntimeError):  # no home folder, or one that may not be read
+        return bool(os.environ.get("RAY_AUTH_TOKEN"))

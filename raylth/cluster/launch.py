@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from raylth import signals
 from raylth.cluster.address import LOCAL, ClusterError, Joining
 from raylth.cluster.capacity import machines, sums
 from raylth.cluster.checkpoints import start_checkpoint_actors
@@ -64,8 +65,8 @@ def run_on_ray(
     """Run what `graph` lacks; on return every stage is done, failed or blocked, unless the budget of `meter` is used up.
 
     `joining` says which cluster is joined, or that Ray is started on this machine. `watch` is called about twice a second,
-    and once at the end. A process that is interrupted (SIGINT, SIGTERM) raises KeyboardInterrupt here within a second (two,
-    while `watch` imports), with everything that had finished in the store. Raises ClusterError for a share of resources
+    and once at the end. A process that is interrupted (SIGINT, SIGTERM, SIGHUP) raises KeyboardInterrupt here within a second
+    (two, while `watch` imports), with everything that had finished in the store. Raises ClusterError for a share of resources
     that no node has. `imports` names modules that workers import first: they may bring stages or networks of their own.
     `lost` is called, from a thread, with the address of a cluster that does not answer any more; this may never return then.
     """
@@ -111,7 +112,8 @@ def joined(joining: Joining) -> Iterator[Any]:
             check_cluster(joining.without_token)
         yield ray
     finally:
-        ray.shutdown()
+        with signals.shielded():
+            ray.shutdown()
 
 
 def _start_ray(joining: Joining) -> None:
@@ -121,10 +123,12 @@ def _start_ray(joining: Joining) -> None:
         logging.getLogger(name).setLevel(level)
     options: dict[str, Any] = {"log_to_driver": joining.verbose, "logging_level": level, "ignore_reinit_error": False}
     try:
-        ray.init(address=joining.address, include_dashboard=None, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        with signals.shielded():
+            ray.init(address=joining.address, include_dashboard=None, **options)
+    except (OSError, ValueError, RuntimeError) as error:
         where = "on this machine" if joining.is_local else f"at {joining.address}"
-        raise ClusterError(f"cannot reach or start Ray {where}: {str(error).splitlines()[0]}") from error
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ClusterError(f"cannot reach or start Ray {where}: {why}") from error
 
 
 def _check_object_stores(plan: Plan, graph: Graph) -> None:

@@ -2,17 +2,15 @@
 
 import contextlib
 import shutil
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import ray
 from ray import tune
 
+from raylth import signals
 from raylth.cluster.capacity import refusals, sums
 from raylth.cluster.failures import Autopsy
 from raylth.cluster.meter import Meter, Watchdog
@@ -31,13 +29,13 @@ Watch = Callable[[Graph, int, list[str]], None]  # (graph, epochs trained in thi
 def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bool, meter: Meter) -> None:
     """Run what the searcher suggests until it has no more, on the Ray that this process has joined.
 
-    Raises KeyboardInterrupt when the process is interrupted (SIGINT, SIGTERM). Tune's own files go to a folder that is
-    removed in the end.
+    Raises KeyboardInterrupt when the process is interrupted (SIGINT, SIGTERM, SIGHUP). Tune's own files go to a folder
+    that is removed in the end.
     """
     folder = tempfile.mkdtemp(prefix="raylth-tune-")
     try:
-        with _Interrupt() as interrupt:
-            pulse = _Pulse(searcher, shared.board, watch, interrupt, meter)
+        with signals.deferred() as asked:
+            pulse = _Pulse(searcher, shared.board, watch, asked, meter)
             tuner = tune.Tuner(
                 tune.with_parameters(StageTrial, shared=shared),
                 tune_config=tune.TuneConfig(
@@ -69,8 +67,8 @@ class _Closed(Exception):  # the end of a loop, no error
 class _Pulse:
     """Tune's loop calls this at every turn: it passes progress on and stops the loop when asked to."""
 
-    def __init__(self, searcher: GraphSearcher, board: Any, watch: Watch, interrupt: "_Interrupt", meter: Meter) -> None:
-        self.searcher, self.board, self.watch, self.interrupt, self.meter = searcher, board, watch, interrupt, meter
+    def __init__(self, searcher: GraphSearcher, board: Any, watch: Watch, asked: signals.Asked, meter: Meter) -> None:
+        self.searcher, self.board, self.watch, self.asked, self.meter = searcher, board, watch, asked, meter
         self.watchdog = Watchdog(searcher.resources.capacity_minutes, refusals)
         self.looked_at = self.asked_at = float("-inf")
         self.epochs = 0  # trained in this run
@@ -89,7 +87,7 @@ class _Pulse:
 
     def turn(self) -> None:
         """Pass on what is new; KeyboardInterrupt when the sweep is to stop."""
-        if self.interrupt.asked:
+        if self.asked.by is not None:
             raise KeyboardInterrupt
         self._read_board()
         self._look_at_machines()
@@ -126,29 +124,3 @@ class _Pulse:
                 self.counts[since] = epochs
                 self.epochs = sum(self.counts.values())
             self.pending = None
-
-
-class _Interrupt:
-    """Turns the first SIGINT or SIGTERM into a flag that the loop reads; a second one has its usual effect."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Interrupt":
-        if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)

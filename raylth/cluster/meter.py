@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from raylth.cluster.address import ClusterError
 from raylth.cluster.shares import Nodes, Slot, room
 from raylth.costs import BudgetConfig, PricesConfig
 from raylth.store import Location
@@ -30,8 +31,7 @@ class Meter:
         self.budget, self.prices, self.file, self.clock = budget or BudgetConfig(), prices, file, clock
         self.gpu_hours = self.usd = 0.0
         with contextlib.suppress(FileNotFoundError):
-            before = json.loads(file.read())
-            self.gpu_hours, self.usd = before["gpu_hours"], before["usd"]
+            self.gpu_hours, self.usd = _used_before(file)
         self.last: tuple[float, Nodes] | None = None
         self.saved_at = float("-inf")
 
@@ -68,6 +68,18 @@ class Meter:
             if most is not None and used >= most:
                 return f"budget.{name}: {used:.2f} of {most:g} {unit} are used"
         return None
+
+
+def _used_before(file: Location) -> tuple[float, float]:
+    """Read a count; ClusterError where it is harmed, since a budget may hang on it."""
+    try:
+        before = json.loads(file.read())
+        return float(before["gpu_hours"]), float(before["usd"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClusterError(
+            f"budget: {file} is harmed, so what the sweep has used is not known: write it anew, as "
+            '{"gpu_hours": 0, "usd": 0}, with what is true'
+        ) from error
 
 
 class Watchdog:

@@ -1,9 +1,9 @@
 """`python -m raylth.export`."""
 
-from raylth import terminal
+from raylth import signals, terminal
 
 if __name__ == "__main__":  # now: what follows takes seconds to import
-    terminal.end_at_ctrl_c()
+    signals.end_at_once()
 
 from raylth.export.command import main
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from raylth import terminal
+from raylth import signals
 from raylth.core.masks import MaskBroken
 from raylth.export.card import card, config
 from raylth.export.formats import FORMATS, check_packages, write_network
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = make_parser().parse_args(arguments)
-    terminal.raise_at_ctrl_c()
+    signals.raise_in_order()
     try:
         check_packages(options.format)
         out = None if options.out is None else expanded(options.out)
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
-        return terminal.EXIT_INTERRUPTED
+        return signals.EXIT_INTERRUPTED
     print(target)
     return 0
 

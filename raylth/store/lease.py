@@ -7,22 +7,18 @@ same key. It ends when it is given back, when it is not renewed, or when its pro
 
 import contextlib
 import json
-import os
 import threading
 import time
 import uuid
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
-
+from raylth.store.process import has_ended, this_process
 from raylth.store.store import Store
 
 __all__ = ["Lease"]
 
 DURATION = 30.0  # seconds that a lease outlives its last renewal
-CLOCK_STEP = 10.0  # seconds by which a process's start may seem to move when the clock is set
 
 
 class Lease:
@@ -68,16 +64,15 @@ class Lease:
             self.claim.remove()  # given back while it was being renewed
 
     def _write(self) -> None:
-        process = {"boot": _boot(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-        self.claim.write(json.dumps({"until": time.time() + DURATION, **process}).encode(), durable=False)
+        claim = {"until": time.time() + DURATION, **this_process()}
+        self.claim.write(json.dumps(claim).encode(), durable=False)
 
     def _is_live(self, name: str) -> bool:
         """Whether a claim counts: it has not ended, and its process is not a dead one of this machine. If not, remove it."""
         claim = self.folder / name
         try:
             found: dict[str, Any] = json.loads(claim.read())
-            is_over = found["until"] < time.time()
-            is_over = is_over or (found["boot"] == _boot() and not _runs(found["pid"], found["started"]))
+            is_over = found["until"] < time.time() or has_ended(found)
         except FileNotFoundError:  # given back just now
             return False
         except (ValueError, KeyError, TypeError):  # cut off by a power failure: a claim that is written appears whole
@@ -85,20 +80,3 @@ class Lease:
         if is_over:
             claim.remove()
         return not is_over
-
-
-def _runs(pid: int, started: float) -> bool:
-    """Whether the process of this machine that had this number and began at this time is still there."""
-    try:
-        return abs(psutil.Process(pid).create_time() - started) < CLOCK_STEP
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _boot() -> str:
-    """Identify this machine since its last start, and the container whose process numbers are meant."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{os.uname().nodename} {psutil.boot_time():.0f}"

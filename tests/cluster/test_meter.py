@@ -13,6 +13,7 @@ import yaml
 from ray.tune.experiment import Trial
 from ray.tune.utils.object_cache import _ObjectCache
 
+from raylth.cluster.address import ClusterError
 from raylth.cluster.failures import CRASHED, NOT_STARTED, Autopsy
 from raylth.cluster.meter import Meter, Watchdog
 from raylth.cluster.searcher import GraphSearcher
@@ -21,7 +22,7 @@ from raylth.costs import BudgetConfig, PricesConfig
 from raylth.report import load_results
 from raylth.resources import ResourcesConfig
 from raylth.stages import Graph, Stage
-from raylth.store import Store
+from raylth.store import Store, locate
 from tests.conftest import tiny_sweep
 
 HEAD, WORKER = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}
@@ -38,6 +39,18 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.mark.parametrize(
+    "harm", [b"", b'{"gpu_hours": 1.5, "us', b"[]", b'{"gpu_hours": 1}', b'{"gpu_hours": null, "usd": 0}']
+)
+def test_a_harmed_count_is_refused_since_a_budget_hangs_on_it(tmp_path, harm):
+    file = locate(tmp_path) / "used.json"
+    file.write(harm)
+    with pytest.raises(ClusterError, match=r"budget: .*used\.json is harmed.*\{\"gpu_hours\": 0, \"usd\": 0\}"):
+        Meter(BudgetConfig(), None, file)
+    file.write(b'{"gpu_hours": 1.5, "usd": 0}')
+    assert Meter(BudgetConfig(), None, file).used == {"gpu_hours": 1.5, "usd": 0.0}
 
 
 def meter_of(tmp_path, clock, **budget) -> Meter:

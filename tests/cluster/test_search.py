@@ -159,7 +159,7 @@ def test_a_search_ends_when_its_budget_does(ray, tmp_path, monkeypatch):
 
 
 def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(tmp_path):
-    """The driver is killed in mid-search; the journal and the store know what was done."""
+    """The driver is killed in mid-search, while it writes its journal; that and the store know what was done."""
     file = search_sweep(tmp_path, trials=3, stop={"grace_epochs": 1})
     words = [sys.executable, "-m", "raylth.sweep", str(file)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -174,8 +174,16 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(tmp_path):
     with contextlib.suppress(ProcessLookupError):
         subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)  # Ray's processes end by themselves, too
     time.sleep(1)
+    (journal,) = (tmp_path / "store/searches").glob("*/studies.log")
+    with journal.open("ab") as file:
+        file.write(b'{"op_code":5,"worker_id":"')
+    with contextlib.suppress(FileExistsError):
+        journal.with_name("studies.log.lock").symlink_to(
+            "store/studies.log"
+        )  # as from another folder, relative: no such file
     done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "studies.log: its last record was cut off and is dropped" in done.stdout.replace("\n", " ")
     told = re.findall(r"^(lth|permuted|naive) (\d)/3: ", done.stdout, re.MULTILINE)
     assert ("lth", "3") not in told, "that study had ended"
     assert told[0] == ("permuted", "2")

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from raylth.cluster.address import choose_cluster
 from raylth.report import load_curves, load_permutations, load_results
 from raylth.stages import make_plan, run_plan
 from raylth.store import Store
@@ -179,23 +177,6 @@ def test_a_sweep_joins_a_running_cluster_that_asks_for_a_token(first_run, sweep_
     assert done.returncode == 0, done.stdout + done.stderr
     assert (load_results(tmp_path / "store")["status"] == "done").all()
     assert not any("RAY_AUTH" in line for line in done.stdout.splitlines())
-
-
-def test_a_cluster_that_is_gone_is_not_waited_for(monkeypatch, tmp_path):
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
-    assert choose_cluster(None) == "local", "nothing is remembered"
-    (tmp_path / "ray").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        live = f"127.0.0.1:{server.getsockname()[1]}"
-        (tmp_path / "ray" / "ray_current_cluster").write_text(live)
-        assert choose_cluster(None) == live
-    assert choose_cluster(None) == "local", "the remembered cluster is gone"
-    assert choose_cluster("10.0.0.1:6379") == "10.0.0.1:6379"
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
-    assert choose_cluster(None) == "10.0.0.2:6379"
 
 
 @pytest.mark.parametrize("pack", [3, "auto"])

@@ -112,7 +112,9 @@ class RunningSweep:
         return output
 
     def stop(self) -> None:
-        """Take whatever is left down with everything below it."""
+        """Take whatever is left down with everything below it; once is enough."""
+        if self.process.stdout.closed:
+            return
         if self.process.poll() is None:
             below = psutil.Process(self.process.pid).children(recursive=True)
             os.kill(self.process.pid, signal.SIGKILL)

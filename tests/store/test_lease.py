@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from raylth.store import Lease, Store, lease
+from raylth.store import Lease, Store, lease, process
 
 KEY = "ab" + "0" * 62
 HOLD = """
@@ -78,7 +78,7 @@ def test_a_claim_that_a_power_failure_cut_off_counts_as_none(tmp_path, content):
 
 def test_a_process_of_another_container_is_not_taken_for_a_dead_one(tmp_path):
     """Containers share the machine's boot and count their processes from 1."""
-    claim = {"until": time.time() + 60, "boot": lease._boot().split()[0] + " pid:[1]", "pid": 2**22 + 1, "started": 0}
+    claim = {"until": time.time() + 60, "boot": process._boot().split()[0] + " pid:[1]", "pid": 2**22 + 1, "started": 0}
     path = tmp_path / "leases" / KEY[:2] / f"{KEY}.x.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(claim))

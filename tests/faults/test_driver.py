@@ -1,0 +1,94 @@
+"""Signals and ends of the sweep's own process: it ends in order, says so, and others know."""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from raylth.status import main as status
+from tests.faults.conftest import wait_until
+
+
+def status_of(sweep):
+    (file,) = (sweep.store.root.path / "runs").glob("*/status.json")
+    return json.loads(file.read_text())
+
+
+def has_begun(sweep):
+    return lambda: sweep.num_epochs() >= 3
+
+
+@pytest.mark.parametrize(("number", "times", "why"), [(signal.SIGINT, 4, ""), (signal.SIGTERM, 1, " (SIGTERM)")])
+def test_signals_end_the_sweep_in_order_however_often_ctrl_c_is_pressed(start_sweep, number, times, why):
+    sweep = start_sweep()
+    wait_until(has_begun(sweep), "training")
+    for _ in range(times):
+        sweep.process.send_signal(number)
+        time.sleep(0.15)
+    output, _ = sweep.process.communicate(timeout=60)
+    assert sweep.process.returncode == 130, output
+    assert output.count(f"stopped{why}") == 1, output
+    assert "To go on, run the same again" in output
+    assert "Traceback" not in output
+    assert status_of(sweep)["state"] == "stopped"
+
+
+def test_a_terminal_that_is_closed_ends_the_sweep_in_order(start_sweep, capsys):
+    sweep = start_sweep()
+    sweep.stop()  # only its command is needed
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+         "os.execv(sys.argv[1], sys.argv[1:])", *sweep.command],
+        stdin=follower, stdout=follower, stderr=follower,
+    )  # fmt: skip
+    os.close(follower)
+    try:
+        seen = os.open(os.devnull, os.O_WRONLY)
+        begun = has_begun(sweep)
+        while not begun():
+            with contextlib.suppress(OSError):
+                os.write(seen, os.read(leader, 65536))
+            assert process.poll() is None
+        os.close(leader)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+    told = status_of(sweep)
+    assert told["state"] == "stopped"
+    assert told["note"] == "stopped (SIGHUP: its terminal was closed)"
+    assert status([str(sweep.store.root)]) == 0
+    assert "its terminal was closed" in capsys.readouterr().out
+
+
+def test_nohup_is_respected(start_sweep):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        sweep = start_sweep("sparse.arms=[lth]", "dense.epochs=30")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_until(has_begun(sweep), "training")
+    sweep.process.send_signal(signal.SIGHUP)
+    trained = sweep.num_epochs()
+    wait_until(lambda: sweep.num_epochs() > trained + 5, "training after the signal")
+    assert sweep.process.poll() is None
+
+
+def test_a_killed_sweep_is_known_to_have_ended_at_once(start_sweep, capsys):
+    sweep = start_sweep()
+    wait_until(has_begun(sweep), "training")
+    wait_until(lambda: list((sweep.store.root.path / "runs").glob("*/status.json")), "status")
+    assert status([str(sweep.store.root)]) == 0
+    assert ": running, " in capsys.readouterr().out
+    sweep.process.kill()
+    sweep.process.wait()
+    assert status([str(sweep.store.root)]) == 0
+    shown = capsys.readouterr().out
+    assert ": lost, " in shown
+    assert f"process {sweep.process.pid} has ended; running the same sweep file again goes on" in shown
