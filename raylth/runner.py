@@ -91,6 +91,9 @@ def run_sweep(
         for note in recorder.take_notes():
             console.print(Text(note, style="yellow"), soft_wrap=True)
         _show_results(graph, run, console)
+    except KeyboardInterrupt:
+        console.print(f"stopped{signals.was_asked().why} while the results were written; the same command writes them")
+        return EXIT_INTERRUPTED
     except OSError as error:
         text = f"the results could not be written: {error.strerror or error}; the same command writes them"
         console.print(Text(text, style="red"), soft_wrap=True)

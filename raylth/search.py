@@ -22,7 +22,7 @@ from raylth.runner import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_plac
 from raylth.runs import NOT_SCIENCE, Run
 from raylth.searching import judging_base
 from raylth.settings import changed
-from raylth.stages import Graph, Plan, check_same_data, hours, load_data
+from raylth.stages import Graph, Plan, check_same_data, hours, keep_checked, load_data
 from raylth.store import Lease, Store, fingerprint
 from raylth.sweepfile import BadSweep
 from raylth.winners import SUMMARY, joined_plan, plan_of_winners, summary_of, winners_of
@@ -45,7 +45,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
     assert config.search is not None
     repeats = [judged_by(config, repeat) for repeat in range(1, config.search.repeats + 1)]
     judged = repeats[0]
-    _check_space(judged)
+    networks = _check_space(judged)
     check_places(config, store)
     dataset = load_data(judged.data, judged.resources.staging)
     identity, shared = _fingerprint(judged, dataset.fingerprint()), _shared_by_trials(repeats)
@@ -55,6 +55,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
     with Lease(store, identity) as lease:
         if not lease.held:
             raise BadSweep(f"search: another process is at this search already ({folder}); let it end, or end it")
+        keep_checked(store, networks)
         try:
             with opened_journal(folder, lambda line: console.print(Text(line, style="yellow"), soft_wrap=True)) as journal:
                 run = Run(judged, store, folder.name)
@@ -154,11 +155,14 @@ def what_is_searched(config: SweepConfig) -> str:
     )
 
 
-def _check_space(config: SweepConfig) -> None:
-    """Try every setting of the space at its ends, and all points to start at; BadSweep for what no sweep could be."""
+def _check_space(config: SweepConfig) -> list[str]:
+    """Try every setting of the space at its ends, and all points to start at; BadSweep for what no sweep could be.
+
+    Returns the networks that passed, for `keep_checked`.
+    """
     search = config.search
     assert search is not None
-    tried(plan_of(config), Store(config.storage))
+    networks = tried(plan_of(config), Store(config.storage))
     points = [({name: value}, f"search.space.{name}") for name, space in search.space.items() for value in space.ends]
     points += [(point, "search.start") for point in search.start or []]
     for point, where in points:
@@ -166,7 +170,7 @@ def _check_space(config: SweepConfig) -> None:
             if name.split(".")[0] not in SECTIONS:
                 raise BadSweep(f"search.space: {name} is no setting that a search can change ({', '.join(SECTIONS)})")
         try:
-            tried(plan_of(changed(config, point)), Store(config.storage))
+            networks += tried(plan_of(changed(config, point)), Store(config.storage))
         except ValueError as error:
             raise BadSweep(f"{where}: {point}: {_line(error)}") from error
     from raylth.cluster.study import check_sampler, first_points
@@ -176,6 +180,7 @@ def _check_space(config: SweepConfig) -> None:
         first_points(config)
     except ValueError as error:
         raise BadSweep(str(error)) from error
+    return networks
 
 
 def _studies(repeats: Sequence[SweepConfig], journal: Path) -> "list[Study]":

@@ -80,8 +80,9 @@ def load_results(run_dir: str | Path | Location) -> pd.DataFrame:
 def load_arms(run_dir: str | Path | Location) -> pd.DataFrame:
     """Load one row per finished sparse network of a sweep's cells, however many sweeps share it: what can be averaged.
 
-    `settings` names what else differs: the first run that has the same settings of data, network, training and, for arms
-    under a permutation, matching. Group by it and by the columns that name a cell, and only replicates are averaged.
+    `settings` names what else differs: the first run that has the same data and the same settings of data, network, training
+    and, for arms under a permutation, matching. Group by it and by the columns that name a cell, and only replicates are
+    averaged.
     """
     folder = run_dir if isinstance(run_dir, Location) else locate(run_dir)
     rows = load_results(folder)
@@ -90,11 +91,14 @@ def load_arms(run_dir: str | Path | Location) -> pd.DataFrame:
     )
     runs = folder.parent if folder.parent.name == "runs" else folder / "runs"
     configs = {run: _config(runs / run) for run in rows["run"].unique()}
-    first: dict[str, str] = {}
-    names = [
-        first.setdefault(_science(configs[run], run, is_matched=not pd.isna(method)), run)
-        for run, method in zip(rows["run"], rows["match_method"], strict=True)
-    ]
+    first: dict[tuple[str, str], str] = {}
+    names = []
+    for run, method, data in zip(rows["run"], rows["match_method"], rows["data_sha256"], strict=True):
+        what = _science(configs[run], run, is_matched=not pd.isna(method)), str(data)
+        if what not in first:
+            is_other = any(name == run and known != what[1] for (_, known), name in first.items())
+            first[what] = f"{run}, data {what[1][:8]}" if is_other else run
+        names.append(first[what])
     return rows.assign(settings=names).drop_duplicates(["key", "settings"]).reset_index(drop=True)
 
 

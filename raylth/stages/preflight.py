@@ -1,5 +1,6 @@
 """Tries the networks of a plan before anything is trained, each once for a store."""
 
+import contextlib
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -57,11 +58,12 @@ def check_networks(plan: Plan, store: Store) -> list[str]:
 
 
 def keep_checked(store: Store, keys: Iterable[str]) -> None:
-    """Note in the store which networks passed."""
-    for key in keys:
-        place = store.root / FOLDER / key
-        if key in _passed and not place.exists():
-            place.write(b"{}")
+    """Note in the store which networks passed; where it does not answer they are tried again next time."""
+    with contextlib.suppress(OSError):
+        for key in keys:
+            place = store.root / FOLDER / key
+            if key in _passed and not place.exists():
+                place.write(b"{}")
 
 
 def _try(settings: dict[str, Any], uses: Uses, single: dict[str, str]) -> None:
