@@ -270,7 +270,7 @@ def test_arms_can_be_averaged(tmp_path, capsys):
     assert told["n"].sum() == finished["key"].nunique() < len(finished)
     for file in (tmp_path / "results").glob("*.parquet"):  # as an old store may have it: data that changed in mid-run
         table = pq.read_table(file)
-        numbers, fingerprints = (table[column].to_pylist() for column in ("replicate", "data_sha256"))
+        numbers, fingerprints = (table[column].to_pylist() for column in ("rewind_epoch", "data_sha256"))
         mixed = ["0" * 64 if number else old for number, old in zip(numbers, fingerprints, strict=True)]
         column = table.schema.get_field_index("data_sha256")
         pq.write_table(table.set_column(column, table.schema.field(column), [mixed]), file)
