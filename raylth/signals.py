@@ -100,17 +100,24 @@ def deferred() -> Iterator[Asked]:
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """Start and end Ray in this: handlers stay ours, and its processes ignore a closed terminal, since this one ends them."""
+    """Start and end Ray in this: handlers stay ours, and its processes never get SIGHUP, since this one ends them.
+
+    Ray has a SIGTERM handler of its own, which exits; that is KeyboardInterrupt here, too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # which processes inherit
     try:
         yield
+    except SystemExit as error:
+        _asked.by, _asked.at = _asked.by or signal.SIGTERM, time.monotonic()
+        raise KeyboardInterrupt from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _install(number: int, handler: Any) -> Any:

@@ -58,7 +58,7 @@ def choose_cluster(asked: str | None) -> tuple[str, str]:
     if mode is not None and mode.lower() not in MODES:
         raise ClusterError(f"RAY_AUTH_MODE: {mode!r} is unknown (known: {', '.join(MODES)})")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run` Ray would upload the working folder
-    address, note = asked or os.environ.get("RAY_ADDRESS") or "", ""
+    address, note = asked or os.environ.get("RAY_ADDRESS", "").strip(), ""
     if address in ("", AUTO):
         is_asked, (address, note) = address == AUTO, _found(anybodys=address == AUTO)
         if is_asked and address == LOCAL:
@@ -118,6 +118,8 @@ def _fit_sockets() -> str:
     Raises ClusterError where there is no such folder, or RAY_TMPDIR, which is Ray's alone, is not one.
     """
     name, folder = _temporary_folder()
+    if not os.path.isabs(folder):  # Ray's processes have other working folders
+        folder = os.environ["RAY_TMPDIR"] = os.path.abspath(folder)
     length, most = len(os.fsencode(folder)), SOCKET_BYTES - SOCKETS_TAKE
     if length <= most:
         return ""

@@ -125,7 +125,7 @@ def _start_ray(joining: Joining) -> None:
     try:
         with signals.shielded():
             ray.init(address=joining.address, include_dashboard=None, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises that very class where its processes do not come up
         where = "on this machine" if joining.is_local else f"at {joining.address}"
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(f"cannot reach or start Ray {where}: {why}") from error

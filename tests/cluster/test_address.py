@@ -124,6 +124,14 @@ def test_a_folder_that_is_too_long_for_sockets(bare, monkeypatch):
         choose_cluster(None)
 
 
+def test_a_relative_folder_is_the_same_for_all_of_rays_processes(bare, monkeypatch):
+    monkeypatch.chdir(bare)
+    monkeypatch.setenv("TMPDIR", "here")
+    monkeypatch.setenv("RAY_ADDRESS", " ")
+    assert choose_cluster(None) == ("local", "")
+    assert os.environ["RAY_TMPDIR"] == f"{bare}/here"
+
+
 def smallest(folder: Path) -> list[str]:
     """Return a sweep of few stages, as arguments."""
     settings = tiny_sweep(
