@@ -204,7 +204,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         "effects",
         "The planned contrasts",
         "Difference of test accuracy in percentage points: averaged over cells within each replicate, then over replicates, "
-        "with its 95 % interval (Student's t). p_holm: corrected for all contrasts by Holm's method; smallest: the effect "
+        "with its 95 % interval (Student's t). Holm-corrected: for all contrasts; smallest detectable: the effect "
         "that so many replicates with this spread show with a power of 80 % (two-sided 5 %); unpaired: Welch's comparison.",
         lambda frames: mean_effects(frames.results),
         shown=lambda frames, table: compact_contrasts(table),
@@ -215,7 +215,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         "difference",
         "The planned contrasts, cell by cell",
         "Difference in percentage points, paired by replicate (unpaired: Welch), with its 95 % confidence interval "
-        "(Student's t), which is of the cell alone; p_holm is corrected for all cells of all contrasts.",
+        "(Student's t), which is of the cell alone; Holm-corrected: for all cells of all contrasts.",
         lambda frames: contrast_cells(frames.results),
         shown=lambda frames, table: compact_contrasts(table),
         lacks=NETWORKS,
@@ -238,13 +238,13 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         "mask, B as far as it is read, the match in passes over the training split (a forward pass is a third of one), and "
         "its own training. A sweep trains what arms share once.",
         lambda frames: cost_table(frames.results),
-        nothing="no sparse network has finished",
+        nothing="no finished sparse network whose epochs were counted",
     ),
     Entry(
         "search",
         "Best settings",
         "What the search found best, with its accuracy on the held-out training samples; the trials of each study, how many "
-        "were stopped early, and the epochs that all of them trained. edges: settings at an end of their range.",
+        "were stopped early, and the epochs that all of them trained.",
         lambda frames: search_table(frames.search),
         lambda frames: not frames.search.empty,
     ),

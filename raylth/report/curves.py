@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raylth.report.style import ARM_COLOURS, DASHES, legend_below, new_panels, tidy
+from raylth.report.style import ARM_COLOURS, ARM_MARKERS, DASHES, legend_below, new_panels, tidy
 from raylth.report.tables import ARM_ORDER, dense_networks, finished_arms
 
 __all__ = ["learning_curves"]
@@ -62,20 +62,22 @@ def _panel_title(sparsity: float, arms: pd.DataFrame, results: pd.DataFrame) -> 
 
 def _draw(axis: Axes, name: str, dense: pd.DataFrame, arms: pd.DataFrame) -> None:
     """Draw the dense networks, and a line for each arm, in the arms' order."""
-    _line(axis, dense, name, "dense", "black", "-")
+    _line(axis, dense, name, "dense", {"color": "black"})
     groups = dict(list(arms.groupby(["arm", "label"], observed=True)))
     seen: Counter[str] = Counter()
     for arm, label in sorted(groups, key=lambda group: (ARM_ORDER.index(group[0]), group[1])):
         dash, seen[arm] = DASHES[seen[arm] % len(DASHES)], seen[arm] + 1  # several ways of matching share their arm's colour
-        _line(axis, groups[arm, label], name, label, ARM_COLOURS[arm], dash)
+        _line(
+            axis, groups[arm, label], name, label, {"color": ARM_COLOURS[arm], "marker": ARM_MARKERS[arm], "linestyle": dash}
+        )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(axis)
 
 
-def _line(axis: Axes, rows: pd.DataFrame, name: str, label: str, colour: str, dash: Any) -> None:
+def _line(axis: Axes, rows: pd.DataFrame, name: str, label: str, look: dict[str, Any]) -> None:
     found = rows.dropna(subset=[name]).groupby("epoch")[name].agg(["mean", "std"])
     if found.empty:
         return
     epochs, mean, band = found.index.to_numpy(float), found["mean"].to_numpy(float), found["std"].fillna(0.0).to_numpy(float)
-    axis.plot(epochs, mean, label=label, color=colour, linestyle=dash, linewidth=1.5)
-    axis.fill_between(epochs, mean - band, mean + band, color=colour, alpha=0.15, linewidth=0)
+    axis.plot(epochs, mean, label=label, linewidth=1.5, markersize=4, markevery=max(1, len(mean) // 6), **look)
+    axis.fill_between(epochs, mean - band, mean + band, color=look["color"], alpha=0.15, linewidth=0)

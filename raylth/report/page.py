@@ -10,6 +10,8 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from raylth.report.contents import FIGURES, TABLES, Frames, notes_of
@@ -144,7 +146,10 @@ def _plain(value: Any) -> str:
 
 def _rendered(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind)
+    if kind == "png":  # by its canvas: savefig draws a figure once more before, for a layout that it has already
+        FigureCanvasAgg(figure).print_png(buffer)
+    else:
+        FigureCanvasSVG(figure).print_svg(buffer)
     return buffer.getvalue()
 
 

@@ -44,7 +44,8 @@ SINGLE = 4.4  # inches: the width of a single panel, which a telephone shows who
 def new_figure(width: float, height: float, title: str) -> Figure:
     """Return an empty figure, in inches, that lays itself out."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    figure.suptitle(textwrap.fill(title, int(11 * width), break_long_words=False), fontsize=11)
+    wrapped = textwrap.fill(title, int(11 * width), break_long_words=False)
+    figure.suptitle(wrapped, x=0.01, ha="left", fontsize=11)  # at the left, where a narrow screen begins
     return figure
 
 
@@ -63,14 +64,22 @@ def new_panels(
 
 
 def legend_below(figure: Figure, axis: Axes, caption: str) -> None:
-    """Write the names of a panel's lines below all panels, in as many columns as there is room for, and a caption."""
+    """Write the names of a panel's lines below all panels, in as many columns as a narrow screen shows, and a caption."""
     handles, names = axis.get_legend_handles_labels()
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    renderer, room = FigureCanvasAgg(figure).get_renderer(), min(figure.bbox.width, SINGLE * figure.dpi)
     for columns in range(len(names), 0, -1):
         legend = figure.legend(
-            handles, names, loc="outside lower center", ncols=columns, frameon=False, title=caption, title_fontsize=8
+            handles,
+            names,
+            loc="outside lower left",
+            ncols=columns,
+            frameon=False,
+            fontsize=9,
+            title=caption,
+            title_fontsize=8,
+            alignment="left",
         )
-        if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
+        if columns == 1 or legend.get_window_extent(renderer).width <= room:
             break
         legend.remove()
 

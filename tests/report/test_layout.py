@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from raylth.report import load_curves, load_results, write_report
+from raylth.report import accuracy_vs_rewind, load_curves, load_results, write_report
 from raylth.report.curves import learning_curves
 from raylth.report.display import as_view
+from raylth.report.style import SINGLE, new_figure
 from raylth.store import locate
 from raylth.store.tables import write_table
 from tests.report import test_page
@@ -122,8 +123,8 @@ def test_what_was_not_drawn_is_one_line_at_the_end(run, tmp_path):
         "Not set beside the paper", "Stages", "Not done", "Manifest",
     ]  # fmt: skip
     drawn, listed = re.findall(r'<p class="note missing">(.*?)</p>', page)
-    assert "The plane through three networks (no plane has been measured (analyses.planes asks for them))" in drawn
-    assert "Masks (analyses.overlap asks for them)" in listed
+    assert "The plane through three networks: no plane has been measured (analyses.planes asks for them);" in drawn
+    assert "Masks: analyses.overlap asks for them;" in listed
 
 
 def test_what_is_not_drawn_any_more_leaves_no_file(run):
@@ -225,14 +226,10 @@ def test_accuracy_that_was_measured_on_the_way_has_a_row_of_its_own(run):
 
 def test_a_run_of_a_version_without_curves_has_a_report(run):
     (run.parent.parent / "curves").remove()
-    assert "Learning curves (no finished network has a recorded curve)" in write_report(run, run / "report").read().decode()
+    assert "Learning curves: no finished network has a recorded curve" in write_report(run, run / "report").read().decode()
 
 
-def test_titles_of_single_figures_are_not_cut_off(quickstart, tmp_path):
-    manifest = json.loads((quickstart / "manifest.json").read())
-    assert manifest["config"]["name"] == "quickstart"
-    from raylth.report.style import SINGLE, new_figure
-
+def test_titles_of_single_figures_are_not_cut_off():
     figure = new_figure(SINGLE, 3.6, "table15_cifar10_resnet20_early_matching: from dense A to its pruned selves")
     figure.canvas.draw()
     box = figure._suptitle.get_window_extent()
@@ -240,8 +237,6 @@ def test_titles_of_single_figures_are_not_cut_off(quickstart, tmp_path):
 
 
 def test_many_panels_wrap(run):
-    from raylth.report import accuracy_vs_rewind
-
     store = run.parent.parent
     many = [row for s in (0.5, 0.6, 0.7, 0.8, 0.9) for row in rows(s)]
     write_table(store, "results", "r-1", many, MANIFEST)
