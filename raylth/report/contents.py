@@ -130,7 +130,7 @@ FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
         "learning_curves",
         "Learning curves",
         "By epoch of each network's own training: dense, and the arms at the latest rewind point of the largest width; the "
-        "highest sparsities. Test accuracy, where resources.evaluate_every measured it on the way.",
+        "highest sparsities. Test accuracy, where log.evaluate_every measured it on the way.",
         lambda frames, title: learning_curves(frames.results, frames.curves, title),
     ),
     Entry(

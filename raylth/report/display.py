@@ -114,7 +114,8 @@ MEASURES = {"mean_accuracy": "members' mean accuracy (%)", "ensemble_accuracy": 
 
 
 def as_view(frame: pd.DataFrame, table: str = "") -> View:
-    """Return a data frame as the table of that name shows it; missing values are empty."""
+    """Return a data frame as the table of that name shows it: without columns that are empty, missing values are ""."""
+    frame = frame.loc[:, frame.notna().any() | (len(frame) == 0)]
     columns = [_column(table, str(name)) for name in frame]
     texts = [_texts(frame[name].tolist(), column) for name, column in zip(frame, columns, strict=True)]
     are_numbers = [all(not text or NUMBER.match(text) for text in column) for column in texts]

@@ -185,12 +185,12 @@ def test_numbers_of_a_column_have_the_same_decimals(whole):
 def test_a_view_of_numbers():
     frame = pd.DataFrame(
         {"total": [0.8, 10.767, None], "sparsity": [0.8, 0.925, 0.9], "samples": pd.array([1000, 30, None], "Int64"),
-         "gain": [1.0, -0.0, 2.0], "edges": ["a", None, "b"], "width": [1.0, 2.0, 4.0]}
+         "gain": [1.0, -0.0, 2.0], "edges": ["a", None, "b"], "width": [1.0, 2.0, 4.0], "js": [None] * 3}
     )  # fmt: skip
     view = as_view(frame, "search")
     assert [list(column) for column in zip(*view.rows, strict=True)] == [
         ["0.8", "10.8", ""], ["0.800", "0.925", "0.900"], ["1,000", "30", ""], ["1", "0", "2"], ["a", "", "b"],
-        ["1", "2", "4"],
+        ["1", "2", "4"],  # and no column of nothing
     ]  # fmt: skip
     assert view.headings[4] == "settings at an end of their range"
     assert view.are_numbers == [True, True, True, True, False, True]
