@@ -102,9 +102,7 @@ def _figures(frames: Frames, name: str, out: Location) -> Contents:
             for kind in ("png", "svg"):  # of an earlier report
                 (out / "figures" / f"{file}.{kind}").remove()
             continue
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once is enough for both files
-        data = {kind: _rendered(figure, kind) for kind in ("png", "svg")}
+        data = _files(figure)
         for kind, content in data.items():
             (out / "figures" / f"{file}.{kind}").write(content)
         width, height = (round(96 * inches) for inches in figure.get_size_inches())
@@ -144,13 +142,13 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _rendered(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    if kind == "png":  # by its canvas: savefig draws a figure once more before, for a layout that it has already
-        FigureCanvasAgg(figure).print_png(buffer)
-    else:
-        FigureCanvasSVG(figure).print_svg(buffer)
-    return buffer.getvalue()
+def _files(figure: Figure) -> dict[str, bytes]:
+    """Return a figure as PNG and SVG, laid out once and drawn once for each: `savefig` draws it once more for both."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 3})
+    figure.set_layout_engine("none")
+    FigureCanvasSVG(figure).print_svg(svg)
+    return {"png": png.getvalue(), "svg": svg.getvalue()}
 
 
 def _template() -> jinja2.Template:
