@@ -4,7 +4,7 @@ import pandas as pd
 
 from raylth.report.tables import with_interval_text
 
-__all__ = ["compact_barriers", "compact_contrasts", "compact_ensembles", "compact_shares"]
+__all__ = ["compact_barriers", "compact_contrasts", "compact_ensembles", "compact_shares", "with_units"]
 
 
 def compact_barriers(table: pd.DataFrame) -> pd.DataFrame:
@@ -57,3 +57,9 @@ def compact_shares(table: pd.DataFrame) -> pd.DataFrame:
     shown = table.drop(columns=["low", "high", *alike])
     shown["share"] = [with_interval_text(row, "share", digits=0) for row in percent.to_dict("records")]
     return shown.rename(columns={"share": "share (%)"})
+
+
+def with_units(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracy table for the page: arms with their unit, in cells numbers alone."""
+    arms = table.columns[table.columns.get_loc("rewind k") + 1 :]
+    return table.rename(columns={name: f"{name} (%)" for name in arms})

@@ -7,8 +7,9 @@ from typing import Any, Generic, TypeVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from raylth.report.compact import compact_barriers, compact_contrasts, compact_ensembles, compact_shares
+from raylth.report.compact import compact_barriers, compact_contrasts, compact_ensembles, compact_shares, with_units
 from raylth.report.costs import cost_table
+from raylth.report.curves import learning_curves
 from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot
 from raylth.report.landscape import barrier_vs_width, imp_barriers, line_plot, plane_plot
 from raylth.report.lost import lost_note
@@ -17,6 +18,7 @@ from raylth.report.paper import beside_paper, ensembles_beside_paper
 from raylth.report.recipe import Recipe, recipe_of
 from raylth.report.results import (
     load_barriers,
+    load_curves,
     load_ensembles,
     load_lines,
     load_manifest,
@@ -57,6 +59,7 @@ class Frames:
     masks: pd.DataFrame
     ensembles: pd.DataFrame
     search: pd.DataFrame
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
     manifest: dict[str, Any] | None = field(default=None)
 
     @property
@@ -69,7 +72,7 @@ class Frames:
         """Load a run's datasets; a run of an older version may lack some, but not its results."""
         loaders = {
             "barriers": load_barriers, "lines": load_lines, "planes": load_planes, "permutations": load_permutations,
-            "masks": load_masks, "ensembles": load_ensembles,
+            "masks": load_masks, "ensembles": load_ensembles, "curves": load_curves,
         }  # fmt: skip
         found = {}
         for name, load in loaders.items():
@@ -93,7 +96,7 @@ class Entry(Generic[Make]):
     notes: Callable[[Frames], list[str]] = lambda frames: []  # what else must be known, a line each
     shown: Callable[[Frames, pd.DataFrame], pd.DataFrame] = lambda frames, table: table  # on the page; its files have all
     lacks: tuple[str, ...] = ()  # stages whose lost networks are missing in it
-    nothing: str = "Nothing to show yet."  # where the table is empty
+    nothing: str = "nothing was measured"  # why the table is empty, where it is
 
 
 FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
@@ -122,6 +125,13 @@ FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
         "Accuracy against sparsity",
         "Paper, Figures 9 and 10.",
         lambda frames, title: accuracy_vs_sparsity(frames.results, title),
+    ),
+    Entry(
+        "learning_curves",
+        "Learning curves",
+        "By epoch of each network's own training: dense, and the arms at the latest rewind point of the largest width; the "
+        "highest sparsities. Test accuracy, where log.evaluate_every measured it on the way.",
+        lambda frames, title: learning_curves(frames.results, frames.curves, title),
     ),
     Entry(
         "lines",
@@ -186,27 +196,30 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         "Accuracy",
         "Test accuracy in percent: mean and standard deviation over n replicates; * where a network was lost.",
         lambda frames: accuracy_table(frames.results),
-        shown=lambda frames, table: wide_accuracy(frames.results),
+        shown=lambda frames, table: with_units(wide_accuracy(frames.results)),
         lacks=NETWORKS,
+        nothing="no sparse network has finished",
     ),
     Entry(
         "effects",
         "The planned contrasts",
         "Difference of test accuracy in percentage points: averaged over cells within each replicate, then over replicates, "
-        "with its 95 % interval (Student's t). p_holm: corrected for all contrasts by Holm's method; smallest: the effect "
+        "with its 95 % interval (Student's t). Holm-corrected: for all contrasts; smallest detectable: the effect "
         "that so many replicates with this spread show with a power of 80 % (two-sided 5 %); unpaired: Welch's comparison.",
         lambda frames: mean_effects(frames.results),
         shown=lambda frames, table: compact_contrasts(table),
         lacks=NETWORKS,
+        nothing="no two arms of a planned contrast have finished",
     ),
     Entry(
         "difference",
         "The planned contrasts, cell by cell",
         "Difference in percentage points, paired by replicate (unpaired: Welch), with its 95 % confidence interval "
-        "(Student's t), which is of the cell alone; p_holm is corrected for all cells of all contrasts.",
+        "(Student's t), which is of the cell alone; Holm-corrected: for all cells of all contrasts.",
         lambda frames: contrast_cells(frames.results),
         shown=lambda frames, table: compact_contrasts(table),
         lacks=NETWORKS,
+        nothing="no two arms of a planned contrast have finished",
     ),
     Entry(
         "recovered",
@@ -216,7 +229,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         lambda frames: recovered(frames.results, by_cell=True),
         shown=lambda frames, table: compact_shares(table),
         lacks=NETWORKS,
-        nothing="No cell's distance is significantly above 0.",
+        nothing="no cell's distance is significantly above 0",
     ),
     Entry(
         "costs",
@@ -225,12 +238,13 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         "mask, B as far as it is read, the match in passes over the training split (a forward pass is a third of one), and "
         "its own training. A sweep trains what arms share once.",
         lambda frames: cost_table(frames.results),
+        nothing="no finished sparse network whose epochs were counted",
     ),
     Entry(
         "search",
         "Best settings",
         "What the search found best, with its accuracy on the held-out training samples; the trials of each study, how many "
-        "were stopped early, and the epochs that all of them trained. edges: settings at an end of their range.",
+        "were stopped early, and the epochs that all of them trained.",
         lambda frames: search_table(frames.search),
         lambda frames: not frames.search.empty,
     ),
@@ -242,6 +256,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         lambda frames: frames.recipe.is_the_papers,
         notes=lambda frames: frames.recipe.lines,
         lacks=NETWORKS,
+        nothing="the paper has none of these cells",
     ),
     Entry(
         "recipe",
@@ -260,6 +275,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         lambda frames: barrier_table(frames.barriers),
         shown=lambda frames, table: compact_barriers(table),
         lacks=("dense",),
+        nothing="no line from pi(A) to B was measured (connect asks for them)",
     ),
     Entry(
         "lines",
@@ -268,6 +284,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         lambda frames: line_table(frames.barriers),
         shown=lambda frames, table: compact_barriers(table),
         lacks=NETWORKS,
+        nothing="no such line was measured (analyses.lines asks for them)",
     ),
     Entry(
         "imp_barriers",
@@ -276,6 +293,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         lambda frames: imp_barrier_table(frames.barriers),
         shown=lambda frames, table: compact_barriers(table),
         lacks=("dense", "imp"),
+        nothing="no such line was measured (analyses.imp_line asks for them)",
     ),
     Entry(
         "ensembles",
@@ -287,6 +305,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         lambda frames: ensemble_table(frames.ensembles),
         shown=lambda frames, table: compact_ensembles(table),
         lacks=NETWORKS,
+        nothing="analyses.ensemble asks for them",
     ),
     Entry(
         "paper_ensembles",
@@ -299,6 +318,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         ),
         lambda frames: frames.recipe.is_the_papers and not frames.ensembles.empty,
         lacks=NETWORKS,
+        nothing="the paper has none of these sets",
     ),
     Entry(
         "masks",
@@ -307,6 +327,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         "the whole network. Density and pruned units (outputs that no weight is left for): of the first mask.",
         lambda frames: overlap_table(frames.masks),
         lacks=("dense", "imp"),
+        nothing="analyses.overlap asks for them",
     ),
     Entry(
         "permutations",
@@ -314,6 +335,7 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         "Mean correlation of the matched units, and the share of units that stay where they are.",
         lambda frames: permutation_table(frames.permutations),
         lacks=("dense",),
+        nothing="nothing was matched",
     ),
 )
 

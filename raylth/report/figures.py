@@ -4,47 +4,75 @@ from collections import Counter
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raylth.report.statistics import CONFIDENCE, contrast
-from raylth.report.style import ARM_COLOURS, ARM_MARKERS, new_figure, spread, tidy
+from raylth.report.style import (
+    ARM_COLOURS,
+    ARM_MARKERS,
+    DASHES,
+    PER_ROW,
+    SINGLE,
+    legend_below,
+    new_figure,
+    new_panels,
+    spread,
+    tidy,
+)
 from raylth.report.tables import ARM_ORDER, accuracy_table, dense_networks
 
 __all__ = ["accuracy_vs_rewind", "accuracy_vs_sparsity", "difference_plot"]
 
-DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MOST_CELLS = 40  # below each other
+LONG_NAME = 24  # characters of a cell's name that leave a single panel too little room
 
 
 def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
-    """Draw test accuracy against the rewind point, one panel per sparsity (columns) and width (rows).
+    """Draw test accuracy against the rewind point, one panel per sparsity and, in rows of their own, width.
 
     Points are means over replicates, bars one standard deviation; the dashed line is the dense networks' mean (paper,
     Figures 5, 6 and 8). Of many sparsities some are drawn. Raises ValueError when no sparse network has finished, and for
     runs that `accuracy_table` refuses.
     """
     cells = accuracy_table(results)
+    dense = dense_networks(results).groupby("width")["test_accuracy"].mean()
+    return _accuracy_panels(cells, title, "sparsity", "rewind_epoch", dense)
+
+
+def accuracy_vs_sparsity(results: pd.DataFrame, title: str) -> Figure:
+    """Draw test accuracy against the mask's sparsity, one panel per rewind point and, in rows of their own, width.
+
+    Points are means over replicates, bars one standard deviation (paper, Figures 9 and 10). Of many rewind points some are
+    drawn. Raises ValueError as `accuracy_vs_rewind` does.
+    """
+    return _accuracy_panels(accuracy_table(results), title, "rewind_epoch", "sparsity")
+
+
+def _accuracy_panels(
+    cells: pd.DataFrame, title: str, by: str, against: str, dense: "pd.Series[float] | None" = None
+) -> Figure:
+    """Draw accuracy against one column of the cells, a panel per value of another one; of one width in rows of three."""
     if cells.empty:
-        raise ValueError("no sparse network has finished, so there is nothing to draw")
-    widths, sparsities = sorted(cells["width"].unique()), spread(sorted(cells["sparsity"].unique()))
-    figure = new_figure(1.2 + 3.0 * len(sparsities), 0.9 + 2.9 * len(widths), title)
-    axes = figure.subplots(len(widths), len(sparsities), squeeze=False, sharex=True, sharey="row")
-    dense_accuracy = dense_networks(results).groupby("width")["test_accuracy"].mean()
-    for row, width in enumerate(widths):
-        for column, sparsity in enumerate(sparsities):
-            axis = axes[row, column]
-            panel = cells[(cells["width"] == width) & (cells["sparsity"] == sparsity)]
-            axis.axhline(dense_accuracy.get(width, float("nan")), color="black", linestyle="--", linewidth=1, label="dense")
-            _draw_arms(axis, panel, "rewind_epoch")
-            axis.set_title(f"sparsity {sparsity:g}" + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
+        raise ValueError("no sparse network has finished")
+    widths, values = sorted(cells["width"].unique()), spread(sorted(cells[by].unique()))
+    columns = len(values) if len(widths) > 1 else min(len(values), PER_ROW)
+    figure, axes = new_panels(len(widths) * len(values), columns, title, sharey="row" if len(widths) > 1 else True)
+    places = [(width, value) for width in widths for value in values]
+    for number, (axis, (width, value)) in enumerate(zip(axes, places, strict=True)):
+        if dense is not None:
+            axis.axhline(dense.get(width, float("nan")), color="black", linestyle="--", linewidth=1, label="dense")
+        _draw_arms(axis, cells[(cells["width"] == width) & (cells[by] == value)], against)
+        name = f"sparsity {value:g}" if by == "sparsity" else f"k = {value}"
+        axis.set_title(name + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
+        if against == "rewind_epoch":
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            tidy(axis)
-        axes[row, 0].set_ylabel("test accuracy (%)")
-    for axis in axes[-1]:
-        axis.set_xlabel("rewind point k (epochs)")
-    _legend(figure, axes[0, 0], cells["n"])
+        if number % columns == 0:
+            axis.set_ylabel("test accuracy (%)")
+        tidy(axis)
+    for axis in axes[-columns:]:
+        axis.set_xlabel("rewind point k (epochs)" if against == "rewind_epoch" else "sparsity of the mask")
+    legend_below(figure, axes[0], f"points: mean over replicates ({_range(cells['n'])}); bars: one standard deviation")
     return figure
 
 
@@ -68,20 +96,6 @@ def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
         )
 
 
-def _legend(figure: Figure, axis: Axes, counts: "pd.Series[int]") -> None:
-    """Write the lines' names, in as many columns as there is room for, and what points and bars are."""
-    handles, names = axis.get_legend_handles_labels()
-    caption = f"points: mean over replicates ({_range(counts)}); bars: one standard deviation"
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    for columns in range(len(names), 0, -1):
-        legend = figure.legend(
-            handles, names, loc="outside lower center", ncols=columns, frameon=False, title=caption, title_fontsize=8
-        )
-        if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
-            break
-        legend.remove()
-
-
 def _range(counts: "pd.Series[int]") -> str:
     fewest, most = counts.min(), counts.max()
     return f"n = {most}" if fewest == most else f"n = {fewest} to {most}"
@@ -92,32 +106,6 @@ def _rank(group: tuple[str, str]) -> tuple[int, str]:
     return ARM_ORDER.index(arm), label
 
 
-def accuracy_vs_sparsity(results: pd.DataFrame, title: str) -> Figure:
-    """Draw test accuracy against the mask's sparsity, one panel per rewind point (columns) and width (rows).
-
-    Points are means over replicates, bars one standard deviation (paper, Figures 9 and 10). Of many rewind points some are
-    drawn. Raises ValueError as `accuracy_vs_rewind` does.
-    """
-    cells = accuracy_table(results)
-    if cells.empty:
-        raise ValueError("no sparse network has finished, so there is nothing to draw")
-    widths, rewinds = sorted(cells["width"].unique()), spread(sorted(cells["rewind_epoch"].unique()))
-    figure = new_figure(1.2 + 3.0 * len(rewinds), 0.9 + 2.9 * len(widths), title)
-    axes = figure.subplots(len(widths), len(rewinds), squeeze=False, sharex=True, sharey="row")
-    for row, width in enumerate(widths):
-        for column, rewind in enumerate(rewinds):
-            axis = axes[row, column]
-            panel = cells[(cells["width"] == width) & (cells["rewind_epoch"] == rewind)]
-            _draw_arms(axis, panel, "sparsity")
-            axis.set_title(f"k = {rewind}" + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
-            tidy(axis)
-        axes[row, 0].set_ylabel("test accuracy (%)")
-    for axis in axes[-1]:
-        axis.set_xlabel("sparsity of the mask")
-    _legend(figure, axes[0, 0], cells["n"])
-    return figure
-
-
 def difference_plot(results: pd.DataFrame, title: str) -> Figure:
     """Draw what the permutation gains over the naive mask, cell by cell, with its confidence interval.
 
@@ -125,12 +113,20 @@ def difference_plot(results: pd.DataFrame, title: str) -> Figure:
     """
     pairs = contrast(results)
     if pairs.empty:
-        raise ValueError("no cell has both the permuted and the naive arm, so there is nothing to draw")
+        raise ValueError("no cell has both the permuted and the naive arm")
     if left_out := max(0, len(pairs) - MOST_CELLS):
         ranked = pairs.sort_values("difference")
         pairs = pd.concat([ranked.head(MOST_CELLS // 2), ranked.tail(MOST_CELLS // 2)])
     pairs = pairs.sort_values(["width", "sparsity", "rewind_epoch", "label"], ascending=False)
-    figure = new_figure(6.5, 1.4 + 0.3 * len(pairs), title)
+    many_widths, many_labels = pairs["width"].nunique() > 1, pairs["label"].nunique() > 1
+    names = [
+        (f"width {row.width:g}, " if many_widths else "")
+        + f"S = {row.sparsity:g}, k = {row.rewind_epoch}"
+        + (f", {row.label}" if many_labels else "")
+        for row in pairs.itertuples()
+    ]
+    longest = max(map(len, names))
+    figure = new_figure(SINGLE if longest < LONG_NAME else 6.5, 1.6 + 0.3 * len(pairs), title)
     axis = figure.subplots()
     places = range(len(pairs))
     axis.errorbar(
@@ -143,18 +139,11 @@ def difference_plot(results: pd.DataFrame, title: str) -> Figure:
         markersize=5,
     )
     axis.axvline(0, color="black", linewidth=1)
-    many_widths, many_labels = pairs["width"].nunique() > 1, pairs["label"].nunique() > 1
-    names = [
-        (f"width {row.width:g}, " if many_widths else "")
-        + f"S = {row.sparsity:g}, k = {row.rewind_epoch}"
-        + (f", {row.label}" if many_labels else "")
-        for row in pairs.itertuples()
-    ]
     axis.set_yticks(list(places), names, fontsize=8)
     how = "paired by replicate" if (pairs["design"] == "paired").all() else "unpaired (Welch)"
-    caption = f"permuted - naive, percentage points; bars: {CONFIDENCE:.0%} confidence interval, {how}"
+    caption = f"permuted - naive, percentage points\nbars: {CONFIDENCE:.0%} confidence interval, {how}"
     left = (
-        f"\nthe {MOST_CELLS // 2} cells that gain least and most; {left_out} in between are in the table" if left_out else ""
+        f"\nthe {MOST_CELLS // 2} cells that gain least and most;\n{left_out} in between are in the table" if left_out else ""
     )
     axis.set_xlabel(caption + left, fontsize=8)
     tidy(axis)

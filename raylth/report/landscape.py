@@ -7,12 +7,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raylth.report.findings import DENSE
-from raylth.report.style import CORRECTION_STYLES, MARKERS, interval_bars, new_figure, spread, tidy
+from raylth.report.style import (
+    CORRECTION_STYLES,
+    MARKERS,
+    PER_ROW,
+    SINGLE,
+    interval_bars,
+    new_figure,
+    new_panels,
+    spread,
+    tidy,
+)
 from raylth.report.tables import alike, barrier_means, imp_barrier_table, matched_lines
 
 __all__ = ["barrier_vs_width", "imp_barriers", "line_plot", "plane_plot"]
 
-MOST_LINES, PER_ROW = 12, 3  # panels
+MOST_LINES = 12  # panels
 
 
 def line_plot(lines: pd.DataFrame, title: str) -> Figure:
@@ -35,13 +45,9 @@ def line_plot(lines: pd.DataFrame, title: str) -> Figure:
     if len(panels) > MOST_LINES:
         figure_note = f"{title} (the first {MOST_LINES} of {len(panels)} kinds; the tables have all)"
         panels, title = panels[:MOST_LINES], figure_note
-    columns = len(panels) if len(panels) <= PER_ROW + 1 else PER_ROW
-    rows = -(-len(panels) // columns)
-    figure = new_figure(1.0 + 3.1 * columns, 0.6 + 3.0 * rows, title)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    for axis, panel in zip(axes, panels, strict=False):
+    columns = min(len(panels), PER_ROW)
+    figure, axes = new_panels(len(panels), columns, title)
+    for axis, panel in zip(axes, panels, strict=True):
         for correction, (colour, marker, dash) in CORRECTION_STYLES.items():
             points = panel[panel["correction"] == correction].groupby("alpha")["error"].agg(["mean", "min", "max"])
             if len(points):
@@ -82,8 +88,12 @@ def plane_plot(planes: pd.DataFrame, title: str) -> Figure:
     if test.empty:
         raise ValueError("no plane has been measured (analyses.planes asks for them)")
     panels = spread([group for _, group in test.groupby("key", sort=False)])
-    figure = new_figure(0.8 + 4.2 * len(panels), 4.0, title)
-    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    rows, columns = -(-len(panels) // 2), min(len(panels), 2)
+    figure = new_figure(0.2 + 4.2 * columns, 0.4 + 3.6 * rows, title)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for spare in axes[len(panels) :]:
+        spare.remove()
+    for axis, panel in zip(axes, panels, strict=False):
         grid = panel[panel["corner"].isna()].pivot_table(index="y", columns="x", values="error")
         levels = MaxNLocator(12).tick_values(np.nanmin(grid.to_numpy()), np.nanmax(grid.to_numpy()) + 1e-6)
         drawn = axis.contourf(grid.columns, grid.index, grid.to_numpy(), levels=levels, cmap="viridis")
@@ -116,7 +126,7 @@ def imp_barriers(barriers: pd.DataFrame, title: str) -> Figure:
     cells = cells[cells["split"] == "test"]
     if cells.empty:
         raise ValueError("no line from dense A to a round of IMP has been measured (analyses.imp_line asks for them)")
-    figure = new_figure(5.5, 3.6, title)
+    figure = new_figure(SINGLE, 3.6, title)
     axis = figure.subplots()
     for number, ((width, correction), line) in enumerate(cells.groupby(["width", "correction"], observed=True)):
         line = line.sort_values("sparsity")
@@ -148,7 +158,7 @@ def barrier_vs_width(barriers: pd.DataFrame, title: str) -> Figure:
     if test["width"].nunique() < 2:
         raise ValueError("there are no lines from pi(A) to B at two widths (model.widths and connect ask for them)")
     latest = test["match_epoch"] == test["match_epoch"].max()
-    figure = new_figure(5.5, 3.6, title)
+    figure = new_figure(SINGLE, 3.6, title)
     axis = figure.subplots()
     methods = list(dict.fromkeys(test["match_method"]))
     for (method, correction), rows in test[latest].groupby(["match_method", "correction"], sort=False):

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raylth.report.style import MARKERS, new_figure, tidy
+from raylth.report.style import MARKERS, SINGLE, new_figure, tidy
 from raylth.report.tables import alike, own_matches
 
 __all__ = ["mask_overlap", "match_effort", "match_quality"]
@@ -18,9 +18,9 @@ def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
     permutations = own_matches(permutations)
     permutations = permutations[permutations["carries_masks"].eq(True)]
     if permutations.empty:
-        raise ValueError("nothing was matched, so there is nothing to draw")
+        raise ValueError("nothing was matched")
     groups = list(dict.fromkeys(permutations["unit_group"]))
-    figure = new_figure(max(4.5, 1.5 + 0.42 * len(groups)), 3.6, title)
+    figure = new_figure(max(SINGLE, 1.5 + 0.42 * len(groups)), 3.6, title)
     axis = figure.subplots()
     for number, (name, rows) in enumerate(permutations.groupby(["width", "match_method", "match_epoch"], observed=True)):
         width, method, epoch = name

@@ -4,20 +4,27 @@ import base64
 import importlib.resources
 import io
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from raylth.report.contents import FIGURES, TABLES, Frames, notes_of
+from raylth.report.display import View, as_view
 from raylth.report.findings import findings
+from raylth.report.links import data_files
 from raylth.report.results import load_manifest
 from raylth.report.searches import search_findings
 from raylth.store import Location
 
 __all__ = ["write_report"]
+
+NOT_DONE = ("failed", "diverged", "blocked")
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,18 @@ class Shown:
     name: str  # of its files
     title: str
     text: str  # what a reader must know of it
-    html: str
+    picture: str = ""  # of a figure, base64 of its SVG
+    size: tuple[int, int] = (0, 0)  # of a figure, in CSS pixels
+    view: View | None = None  # of a table
     notes: list[str] = field(default_factory=list)  # what else, a line each
+
+
+@dataclass
+class Contents:
+    """What a page shows of one kind, and the titles of what it has nothing of, with the reason."""
+
+    shown: list[Shown] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)
 
 
 def write_report(run: Location, out: Location) -> Location:
@@ -39,7 +56,6 @@ def write_report(run: Location, out: Location) -> Location:
     """
     manifest, frames = load_manifest(run), Frames.load(run)
     name = manifest["config"]["name"]
-    figures, tables = _figures(frames, name, out), _tables(frames, out)
     counts = pd.DataFrame(manifest["stages"]).T.fillna(0).astype(int)
     done = int(counts.get("done", pd.Series(dtype=int)).sum())
     total = int(counts.to_numpy().sum())
@@ -49,15 +65,17 @@ def write_report(run: Location, out: Location) -> Location:
         subtitle=", ".join([manifest["config"]["data"]["name"], manifest["config"]["model"]["name"]]),
         done=done,
         total=total,
-        counts=counts.to_html(classes="numbers", border=0),
+        counts=as_view(counts.rename_axis("stage").reset_index()),
         findings=[
             *search_findings(frames.search, frames.results),
             *findings(frames.results, frames.barriers, frames.ensembles, frames.masks),
         ],
-        figures=figures,
-        tables=tables,
+        figures=_figures(frames, name, out),
+        tables=_tables(frames, out),
+        not_done=_not_done(manifest),
         failures=manifest.get("failures", []),
         num_failures=manifest.get("num_failures", 0),
+        data_files=data_files(run, out),
         settings=json.dumps(manifest["config"], indent=1),
         networks=len(frames.results),
     )
@@ -65,47 +83,53 @@ def write_report(run: Location, out: Location) -> Location:
     return out / "report.html"
 
 
-def _figures(frames: Frames, name: str, out: Location) -> list[Shown]:
-    shown = []
+def _not_done(manifest: dict[str, Any]) -> str:
+    """Say how many stages failed, diverged and are blocked; "" for none."""
+    counts = Counter[str]()
+    for states in manifest["stages"].values():
+        counts.update(states)
+    return ", ".join(f"{int(counts[state]):,} {state}" for state in NOT_DONE if counts[state])
+
+
+def _figures(frames: Frames, name: str, out: Location) -> Contents:
+    contents = Contents()
     for entry in (entry for entry in FIGURES if entry.has_place(frames)):
-        file, title, text = entry.name, entry.title, entry.text
+        file, title = entry.name, entry.title
         try:
             figure = entry.make(frames, f"{name}: {title[0].lower()}{title[1:]}")
         except ValueError as error:  # nothing to draw yet, and why
-            shown.append(Shown(file, title, f"{text} Not drawn: {error}.", ""))
+            contents.missing.append((title, str(error)))
+            for kind in ("png", "svg"):  # of an earlier report
+                (out / "figures" / f"{file}.{kind}").remove()
             continue
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once is enough for both files
-        data = {kind: _rendered(figure, kind) for kind in ("png", "svg")}
+        data = _files(figure)
         for kind, content in data.items():
             (out / "figures" / f"{file}.{kind}").write(content)
+        width, height = (round(96 * inches) for inches in figure.get_size_inches())
         picture = base64.b64encode(data["svg"]).decode()
-        html = f'<img src="data:image/svg+xml;base64,{picture}" alt="{title}">'
-        shown.append(Shown(file, title, text, html))
-    return shown
+        contents.shown.append(Shown(file, title, entry.text, picture, (width, height)))
+    return contents
 
 
-def _tables(frames: Frames, out: Location) -> list[Shown]:
-    shown = []
+def _tables(frames: Frames, out: Location) -> Contents:
+    contents = Contents()
     for entry in TABLES:
         file, title, notes = entry.name, entry.title, notes_of(entry, frames)
         frame = entry.make(frames) if entry.has_place(frames) else pd.DataFrame()
         if frame.empty:
             for kind in ("csv", "tex"):  # of an earlier report, which said more than can be said now
                 (out / "tables" / f"{file}.{kind}").remove()
-        if not entry.has_place(frames):
-            continue
-        if frame.empty:
-            shown.append(Shown(file, title, f"{entry.text} {entry.nothing}".strip(), "", notes))
+            if entry.has_place(frames) and not entry.nothing:  # its notes are all that it says
+                contents.shown.append(Shown(file, title, entry.text, notes=notes))
+            elif entry.has_place(frames):
+                contents.missing.append((title, entry.nothing))
             continue
         rounded = frame.round({name: 6 if str(name).startswith("p") else 3 for name in frame})
         (out / "tables" / f"{file}.csv").write(rounded.to_csv(index=False).encode())
         (out / "tables" / f"{file}.tex").write(_latex(rounded).encode())
-        view = entry.shown(frames, rounded)
-        view = view.astype(object).where(view.notna(), "")  # pandas writes <NA>, whatever na_rep says
-        html = view.to_html(index=False, classes="numbers", border=0, na_rep="", float_format=lambda value: f"{value:g}")
-        shown.append(Shown(file, title, entry.text, html, notes))
-    return shown
+        view = as_view(entry.shown(frames, rounded), file)
+        contents.shown.append(Shown(file, title, entry.text, view=view, notes=notes))
+    return contents
 
 
 def _latex(frame: pd.DataFrame) -> str:
@@ -118,10 +142,13 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _rendered(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind)
-    return buffer.getvalue()
+def _files(figure: Figure) -> dict[str, bytes]:
+    """Return a figure as PNG and SVG, laid out once and drawn once for each: `savefig` draws it once more for both."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 3})
+    figure.set_layout_engine("none")
+    FigureCanvasSVG(figure).print_svg(svg)
+    return {"png": png.getvalue(), "svg": svg.getvalue()}
 
 
 def _template() -> jinja2.Template:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from raylth.report.repeats import Difference, difference_of
-from raylth.report.style import ARM_COLOURS, new_figure, tidy
+from raylth.report.style import ARM_COLOURS, SINGLE, new_figure, tidy
 from raylth.report.tables import CELL, finished_arms
 from raylth.store import Location
 
@@ -66,9 +66,9 @@ def search_figure(trials: pd.DataFrame, title: str) -> Figure:
     Pareto front. Raises ValueError when there was no search."""
     ended = trials[trials["state"] == "complete"]
     if ended.empty:
-        raise ValueError("there was no search, so there is nothing to draw")
+        raise ValueError("no trial has gone to its end")
     is_front = ended["model_sparsity"].notna().any()
-    figure = new_figure(6.4, 4.2, title)
+    figure = new_figure(SINGLE, 3.6, title)
     axis = figure.subplots()
     for (study, repeat), rows in ended.groupby(["study", "repeat"], sort=False):
         colour = ARM_COLOURS.get(str(study), "black")

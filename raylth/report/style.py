@@ -1,19 +1,26 @@
 """What all figures share: one colour and one marker per arm, told apart in grey print and by colour-blind eyes."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 __all__ = [
     "ARM_COLOURS",
     "ARM_MARKERS",
     "CORRECTION_STYLES",
+    "DASHES",
     "MARKERS",
+    "PER_ROW",
+    "SINGLE",
     "interval_bars",
+    "legend_below",
     "new_figure",
+    "new_panels",
     "spread",
     "tidy",
 ]
@@ -26,16 +33,55 @@ ARM_COLOURS = {  # Okabe and Ito (2008)
     "random": "#7F7F7F",
 }
 ARM_MARKERS = {"lth": "o", "permuted": "s", "naive": "^", "random_permutation": "v", "random": "x"}
-CORRECTION_STYLES = {"plain": ("black", "o", "-"), "reset": ("#56B4E9", "s", "--"), "repair": ("#E69F00", "^", "-.")}
+CORRECTION_STYLES = {"plain": ("black", "o", "-"), "reset": ("#2E8BC0", "s", "--"), "repair": ("#B97A00", "^", "-.")}
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osv^Dx"
-MOST_PANELS = 6  # beside each other
+MOST_PANELS = 6  # of many, so many are drawn
+PER_ROW = 3  # panels beside each other: as many as stay readable on a page
+SINGLE = 4.4  # inches: the width of a single panel, which a telephone shows whole
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
     """Return an empty figure, in inches, that lays itself out."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    wrapped = textwrap.fill(title, int(11 * width), break_long_words=False)
+    figure.suptitle(wrapped, x=0.01, ha="left", fontsize=11)  # at the left, where a narrow screen begins
     return figure
+
+
+def new_panels(
+    count: int, columns: int, title: str, *, size: tuple[float, float] = (3.0, 2.9), sharey: Any = True
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels, row by row; the lowest of each column has the labels of the horizontal axis."""
+    rows = -(-count // columns)
+    figure = new_figure(1.2 + size[0] * columns, 0.9 + size[1] * rows, title)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=sharey).flatten())
+    for spare in axes[count:]:
+        spare.remove()
+    for axis in axes[max(0, count - columns) : count]:
+        axis.tick_params(labelbottom=True)
+    return figure, axes[:count]
+
+
+def legend_below(figure: Figure, axis: Axes, caption: str) -> None:
+    """Write the names of a panel's lines below all panels, in as many columns as a narrow screen shows, and a caption."""
+    handles, names = axis.get_legend_handles_labels()
+    renderer, room = FigureCanvasAgg(figure).get_renderer(), min(figure.bbox.width, SINGLE * figure.dpi)
+    for columns in range(len(names), 0, -1):
+        legend = figure.legend(
+            handles,
+            names,
+            loc="outside lower left",
+            ncols=columns,
+            frameon=False,
+            fontsize=9,
+            title=caption,
+            title_fontsize=8,
+            alignment="left",
+        )
+        if columns == 1 or legend.get_window_extent(renderer).width <= room:
+            break
+        legend.remove()
 
 
 def tidy(axis: Axes) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from raylth.report.display import decimals
 from raylth.report.estimates import mean_of
 from raylth.report.lost import lost_networks, lost_note
 
@@ -141,16 +142,16 @@ def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
 
 
 def wide_accuracy(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the accuracy table for people: a row per width, sparsity and rewind point, a column per arm, as text; where a
-    network diverged or failed, a star."""
+    """Return the accuracy table as text: a row per width, sparsity and rewind point, a column per arm; *: one was lost."""
     cells = accuracy_table(results)
     pairs = set(zip(cells["arm"], cells["label"], strict=True))
     labels = [label for arm, label in sorted(pairs, key=lambda pair: (ARM_ORDER.index(pair[0]), pair[1]))]
     values = {(row.width, row.sparsity, row.rewind_epoch, row.label): _arm_text(row) for row in cells.itertuples()}
+    digits = {"width": decimals(cells["width"], most=6), "sparsity": decimals(cells["sparsity"], 2, 6)}
     rows = [
         {
-            "width": f"{width:g}",
-            "sparsity": f"{sparsity:.2f}" if round(sparsity, 2) == sparsity else f"{sparsity:g}",
+            "width": f"{width:.{digits['width']}f}",
+            "sparsity": f"{sparsity:.{digits['sparsity']}f}",
             "rewind k": str(rewind),
             **{label: values.get((width, sparsity, rewind, label), "-") for label in labels},
         }
@@ -236,8 +237,7 @@ def line_table(barriers: pd.DataFrame) -> pd.DataFrame:
 
 
 def overlap_table(masks: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per (width, sparsity, layer, two masks): overlap, what chance gives; density and pruned units of the
-    first, means over replicates."""
+    """Return one row per (width, sparsity, layer, two masks): overlap, by chance, density and pruned units of the first."""
     if masks.empty:
         return masks
     cell = ["width", "sparsity", "layer", "mask"]

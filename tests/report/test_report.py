@@ -155,7 +155,7 @@ def test_the_figure_has_a_panel_per_cell_and_a_line_per_arm(results, tmp_path):
     (legend,) = figure.legends
     assert legend.get_title().get_text() == "points: mean over replicates (n = 1 to 3); bars: one standard deviation"
     figure.savefig(tmp_path / "f.png")
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="no sparse network has finished"):
         accuracy_vs_rewind(results[results["stage"] == "dense"], "t")
 
 

@@ -90,7 +90,7 @@ def test_networks_that_are_there_for_an_ensemble_do_not_enter_the_cells(finished
     table = accuracy_table(results)
     assert table["n"].tolist() == [3, 3, 3]
     page = write_report(run.folder, run.folder / "report").read().decode()
-    assert "ensemble_accuracy" in page
+    assert "ensemble&#39;s accuracy, % (95 % interval)" in page
     (lth,) = [sentence for sentence in re.findall("<li>(.*?)</li>", page) if sentence.startswith("3 lth networks together")]
     row = load_ensembles(run.folder).set_index("arm").loc["lth"]
     assert f"reach {row['ensemble_accuracy']:.1f} %" in lth

@@ -1,0 +1,83 @@
+"""The figure of learning curves: what training reaches epoch by epoch."""
+
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from raylth.report.style import ARM_COLOURS, ARM_MARKERS, DASHES, legend_below, new_panels, tidy
+from raylth.report.tables import ARM_ORDER, dense_networks, finished_arms
+
+__all__ = ["learning_curves"]
+
+MOST_SPARSITIES = 3
+MEASURES = {"test_accuracy": "test accuracy (%)", "train_loss": "training loss (nats)"}
+
+
+def learning_curves(results: pd.DataFrame, curves: pd.DataFrame, title: str) -> Figure:
+    """Draw training loss, and test accuracy where it was measured on the way, against the epoch, a column per sparsity.
+
+    Lines are means over replicates, bands one standard deviation: of the dense networks and of the arms at the latest
+    rewind point of the largest width; of many sparsities the highest. Raises ValueError when no curve was recorded.
+    """
+    arms, dense = finished_arms(results), dense_networks(results)
+    trained = arms if len(arms) else dense
+    if trained.empty or curves.empty:
+        raise ValueError("no finished network has a recorded curve")
+    width = trained["width"].max()
+    arms, dense = arms[arms["width"] == width], dense[dense["width"] == width]
+    arms = arms[arms["rewind_epoch"] == arms["rewind_epoch"].max()]
+    points = curves[["key", "epoch", *MEASURES]].drop_duplicates(["key", "epoch"])
+    arms, dense = (_joined(rows, points) for rows in (arms, dense))
+    both = pd.concat([rows[["key", *MEASURES]] for rows in (arms, dense)])
+    measures = [name for name in MEASURES if both.groupby("key")[name].count().max() > 1]
+    if not measures:
+        raise ValueError("no network was measured at more than one epoch")
+    sparsities = sorted(arms["sparsity"].dropna().unique())[-MOST_SPARSITIES:] or [None]
+    figure, axes = new_panels(len(measures) * len(sparsities), len(sparsities), title, sharey="row")
+    places = [(name, sparsity) for name in measures for sparsity in sparsities]
+    for axis, (name, sparsity) in zip(axes, places, strict=True):
+        _draw(axis, name, dense, arms[arms["sparsity"] == sparsity])
+        if name == measures[0]:
+            axis.set_title("dense" if sparsity is None else _panel_title(sparsity, arms, results), fontsize=10)
+        if sparsity == sparsities[0]:
+            axis.set_ylabel(MEASURES[name])
+    for axis in axes[-len(sparsities) :]:
+        axis.set_xlabel("epoch of the network's own training")
+    legend_below(figure, axes[0], "lines: mean over replicates; bands: one standard deviation")
+    return figure
+
+
+def _joined(networks: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    return networks.drop(columns=[*MEASURES, "epoch"], errors="ignore").merge(points, on="key")
+
+
+def _panel_title(sparsity: float, arms: pd.DataFrame, results: pd.DataFrame) -> str:
+    width = f", width {arms['width'].iloc[0]:g}" if results["width"].nunique() > 1 else ""
+    return f"sparsity {sparsity:g}, k = {arms['rewind_epoch'].iloc[0]}{width}"
+
+
+def _draw(axis: Axes, name: str, dense: pd.DataFrame, arms: pd.DataFrame) -> None:
+    """Draw the dense networks, and a line for each arm, in the arms' order."""
+    _line(axis, dense, name, "dense", {"color": "black"})
+    groups = dict(list(arms.groupby(["arm", "label"], observed=True)))
+    seen: Counter[str] = Counter()
+    for arm, label in sorted(groups, key=lambda group: (ARM_ORDER.index(group[0]), group[1])):
+        dash, seen[arm] = DASHES[seen[arm] % len(DASHES)], seen[arm] + 1  # several ways of matching share their arm's colour
+        _line(
+            axis, groups[arm, label], name, label, {"color": ARM_COLOURS[arm], "marker": ARM_MARKERS[arm], "linestyle": dash}
+        )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    tidy(axis)
+
+
+def _line(axis: Axes, rows: pd.DataFrame, name: str, label: str, look: dict[str, Any]) -> None:
+    found = rows.dropna(subset=[name]).groupby("epoch")[name].agg(["mean", "std"])
+    if found.empty:
+        return
+    epochs, mean, band = found.index.to_numpy(float), found["mean"].to_numpy(float), found["std"].fillna(0.0).to_numpy(float)
+    axis.plot(epochs, mean, label=label, linewidth=1.5, markersize=4, markevery=max(1, len(mean) // 6), **look)
+    axis.fill_between(epochs, mean - band, mean + band, color=look["color"], alpha=0.15, linewidth=0)
