@@ -74,10 +74,15 @@ def _mean_effect(effect: dict[Any, Any]) -> str:
     if effect["p_holm"] < LEVEL:
         does, sign = ("beats", 1) if difference > 0 else ("is behind", -1)
         low, high = sorted((sign * effect["low"], sign * effect["high"]))
-        facts = f"(95 % confidence interval {_points(low)} to {_points(high)}, n = {n} replicates)"
-        return f"{first} {does} {second} by {_points(abs(difference))} points on average {facts}."
-    facts = f"(95 % confidence interval {_points(effect['low'], '+')} to {_points(effect['high'], '+')}, n = {n} replicates)"
-    return f"That {first} and {second} differ is not shown: {_points(difference, '+')} points on average {facts}."
+        return f"{first} {does} {second} by {_points(abs(difference))} points on average {_interval(low, high, effect)}."
+    interval = _interval(effect["low"], effect["high"], effect, "+")
+    return f"That {first} and {second} differ is not shown: {_points(difference, '+')} points on average {interval}."
+
+
+def _interval(low: float, high: float, effect: dict[Any, Any], sign: str = "") -> str:
+    """Write an interval in brackets, with as many digits as the mean effect."""
+    ends = " to ".join(_points(end, sign, like=effect["difference"]) for end in (low, high))
+    return f"(95 % confidence interval {ends}, n = {effect['n']} replicates)"
 
 
 def _means(effect: dict[Any, Any], num_effects: int) -> list[str]:
@@ -203,9 +208,9 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _points(value: float, sign: str = "") -> str:
-    """Return percentage points with as many digits as a difference of their size needs."""
-    return f"{value:{sign}.{1 if abs(value) >= 2 else 2}f}"
+def _points(value: float, sign: str = "", like: float | None = None) -> str:
+    """Return percentage points with as many digits as a difference of their size needs, or of the size of `like`."""
+    return f"{value:{sign}.{1 if abs(value if like is None else like) >= 2 else 2}f}"
 
 
 def _p(value: float) -> str:
