@@ -28,7 +28,7 @@ from raylth.stages import (
 from raylth.store import Store
 from raylth.sweepfile import BadSweep
 
-__all__ = ["check_space", "plan_of", "print_plan", "scan_of", "share_of", "tried"]
+__all__ = ["check_space", "in_hours", "plan_of", "print_plan", "scan_of", "share_of", "tried"]
 
 
 def print_plan(config: SweepConfig) -> None:
@@ -101,19 +101,24 @@ def share_of(config: SweepConfig) -> Callable[[str], tuple[int, float]]:
     return share
 
 
+def in_hours(gpus: float, cpus: float) -> str:
+    """Write GPU-hours and core-hours for people: "about 3.5 GPU-hours and less than 0.01 core-hours"."""
+    parts = [
+        f"about {number:{',.0f' if number >= 100 else '.3g'}} {unit}" if number >= 0.01 else f"less than 0.01 {unit}"
+        for number, unit in ((gpus, "GPU-hours"), (cpus, "core-hours"))
+        if number
+    ]
+    return " and ".join(parts) or "no time"
+
+
 def _costs(config: SweepConfig, time: Hours, ahead: Forecast) -> list[str]:
     """Say how long the trainings take, how that is known, and what it costs at the sweep's prices."""
     if not time.num_measured + time.num_counted:
         return []
-    parts = [
-        f"{number:,.3g} {unit}" if number >= 0.01 else f"less than 0.01 {unit}"
-        for number, unit in ((time.gpus, "GPU-hours"), (time.cpus, "core-hours"))
-        if number
-    ]
     known = [f"{time.num_measured} like those that this plan has trained"] if time.num_measured else []
     if time.num_counted:
         known.append(f"{time.num_counted} by counted operations, at {' and '.join(time.sources)}; small networks take longer")
-    lines = [f"trainings: about {' and '.join(parts)} ({'; '.join(known)})"]
+    lines = [f"trainings: {in_hours(time.gpus, time.cpus)} ({'; '.join(known)})"]
     prices = config.prices
     if prices is not None:
         usd = time.gpus * prices.gpu_hour + time.cpus * prices.cpu_hour

@@ -15,7 +15,7 @@ from raylth.cluster.address import Joining
 from raylth.cluster.meter import Meter
 from raylth.config import SweepConfig
 from raylth.core.data import Dataset
-from raylth.dryrun import plan_of, scan_of, share_of, tried
+from raylth.dryrun import in_hours, plan_of, scan_of, share_of, tried
 from raylth.journal import opened_journal
 from raylth.progress import StatusFile
 from raylth.runner import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_places, compute, run_sweep
@@ -140,17 +140,10 @@ def what_is_searched(config: SweepConfig) -> str:
     whose = f"of the winners of one of {search.repeats} repeats" if search.repeats > 1 else "of the winners"
     epochs = [sum(stage.epochs for stage in part.stages) for part in (shared, arms)]
     first, each = (hours(part, graph, store, share_of(config)) for part in (shared, arms))
-    parts = [
-        f"{number:,.3g} {unit}" if number >= 0.01 else f"less than 0.01 {unit}"
-        for number, unit in (
-            (first.gpus + search.trials * each.gpus, "GPU-hours"),
-            (first.cpus + search.trials * each.cpus, "core-hours"),
-        )
-        if number
-    ]
+    time = in_hours(first.gpus + search.trials * each.gpus, first.cpus + search.trials * each.cpus)
     return (
         f"the plan is that {whose}; before it a search of {studies} x {search.trials} trials, of about "
-        f"{epochs[0] + search.trials * epochs[1]:,} epochs and {' and '.join(parts) or 'no time'} where none is stopped, "
+        f"{epochs[0] + search.trials * epochs[1]:,} epochs and {time} where none is stopped, "
         f"on {search.holdout:,} held-out training samples"
     )
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 with importing.uncollected():
     from raylth.cluster.address import LOCAL, ClusterError, Joining, choose_cluster
@@ -61,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cluster", metavar="FILE", help="send the sweep to the cluster that `ray up FILE` made")
     parser.add_argument("--without-token", action="store_true", help="join several machines that ask nobody for a token")
+    parser.add_argument("--version", action="version", version=f"raylth {version('raylth')}")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own messages")
     return parser
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from raylth import sweep
 from raylth.config import SweepConfig
 from raylth.core import precision
+from raylth.dryrun import in_hours
 from raylth.stages import make_plan
 from raylth.sweepfile import BadSweep, read_sweep, read_sweep_and_places
 
@@ -364,6 +365,13 @@ def test_a_plan_is_made_before_its_files_are_there(tmp_path, capsys, file, optio
     assert line.startswith("data.root: ")
     assert line.count("data.root: ") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_hours_are_in_words_at_every_size():
+    assert in_hours(3.456, 0) == "about 3.46 GPU-hours"
+    assert in_hours(1e-9, 12345.6) == "less than 0.01 GPU-hours and about 12,346 core-hours"
+    assert in_hours(0, 8.01e-05) == "less than 0.01 core-hours"
+    assert in_hours(0, 0) == "no time"
 
 
 def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raylth import cli
+from raylth import cli, sweep
 from raylth.core.models import init_model
 from raylth.core.permutation import derive_spec
 from raylth.store import locate
@@ -81,6 +81,9 @@ def test_python_is_named_as_it_is_typed(tmp_path, monkeypatch):
 def test_the_version_is_told(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["raylth", "--version"])
     assert cli.main() == 0
+    assert capsys.readouterr().out == f"raylth {version('raylth')}\n"
+    with pytest.raises(SystemExit, match="0"):
+        sweep.main(["--version"])
     assert capsys.readouterr().out == f"raylth {version('raylth')}\n"
 
 
