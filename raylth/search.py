@@ -172,8 +172,13 @@ def _check_space(config: SweepConfig) -> None:
 
     try:
         check_sampler(search)
-        first_points(config)
     except ValueError as error:
+        raise BadSweep(str(error)) from error
+    except Exception as error:  # what a sampler makes of strange settings can be anything
+        raise BadSweep(f"search.sampler: {search.sampler.name}: {type(error).__name__}: {_line(error)}") from error
+    try:
+        first_points(config)
+    except (ValueError, ArithmeticError) as error:
         raise BadSweep(str(error)) from error
 
 
@@ -286,7 +291,7 @@ def _fingerprint(config: SweepConfig, data_sha256: str) -> str:
     return fingerprint([_science(config), search, sorted(stage.key for stage in plan_of(config).stages), data_sha256])
 
 
-def _line(error: ValueError) -> str:
+def _line(error: Exception) -> str:
     """Return what is wrong in one line, also of pydantic's errors."""
     details: Any = getattr(error, "errors", None)
     return "; ".join(str(detail["msg"]) for detail in details()) if details else " ".join(str(error).split())

@@ -11,6 +11,7 @@ from raylth.values import Count, Integer, Real, Settings, unique
 
 __all__ = ["FinalConfig", "SamplerConfig", "SearchConfig", "Space", "StopConfig", "edges", "judging_base"]
 
+MOST_POINTS = 1_000  # each is planned before anything is started
 AT_THE_EDGE = 0.02  # of a range, on its scale
 
 
@@ -23,7 +24,7 @@ class Space(Settings):
     log: bool = Field(False, description="Draw numbers on a logarithmic scale.")
     step: Real | None = Field(None, gt=0, description="Distance between numbers; null: any (float) or 1 (int).")
     choices: list[str | bool | int | float | None] | None = Field(
-        None, min_length=1, description="What may be, where categorical."
+        None, min_length=1, max_length=MOST_POINTS, description="What may be, where categorical."
     )
 
     @model_validator(mode="after")
@@ -117,6 +118,7 @@ class SearchConfig(Settings):
     replicates: Count = Field(1, description="Pairs of networks on which each trial is judged, by their mean.")
     repeats: Count = Field(
         1,
+        le=1_000,
         description="Independent searches, each with a sampler and judging pairs of its own. All winners are trained, and "
         "intervals count how they differ. When the number is raised, the searches that were made are kept.",
     )
@@ -124,7 +126,7 @@ class SearchConfig(Settings):
         ["accuracy"], description="What is made large; several give a Pareto front."
     )
     start: list[dict[str, Any]] | None = Field(
-        None, description="Points that are tried first; null: the setting that the file itself has."
+        None, max_length=MOST_POINTS, description="Points that are tried first; null: the setting that the file itself has."
     )
     sampler: SamplerConfig = SamplerConfig()
     stop: StopConfig | None = Field(
