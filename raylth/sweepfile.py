@@ -226,7 +226,7 @@ def _parse(text: str, path: KeyPath = ()) -> tuple[Any, dict[KeyPath, int], list
         lines, twice = _lines(node, path)  # before merge keys are filled in
         return (None if node is None else loader.construct_document(node)), lines, twice
     except yaml.reader.ReaderError as error:
-        raise NotYaml(f"{error.reason} ({error.character!r})", text.count("\n", 0, error.position) + 1) from error
+        raise NotYaml(f"{error.reason} (U+{error.character:04X})", text.count("\n", 0, error.position) + 1) from error
     except yaml.MarkedYAMLError as error:
         why = error.problem or str(error)
         if why == "but found another document":
@@ -237,7 +237,7 @@ def _parse(text: str, path: KeyPath = ()) -> tuple[Any, dict[KeyPath, int], list
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what is no value of a sweep: cycles, aliases that make much of little, numbers beyond all use, half characters."""
+    """Refuses what no sweep holds: cycles, aliases that make much of little, numbers beyond use, half characters."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -279,7 +279,9 @@ class _Loader(yaml.SafeLoader):
         except Exception as error:
             shown = _shown(node.value) if isinstance(node.value, str) else "this"
             kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(None, None, f"{shown} is no {kind}", node.start_mark) from error
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shown} cannot be read as {kind} (in quotes it is text)", node.start_mark
+            ) from error
         why = None
         if isinstance(value, int) and value.bit_length() > MOST_BITS:
             why = "a number of more than 300 digits"
