@@ -367,12 +367,13 @@ def test_any_key_may_be_misspelt_or_there_twice(text):
 PIECES = [
     "name: x", "\n", "\n  ", "\n- ", "\t", "\r\n", "\r", "\ufeff", "\x85", "\u2028", ": ", "? ", "- ", "{", "}", "[", "]",
     ", ", "'", '"', '"\\ud800"', '"\\U00110000"', '"\\0"', "|", ">", "|9", "#", "%YAML 9.9\n---\n", "%TAG ! !\n", "---\n",
-    "\n---\n", "...\n", "&a ", "*a", "&a [*a]", "&a {x: *a}", "<<: *a", "<<: [*a, *a]", "<<: 3", 
-    "!!python/object/apply:os.system [echo]", "!!python/name:os.system", "!!binary ", "!!binary =", "!!set {a, b}", "!!omap [a: 1]", "!!pairs [a: 1]", "!!timestamp x",
-    "!!int x", "!!int ''", "!!float x", "!!bool x", "!!null x", "!!str {a: 1}", "!!map [1]", "!!seq {a: 1}", "!x ", "! ", "=",
-    "2024-99-99", "2024-01-01", "2001-12-14t21:59:43.10-99:99", "0x", "0x" + "f" * 5_000, "9" * 5_000, "1:99:99", "0b", "0o7",
-    "190:20:30.15", "1" + ":59" * 300 + ".5", ".inf", "-.NaN", "1e999", "@", "`", "\0", "\x07", "é", "😀", "a" * 5_000, "~",
-    "null", "dense: ", "sparse:\n  lr: ", "? [a, b]\n: c", "? {a: b}\n: c", "seeds: {base: ", "search: ", "storage: ",
+    "\n---\n", "...\n", "&a ", "*a", "&a [*a]", "&a {x: *a}", "<<: *a", "<<: [*a, *a]", "<<: 3",
+    "!!python/object/apply:os.system [echo]", "!!python/name:os.system", "!!binary ", "!!binary =", "!!set {a, b}",
+    "!!omap [a: 1]", "!!pairs [a: 1]", "!!timestamp x", "!!int x", "!!int ''", "!!float x", "!!bool x", "!!null x",
+    "!!str {a: 1}", "!!map [1]", "!!seq {a: 1}", "!x ", "! ", "=", "2024-99-99", "2024-01-01",
+    "2001-12-14t21:59:43.10-99:99", "0x", "0x" + "f" * 5_000, "9" * 5_000, "1:99:99", "0b", "0o7", "190:20:30.15",
+    "1" + ":59" * 300 + ".5", ".inf", "-.NaN", "1e999", "@", "`", "\0", "\x07", "é", "😀", "a" * 5_000, "~", "null",
+    "dense: ", "sparse:\n  lr: ", "? [a, b]\n: c", "? {a: b}\n: c", "seeds: {base: ", "search: ", "storage: ",
 ]  # fmt: skip
 
 
