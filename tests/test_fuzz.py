@@ -5,6 +5,7 @@ import copy
 import functools
 import io
 import json
+import math
 import os
 import re
 import resource
@@ -298,7 +299,7 @@ def edges_of(draw: st.DrawFn, entry: dict[str, Any], path: tuple[str, ...]) -> A
         ends = {entry[end] for end in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum") if end in entry}
         near = [end + step for end in ends for step in (-1, 0, 1, 1e-9, -1e-9)] + NUMBERS
         found = draw(st.one_of(st.sampled_from(near), st.floats(0, 1), st.integers(1, 100)))
-        return int(found) if kind == "integer" and found in range(-(10**300), 10**300) else found
+        return int(found) if kind == "integer" and math.isfinite(found) else found
     return draw(st.sampled_from([True, False] if kind == "boolean" else STRINGS))
 
 
