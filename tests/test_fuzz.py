@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,11 +26,13 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from raylth import sweep
+from raylth.stages import preflight
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
 SCHEMA: dict[str, Any] = json.loads((SWEEPS / "schema.json").read_text())
 CPU_SECONDS = 10  # of one dry run: a clock on the wall would count what others do on this machine
 MEMORY = 1_500  # MB by which the process may grow
+FREE = 3 * 10**8  # bytes that are there to try a network: large ones are only planned
 FILE = "sweep.yaml"
 PLACE = re.compile(rf"({re.escape(FILE)}(:\d+)?|command line): \S")
 IN_CI = bool(os.environ.get("CI"))
@@ -59,8 +62,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sklearn.datasets, "load_digits", functools.cache(sklearn.datasets.load_digits))  # a CSV file
-        for raw in (TINY, SEARCH):  # imports what takes seconds to import, and torch's compiler makes a folder then
+        for raw in (TINY, SEARCH):  # what takes seconds to import is imported; torch's compiler and wandb make folders then
             assert dry_run(text_of(raw), limit=0).status == 0
+            assert dry_run(text_of(raw), ("model.name=nothing",), limit=0).status == 2
+        patch.setattr(preflight, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=FREE)))
         for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
             patch.setenv(name, str(place))
         patch.setattr(tempfile, "tempdir", str(place))
