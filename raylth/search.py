@@ -22,7 +22,7 @@ from raylth.runner import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_plac
 from raylth.runs import NOT_SCIENCE, Run
 from raylth.searching import judging_base
 from raylth.settings import changed
-from raylth.stages import Graph, Plan, check_same_data, hours, load_data
+from raylth.stages import MOST_STAGES, Graph, Plan, check_same_data, hours, load_data
 from raylth.store import Lease, Location, Store, fingerprint
 from raylth.store.location import DiskLocation
 from raylth.sweepfile import BadSweep
@@ -157,7 +157,13 @@ def _check_space(config: SweepConfig) -> None:
     """Try every setting of the space at its ends, and all points to start at; BadSweep for what no sweep could be."""
     search = config.search
     assert search is not None
-    tried(plan_of(config), Store(config.storage))
+    plan = plan_of(config)
+    if search.repeats * len(plan.stages) > MOST_STAGES:
+        raise BadSweep(
+            f"search.repeats: {search.repeats:,} repeats of {len(plan.stages):,} stages are more than the {MOST_STAGES:,} "
+            "that a plan has at most"
+        )
+    tried(plan, Store(config.storage))
     points = [({name: value}, f"search.space.{name}") for name, space in search.space.items() for value in space.ends]
     points += [(point, "search.start") for point in search.start or []]
     for point, where in points:
@@ -178,7 +184,7 @@ def _check_space(config: SweepConfig) -> None:
         raise BadSweep(f"search.sampler: {search.sampler.name}: {type(error).__name__}: {_line(error)}") from error
     try:
         first_points(config)
-    except (ValueError, ArithmeticError) as error:
+    except ValueError as error:
         raise BadSweep(str(error)) from error
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from raylth.seeding import derive_seed
 from raylth.values import Count, Integer, Real, Settings, unique
@@ -12,6 +12,7 @@ from raylth.values import Count, Integer, Real, Settings, unique
 __all__ = ["FinalConfig", "SamplerConfig", "SearchConfig", "Space", "StopConfig", "edges", "judging_base"]
 
 MOST_POINTS = 1_000  # each is planned before anything is started
+MOST_STEPS = 2**53  # as a float counts them
 AT_THE_EDGE = 0.02  # of a range, on its scale
 
 
@@ -37,6 +38,8 @@ class Space(Settings):
             raise ValueError(f"a space of type {self.type} has low and high, and no choices")
         if self.low >= self.high:
             raise ValueError(f"low: {self.low:g} is not below high: {self.high:g}")
+        if self.step is not None and (self.high - self.low) / self.step > MOST_STEPS:
+            raise ValueError(f"step: {self.step:g} is too small for numbers from {self.low:g} to {self.high:g}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log: needs a low above 0, and no step")
         if self.type == "int" and any(
@@ -86,7 +89,7 @@ class SamplerConfig(Settings):
     """Optuna's sampler."""
 
     name: str = Field("TPESampler", description="Class in optuna.samplers.")
-    settings: dict[str, Any] = Field(
+    settings: dict[str, JsonValue] = Field(
         {},
         description="Its arguments. TPESampler has constant_liar (those that run now count as bad, so that several at a time "
         "look at different places), and a seed from seeds.base.",
@@ -125,7 +128,7 @@ class SearchConfig(Settings):
     objectives: Annotated[list[Literal["accuracy", "model_sparsity"]], Field(min_length=1)] = Field(
         ["accuracy"], description="What is made large; several give a Pareto front."
     )
-    start: list[dict[str, Any]] | None = Field(
+    start: list[dict[str, JsonValue]] | None = Field(
         None, max_length=MOST_POINTS, description="Points that are tried first; null: the setting that the file itself has."
     )
     sampler: SamplerConfig = SamplerConfig()

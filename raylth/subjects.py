@@ -96,7 +96,7 @@ class ModelConfig(Settings):
         description="Network: a name of this package or of an installed one's entry point, torchvision:NAME, timm:NAME, or "
         "the import path package.module:function of one's own, called with width, num_classes and in_shape.",
     )
-    widths: Annotated[list[Width], Field(min_length=1, max_length=1_000), AfterValidator(unique)] = Field(
+    widths: Annotated[list[Width], Field(min_length=1, max_length=100), AfterValidator(unique)] = Field(
         [1.0], description="Multipliers of every hidden width; the paper has 1 to 16."
     )
     init: Literal["own", "torch"] = Field(

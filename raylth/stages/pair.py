@@ -67,7 +67,8 @@ class Pair:
     def stages(self) -> list[Stage]:
         """Return all stages of the pair, parents before children; ValueError as `make_plan` says."""
         sparse, total = self.config.sparse, self.config.dense.epochs
-        check_stream_site(self.model, self.config.match)
+        if self.replicate == 0:  # the networks of the others have the same units
+            check_stream_site(self.model, self.config.match)
         arms = {name: ARMS[name] for name in sparse.arms}
         sources = {arm.weights_from for arm in arms.values()}
         permuted = any(arm.transform == "permute" for arm in arms.values())

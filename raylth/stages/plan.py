@@ -8,7 +8,7 @@ from raylth.stages.pair import Pair
 from raylth.stages.sparse import ARMS
 from raylth.stages.stage import Stage
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["MOST_STAGES", "Plan", "make_plan"]
 
 MOST_STAGES = 100_000  # whose plan is in memory, and shown, in seconds
 KIND_ORDER = (
