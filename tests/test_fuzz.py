@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import sklearn.datasets
 import yaml
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raylth import sweep
@@ -128,7 +128,6 @@ def dry_run(content: str | bytes, overrides: tuple[str, ...] = (), *, limit: flo
 def check(content: str | bytes, overrides: tuple[str, ...] = ()) -> Ended:
     """Hold a dry run against what is promised of every one."""
     ended = dry_run(content, overrides)
-    event(f"exit status {ended.status}")
     assert ended.status in (0, 2)
     if ended.status == 0:
         assert ended.err == ""

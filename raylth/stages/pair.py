@@ -15,7 +15,7 @@ from raylth.core.models import MODELS, code_of
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.seeding import derive_seed
 from raylth.stages.mask import read_mask_file
-from raylth.stages.shapes import check_stream_site, num_prunable, shapes_of
+from raylth.stages.shapes import num_prunable, shapes_of
 from raylth.stages.sparse import ARMS
 from raylth.stages.stage import Stage, stage_key
 
@@ -67,8 +67,6 @@ class Pair:
     def stages(self) -> list[Stage]:
         """Return all stages of the pair, parents before children; ValueError as `make_plan` says."""
         sparse, total = self.config.sparse, self.config.dense.epochs
-        if self.replicate == 0:  # the networks of the others have the same units
-            check_stream_site(self.model, self.config.match)
         arms = {name: ARMS[name] for name in sparse.arms}
         sources = {arm.weights_from for arm in arms.values()}
         permuted = any(arm.transform == "permute" for arm in arms.values())

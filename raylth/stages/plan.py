@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from raylth.config import SweepConfig
 from raylth.stages.measures import measures
 from raylth.stages.pair import Pair
+from raylth.stages.shapes import check_stream_site
 from raylth.stages.sparse import ARMS
 from raylth.stages.stage import Stage
 
@@ -49,6 +50,8 @@ def make_plan(config: SweepConfig) -> Plan:
         pairs, planned = [], list[Stage]()
         for replicate in range(config.seeds.replicates):
             pairs.append(Pair(config, width, replicate))
+            if replicate == 0:  # the networks of the others have the same units
+                check_stream_site(pairs[0].model, config.match)
             planned += pairs[-1].stages()
             if not stages and replicate == 0:
                 _check_number(config, len({stage.key for stage in planned}))
