@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raylth.seeding import derive_seed
 from raylth.values import Count, Integer, Real, Settings, unique
@@ -14,6 +14,19 @@ __all__ = ["FinalConfig", "SamplerConfig", "SearchConfig", "Space", "StopConfig"
 MOST_POINTS = 1_000  # each is planned before anything is started
 MOST_STEPS = 2**53  # as a float counts them
 AT_THE_EDGE = 0.02  # of a range, on its scale
+
+
+def _plain(value: Any) -> Any:
+    """Refuse what JSON cannot hold: settings travel to workers and into a study's journal as that."""
+    below = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
+    for each in below:
+        _plain(each)
+    if not isinstance(value, str | bool | int | float | list | dict | None):
+        raise ValueError(f"should be text, a number, true, false, a list or settings, found {value!r}")
+    return value
+
+
+Plain = Annotated[Any, AfterValidator(_plain)]
 
 
 class Space(Settings):
@@ -89,7 +102,7 @@ class SamplerConfig(Settings):
     """Optuna's sampler."""
 
     name: str = Field("TPESampler", description="Class in optuna.samplers.")
-    settings: dict[str, JsonValue] = Field(
+    settings: dict[str, Plain] = Field(
         {},
         description="Its arguments. TPESampler has constant_liar (those that run now count as bad, so that several at a time "
         "look at different places), and a seed from seeds.base.",
