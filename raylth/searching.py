@@ -141,7 +141,7 @@ class SearchConfig(Settings):
     objectives: Annotated[list[Literal["accuracy", "model_sparsity"]], Field(min_length=1)] = Field(
         ["accuracy"], description="What is made large; several give a Pareto front."
     )
-    start: list[dict[str, JsonValue]] | None = Field(
+    start: list[dict[str, Plain]] | None = Field(
         None, max_length=MOST_POINTS, description="Points that are tried first; null: the setting that the file itself has."
     )
     sampler: SamplerConfig = SamplerConfig()
