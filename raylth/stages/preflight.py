@@ -84,7 +84,8 @@ def _try(settings: dict[str, Any], uses: Uses, single: dict[str, str]) -> None:
 
 def _bytes_to_try(settings: dict[str, Any]) -> int:
     """Estimate the memory that trying a network takes: its weights in three copies, as they were, and a gradient."""
-    return COPIES * sum(tensor.numel() * tensor.element_size() for tensor in shapes_of(settings).state_dict().values())
+    held = [value for value in shapes_of(settings).state_dict().values() if isinstance(value, torch.Tensor)]
+    return COPIES * sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def _builder(settings: dict[str, Any]) -> Callable[[int], nn.Module]:
