@@ -1,8 +1,22 @@
 """What stages take of machines, and how often what is done is saved: settings that change no result."""
 
-from pydantic import Field, model_validator
+from typing import Annotated
 
-from raylth.values import AUTO, Count, EngineSetting, GpuCount, GpuShare, Integer, PackSize, Real, Settings
+from pydantic import AfterValidator, Field, model_validator
+
+from raylth.values import (
+    AUTO,
+    MOST_WORKERS,
+    Count,
+    EngineSetting,
+    GpuCount,
+    GpuShare,
+    Integer,
+    PackSize,
+    Real,
+    Settings,
+    is_path,
+)
 
 __all__ = ["ResourcesConfig", "Share", "TrainingShare"]
 
@@ -29,6 +43,7 @@ class TrainingShare(Share):
     )
     workers: Count | None = Field(
         None,
+        le=MOST_WORKERS,
         description="Processes that train a network together, each with its part of every batch; null: one for each GPU.",
     )
     min_workers: Count | None = Field(
@@ -80,7 +95,7 @@ class ResourcesConfig(Settings):
         "GPU the fastest of those that are proved there, measured once with the size of packs; on a CPU eager. One that is "
         "named is proved, too; if it fails, a simpler one is used.",
     )
-    staging: str | None = Field(
+    staging: Annotated[str, AfterValidator(is_path)] | None = Field(
         None, min_length=1, description="Folder on each machine's own disk to which images in files are copied first, once."
     )
     checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")

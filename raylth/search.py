@@ -22,7 +22,7 @@ from raylth.runner import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_plac
 from raylth.runs import NOT_SCIENCE, Run
 from raylth.searching import judging_base
 from raylth.settings import changed
-from raylth.stages import Graph, Plan, check_same_data, hours, keep_checked, load_data
+from raylth.stages import MOST_STAGES, Graph, Plan, check_same_data, hours, keep_checked, load_data
 from raylth.store import Lease, Store, fingerprint
 from raylth.sweepfile import BadSweep
 from raylth.winners import SUMMARY, joined_plan, plan_of_winners, summary_of, winners_of
@@ -155,7 +155,13 @@ def _check_space(config: SweepConfig) -> list[str]:
     """
     search = config.search
     assert search is not None
-    networks = tried(plan_of(config), Store(config.storage))
+    plan = plan_of(config)
+    if search.repeats * len(plan.stages) > MOST_STAGES:
+        raise BadSweep(
+            f"search.repeats: {search.repeats:,} repeats of {len(plan.stages):,} stages are more than the {MOST_STAGES:,} "
+            "that a plan has at most"
+        )
+    networks = tried(plan, Store(config.storage))
     points = [({name: value}, f"search.space.{name}") for name, space in search.space.items() for value in space.ends]
     points += [(point, "search.start") for point in search.start or []]
     for point, where in points:
@@ -170,6 +176,11 @@ def _check_space(config: SweepConfig) -> list[str]:
 
     try:
         check_sampler(search)
+    except ValueError as error:
+        raise BadSweep(str(error)) from error
+    except Exception as error:  # what a sampler makes of strange settings can be anything
+        raise BadSweep(f"search.sampler: {search.sampler.name}: {type(error).__name__}: {_line(error)}") from error
+    try:
         first_points(config)
     except ValueError as error:
         raise BadSweep(str(error)) from error
@@ -222,22 +233,26 @@ def _search(
         status.update(graph, epochs, meter.used)
         return []
 
-    if not graph.finished:
-        compute(shared, graph, run, dataset, console, command, joining, meter, also)
-    with joined(joining) as ray, tempfile.TemporaryDirectory(prefix="raylth-search-") as scratch:
-        every = search.stops.grace_epochs if search.stops else config.log.evaluate_every
-        data, sha256, root = [ray.put(dataset)], dataset.fingerprint(), str(run.store.root.absolute())
+    try:
+        if not graph.finished:
+            compute(shared, graph, run, dataset, console, command, joining, meter, also)
+        with joined(joining) as ray, tempfile.TemporaryDirectory(prefix="raylth-search-") as scratch:
+            every = search.stops.grace_epochs if search.stops else config.log.evaluate_every
+            data, sha256, root = [ray.put(dataset)], dataset.fingerprint(), str(run.store.root.absolute())
 
-        def told(line: str) -> None:
-            kept()
-            status.update(graph, 0, meter.used, note=line)
-            console.print(line, highlight=False, soft_wrap=True)
+            def told(line: str) -> None:
+                kept()
+                status.update(graph, 0, meter.used, note=line)
+                console.print(line, highlight=False, soft_wrap=True)
 
-        check_shares(config.resources, machines())
-        for study, left in ahead:
-            if not meter.exhausted:
-                given = Given(root, study.config.model_dump(mode="json"), data, sha256, every, versions())
-                search_on_ray(study, given, left, told, scratch, meter, None if joining.is_local else machines())
+            check_shares(config.resources, machines())
+            for study, left in ahead:
+                if not meter.exhausted:
+                    given = Given(root, study.config.model_dump(mode="json"), data, sha256, every, versions())
+                    search_on_ray(study, given, left, told, scratch, meter, None if joining.is_local else machines())
+    except KeyboardInterrupt:
+        status.update(graph, 0, meter.used, state="stopped", note=f"stopped{signals.was_asked().why}")
+        raise
     status.update(graph, 0, meter.used, state="finished")
     return studies
 
@@ -262,7 +277,7 @@ def _fingerprint(config: SweepConfig, data_sha256: str) -> str:
     return fingerprint([_science(config), search, sorted(stage.key for stage in plan_of(config).stages), data_sha256])
 
 
-def _line(error: ValueError) -> str:
+def _line(error: Exception) -> str:
     """Return what is wrong in one line, also of pydantic's errors."""
     details: Any = getattr(error, "errors", None)
     return "; ".join(str(detail["msg"]) for detail in details()) if details else " ".join(str(error).split())

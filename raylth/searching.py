@@ -4,14 +4,29 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raylth.seeding import derive_seed
 from raylth.values import Count, Integer, Real, Settings, unique
 
 __all__ = ["FinalConfig", "SamplerConfig", "SearchConfig", "Space", "StopConfig", "edges", "judging_base"]
 
+MOST_POINTS = 1_000  # each is planned before anything is started
+MOST_STEPS = 2**53  # as a float counts them
 AT_THE_EDGE = 0.02  # of a range, on its scale
+
+
+def _plain(value: Any) -> Any:
+    """Refuse what JSON cannot hold: settings travel to workers and into a study's journal as that."""
+    below = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
+    for each in below:
+        _plain(each)
+    if not isinstance(value, str | bool | int | float | list | dict | None):
+        raise ValueError(f"should be text, a number, true, false, a list or settings, found {value!r}")
+    return value
+
+
+Plain = Annotated[Any, AfterValidator(_plain)]
 
 
 class Space(Settings):
@@ -23,7 +38,7 @@ class Space(Settings):
     log: bool = Field(False, description="Draw numbers on a logarithmic scale.")
     step: Real | None = Field(None, gt=0, description="Distance between numbers; null: any (float) or 1 (int).")
     choices: list[str | bool | int | float | None] | None = Field(
-        None, min_length=1, description="What may be, where categorical."
+        None, min_length=1, max_length=MOST_POINTS, description="What may be, where categorical."
     )
 
     @model_validator(mode="after")
@@ -36,6 +51,8 @@ class Space(Settings):
             raise ValueError(f"a space of type {self.type} has low and high, and no choices")
         if self.low >= self.high:
             raise ValueError(f"low: {self.low:g} is not below high: {self.high:g}")
+        if self.step is not None and (self.high - self.low) / self.step > MOST_STEPS:
+            raise ValueError(f"step: {self.step:g} is too small for numbers from {self.low:g} to {self.high:g}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log: needs a low above 0, and no step")
         if self.type == "int" and any(
@@ -85,7 +102,7 @@ class SamplerConfig(Settings):
     """Optuna's sampler."""
 
     name: str = Field("TPESampler", description="Class in optuna.samplers.")
-    settings: dict[str, Any] = Field(
+    settings: dict[str, Plain] = Field(
         {},
         description="Its arguments. TPESampler has constant_liar (those that run now count as bad, so that several at a time "
         "look at different places), and a seed from seeds.base.",
@@ -117,14 +134,15 @@ class SearchConfig(Settings):
     replicates: Count = Field(1, description="Pairs of networks on which each trial is judged, by their mean.")
     repeats: Count = Field(
         1,
+        le=1_000,
         description="Independent searches, each with a sampler and judging pairs of its own. All winners are trained, and "
         "intervals count how they differ. When the number is raised, the searches that were made are kept.",
     )
     objectives: Annotated[list[Literal["accuracy", "model_sparsity"]], Field(min_length=1)] = Field(
         ["accuracy"], description="What is made large; several give a Pareto front."
     )
-    start: list[dict[str, Any]] | None = Field(
-        None, description="Points that are tried first; null: the setting that the file itself has."
+    start: list[dict[str, Plain]] | None = Field(
+        None, max_length=MOST_POINTS, description="Points that are tried first; null: the setting that the file itself has."
     )
     sampler: SamplerConfig = SamplerConfig()
     stop: StopConfig | None = Field(

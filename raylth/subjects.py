@@ -25,7 +25,9 @@ class DataConfig(Settings):
     )
     download: bool = Field(False, description="Let torchvision download missing files to data.root.")
     resolution: Count | None = Field(
-        None, description="Side of training and evaluation crops, in pixels, where images stay in files; null is 224."
+        None,
+        le=10_000,
+        description="Side of training and evaluation crops, in pixels, where images stay in files; null is 224.",
     )
     augment: Literal["auto", "none", "flip_crop", "resized_crop"] = Field(
         "auto",
@@ -94,7 +96,7 @@ class ModelConfig(Settings):
         description="Network: a name of this package or of an installed one's entry point, torchvision:NAME, timm:NAME, or "
         "the import path package.module:function of one's own, called with width, num_classes and in_shape.",
     )
-    widths: Annotated[list[Width], Field(min_length=1), AfterValidator(unique)] = Field(
+    widths: Annotated[list[Width], Field(min_length=1, max_length=100), AfterValidator(unique)] = Field(
         [1.0], description="Multipliers of every hidden width; the paper has 1 to 16."
     )
     init: Literal["own", "torch"] = Field(

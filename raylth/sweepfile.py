@@ -15,6 +15,9 @@ __all__ = ["BadSweep", "Places", "read_sweep", "read_sweep_and_places"]
 
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "command line"
+MOST_DEEP, MOST_VALUES = 60, 100_000  # of a file, with all that its aliases repeat
+MOST_BITS = 1000  # of a whole number: a float can hold it, and Python writes it
+MOST_MISTAKES = 20  # that are told
 EXPECTED = {  # pydantic's kind of error -> what should be there; what is missing here reads well in its own words
     "int_type": "should be a whole number",
     "int_parsing": "should be a whole number",
@@ -32,7 +35,15 @@ EXPECTED = {  # pydantic's kind of error -> what should be there; what is missin
 
 
 class BadSweep(ValueError):
-    """A sweep that cannot be run as written; its text holds one line per mistake."""
+    """A sweep that cannot be run as written; its text holds one line per mistake, and each argument is one."""
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__("\n".join(_in_one_line(mistake) for mistake in mistakes))
+
+
+def _in_one_line(text: str) -> str:
+    """Write what would end a line, or move a terminal's cursor, as Python does in quotes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @dataclass(frozen=True)
@@ -65,22 +76,20 @@ def read_sweep_and_places(file: str | Path, overrides: Sequence[str] = ()) -> tu
     """Read a sweep file as `read_sweep` does, and keep where each setting was made."""
     try:
         text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
         raise BadSweep(f"{file}: cannot be read: {reason}") from error
     try:
-        raw = yaml.safe_load(text)
-        lines, twice = _lines(yaml.compose(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise BadSweep(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
+        raw, lines, twice = _parse(text)
+    except NotYaml as error:
+        raise BadSweep(f"{file}:{error.line}: not YAML: {error}") from error
     if not isinstance(raw, dict):
         kind = "nothing" if raw is None else type(raw).__name__
         raise BadSweep(f"{file}: expected settings such as 'name: my-sweep', found {kind}")
     if twice:
-        found = [(line, _dotted(path), f"is there twice, in line {lines[path]} and in line {line}") for path, line in twice]
-        raise BadSweep("\n".join(f"{file}:{line}: {key}: {message}" for line, key, message in found))
+        where = [(_dotted(path), lines[path], line) for path, line in twice]
+        found = [f"{file}:{line}: {key}: is there twice, in line {first} and in line {line}" for key, first, line in where]
+        raise BadSweep(*_first(found, str(file)))
     sources: dict[KeyPath, str] = {path: f"{file}:{line}" for path, line in lines.items()}
     for override in overrides:
         _override(raw, override, sources)
@@ -88,29 +97,35 @@ def read_sweep_and_places(file: str | Path, overrides: Sequence[str] = ()) -> tu
     try:
         return SweepConfig.model_validate(raw), places
     except ValidationError as error:
-        raise BadSweep("\n".join(_describe(detail, places) for detail in error.errors())) from None
+        raise BadSweep(*_first([_describe(detail, places) for detail in error.errors()], str(file))) from None
+
+
+def _first(mistakes: list[str], file: str) -> list[str]:
+    """Return as many mistakes as a person looks at, and how many more there are."""
+    more = len(mistakes) - MOST_MISTAKES
+    return mistakes if more <= 0 else [*mistakes[:MOST_MISTAKES], f"{file}: and {more:,} more mistakes"]
 
 
 def _override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> None:
     key, equals, value = override.partition("=")
     path = tuple(key.split("."))
-    if not equals or not all(path):
+    if not equals or not all(path) or len(path) > MOST_DEEP:
         raise BadSweep(f"{COMMAND_LINE}: {override!r} is not of the form key.path=value")
     try:
-        parsed = yaml.safe_load(value)
-        _, twice = _lines(yaml.compose(value, Loader=yaml.SafeLoader), path)
-    except yaml.YAMLError as error:
-        raise BadSweep(f"{COMMAND_LINE}: {override!r}: the value is not YAML") from error
+        parsed, _, twice = _parse(value, path)
+    except NotYaml as error:
+        raise BadSweep(f"{COMMAND_LINE}: {override!r}: the value is not YAML: {error}") from error
     if twice:
         raise BadSweep(f"{COMMAND_LINE}: {_dotted(twice[0][0])}: is there twice in {override!r}")
     node = raw
     for depth, part in enumerate(path[:-1], start=1):
-        if node.get(part) is None:
-            node[part] = {}
+        below = node.get(part)
+        if below is None:
+            below = {}
             sources[path[:depth]] = COMMAND_LINE
-        node = node[part]
-        if not isinstance(node, dict):
-            raise BadSweep(f"{COMMAND_LINE}: {key}: {_dotted(path[:depth])} is {_shown(node)}, there is nothing below it")
+        if not isinstance(below, dict):
+            raise BadSweep(f"{COMMAND_LINE}: {key}: {_dotted(path[:depth])} is {_shown(below)}, there is nothing below it")
+        node[part] = node = dict(below)  # another key may be an alias of the same settings
     replaced = [path, *((*path[:-1], word) for word in _other_words(path))]
     for word in replaced:
         node.pop(word[-1], None)
@@ -195,12 +210,96 @@ def _model_at(path: KeyPath) -> type[BaseModel]:
     return model
 
 
+class NotYaml(ValueError):
+    """Text that is not YAML as a sweep may have it; one sentence, and the line."""
+
+    def __init__(self, why: str, line: int) -> None:
+        super().__init__(why)
+        self.line = line
+
+
+def _parse(text: str, path: KeyPath = ()) -> tuple[Any, dict[KeyPath, int], list[tuple[KeyPath, int]]]:
+    """Return what YAML text says, and what `_lines` tells of it."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        lines, twice = _lines(node, path)  # before merge keys are filled in
+        return (None if node is None else loader.construct_document(node)), lines, twice
+    except yaml.reader.ReaderError as error:
+        raise NotYaml(f"{error.reason} (U+{error.character:04X})", text.count("\n", 0, error.position) + 1) from error
+    except yaml.MarkedYAMLError as error:
+        why = error.problem or str(error)
+        if why == "but found another document":
+            why = "there is a second document, after a line of ---"
+        raise NotYaml(why, error.problem_mark.line + 1 if error.problem_mark else 1) from error
+    except ValueError as error:  # of an escape such as \\U00110000
+        raise NotYaml(str(error), loader.get_mark().line + 1) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what no sweep holds: cycles, aliases that make much of little, numbers beyond use, half characters."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = 0
+        self.sizes: dict[yaml.Node, tuple[int, int]] = {}  # of whole nodes: values with all that aliases repeat, and depth
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node and measure it."""
+        is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        if self.depth >= MOST_DEEP:  # each takes some of Python's stack
+            raise yaml.composer.ComposerError(None, None, f"more than {MOST_DEEP} levels", mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if node is None:
+            return None
+        if not is_alias:
+            below = node.value if isinstance(node, yaml.CollectionNode) else []
+            pairs = below if isinstance(node, yaml.MappingNode) else [(each,) for each in below]
+            inner = [self._size(each, mark) for pair in pairs for each in pair]
+            self.sizes[node] = 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)
+        size, depth = self._size(node, mark)
+        if size > MOST_VALUES or depth > MOST_DEEP:
+            much = f"{MOST_VALUES:,} values" if size > MOST_VALUES else f"{MOST_DEEP} levels"
+            raise yaml.composer.ComposerError(None, None, f"more than {much}, with all that aliases repeat", mark)
+        return node
+
+    def _size(self, node: yaml.Node, mark: yaml.Mark) -> tuple[int, int]:
+        if node not in self.sizes:
+            raise yaml.composer.ComposerError(None, None, "an alias stands inside what it names", mark)
+        return self.sizes[node]
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Construct a value; what PyYAML's own constructors raise at strange text can be anything."""
+        try:
+            value = super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:
+            shown = _shown(node.value) if isinstance(node.value, str) else "this"
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shown} cannot be read as {kind} (in quotes it is text)", node.start_mark
+            ) from error
+        why = None
+        if isinstance(value, int) and value.bit_length() > MOST_BITS:
+            why = "a number of more than 300 digits"
+        elif isinstance(value, set):
+            why = "a set, which has no order: write a list such as [a, b]"
+        elif isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            why = f"{_shown(value)} holds half a character"
+        if why is not None:
+            raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
+        return value
+
+
 def _lines(node: yaml.Node | None, path: KeyPath = ()) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]:
     """Map every key path of a YAML document to its line, counted from 1; and list each key that comes again."""
     lines: dict[KeyPath, int] = {}
     twice: list[tuple[KeyPath, int]] = []
     if isinstance(node, yaml.MappingNode):
-        entries = [((*path, key.value), key, value) for key, value in node.value]
+        entries = [((*path, key.value), key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
     elif isinstance(node, yaml.SequenceNode):
         entries = [((*path, index), value, value) for index, value in enumerate(node.value)]
     else:

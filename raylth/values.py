@@ -1,6 +1,7 @@
 """The values that settings are made of: numbers with their bounds, shares of a GPU, names that are known, places."""
 
 import math
+import unicodedata
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from raylth.store import locate
 
 __all__ = [
     "AUTO",
+    "MOST_WORKERS",
     "NUMBER",
     "OFF",
     "Count",
@@ -27,11 +29,13 @@ __all__ = [
     "Settings",
     "Sparsity",
     "Width",
+    "is_path",
     "is_place",
     "known",
     "unique",
 ]  # fmt: skip
 
+MOST_WORKERS = 10_000  # that train a network together, and parts that a GPU is shared in
 AUTO: Literal["auto"] = "auto"
 OFF: Literal["off"] = "off"
 
@@ -57,19 +61,32 @@ def known(registry: Registry[Any]) -> AfterValidator:
 
 def unique(values: list[Any]) -> list[Any]:
     """Refuse a list that holds a value twice."""
+    seen = set()
     for value in values:
-        if values.count(value) > 1:
+        if value in seen:
             raise ValueError(f"{value!r} is listed twice")
+        seen.add(value)
     return values
 
 
 def is_place(text: str) -> str:
     """Fill in `~` and variables; refuse what is neither a path nor a bucket that can be."""
+    is_path(text)
     locate(text)
     return expanded(text)
 
 
-Folder = Annotated[str, Field(min_length=1), AfterValidator(expanded)]  # or a file, of the machine that reads the sweep file
+def is_path(text: str) -> str:
+    """Refuse what no file system takes, or no line shows: NUL, ends of lines and other control characters."""
+    for char in text:
+        if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"):
+            raise ValueError(f"{text!r} holds the character {char!r}, which a path cannot have here")
+    return text
+
+
+Folder = Annotated[
+    str, Field(min_length=1), AfterValidator(is_path), AfterValidator(expanded)
+]  # or a file, of the machine that reads the sweep file
 
 
 def _gpu_share(value: Any) -> float | Literal["auto"]:
@@ -78,13 +95,16 @@ def _gpu_share(value: Any) -> float | Literal["auto"]:
     if value == AUTO:
         return AUTO
     try:
-        share = float(Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+        is_fraction = isinstance(value, str) and "/" in value  # of 1e999999999 Fraction would write out all digits
+        share = float(Fraction(value)) if is_fraction else float(value)
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"{value!r} is not 0, a fraction such as 1/3, or auto") from error
     if share == 0:
         return 0.0
     if not 0 < share <= 1:
         raise ValueError(f"{value} is not between 0 and 1")
+    if share < 1 / MOST_WORKERS:
+        raise ValueError(f"{value} is less than 1/{MOST_WORKERS} of a GPU")
     shares = 1 / share
     if abs(shares - round(shares)) > 1e-3 * shares:
         lower = math.floor(shares)
@@ -96,6 +116,8 @@ def _gpu_share(value: Any) -> float | Literal["auto"]:
 def _gpu_count(value: Any) -> float | Literal["auto"]:
     """Read a share of a GPU, or a number of whole ones."""
     if isinstance(value, int | float) and not isinstance(value, bool) and value > 1:
+        if value > MOST_WORKERS:
+            raise ValueError(f"{value:g} is more than {MOST_WORKERS:,} GPUs")
         if value != int(value):
             raise ValueError(f"{value:g} is neither a share of one GPU nor a number of whole ones")
         return float(value)
@@ -119,9 +141,9 @@ def _no_bool(value: Any) -> Any:
 
 
 NUMBER = BeforeValidator(_no_bool)  # the last of an Annotated: the JSON schema loses a Field behind it
-Integer = Annotated[int, NUMBER]
-Count = Annotated[PositiveInt, NUMBER]
-Epoch = Annotated[int, Field(ge=0), NUMBER]
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63), NUMBER]  # as all that counts and stores them can hold
+Count = Annotated[PositiveInt, Field(lt=2**63), NUMBER]
+Epoch = Annotated[int, Field(ge=0, lt=2**63), NUMBER]
 Real = Annotated[float, NUMBER]
 Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable weights that a mask removes."), NUMBER]
 Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False), NUMBER]

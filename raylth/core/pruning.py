@@ -11,6 +11,8 @@ from raylth.core.masks import Mask
 
 __all__ = ["num_landing_alive", "prune_global_magnitude", "trunk_counts"]
 
+MOST_ROUNDS = 10_000  # of one trunk
+
 
 def prune_global_magnitude(
     weights: Mapping[str, Tensor], mask: Mapping[str, Tensor], *, fraction: float | None = None, count: int | None = None
@@ -54,7 +56,7 @@ def trunk_counts(total: int, fraction: float, target_alive: int) -> list[int]:
 
     Starts with `total` (round 0) and goes on while a full round, which prunes `round(fraction * alive)`, keeps at least
     `target_alive`. The landing round prunes `counts[-1] - target_alive` more; when that is 0, the trunk lands by itself.
-    Raises ValueError when a round would prune nothing before the target is reached.
+    Raises ValueError when a round would prune nothing before the target is reached, and for more than 10,000 rounds.
     """
     counts = [total]
     while counts[-1] > target_alive:
@@ -64,6 +66,8 @@ def trunk_counts(total: int, fraction: float, target_alive: int) -> list[int]:
         if counts[-1] - pruned < target_alive:
             break
         counts.append(counts[-1] - pruned)
+        if len(counts) > MOST_ROUNDS:
+            raise ValueError(f"a round of {fraction:g} prunes so little that {MOST_ROUNDS:,} rounds are not enough")
     return counts
 
 

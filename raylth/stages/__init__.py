@@ -9,7 +9,7 @@ from raylth.stages.forecast import Forecast, forecast, free_bytes, in_units
 from raylth.stages.graph import Graph
 from raylth.stages.hours import Hours, hours
 from raylth.stages.mask import export_mask
-from raylth.stages.plan import Plan, make_plan
+from raylth.stages.plan import MOST_STAGES, Plan, make_plan
 from raylth.stages.preflight import check_networks, keep_checked
 from raylth.stages.probe import evaluate_a_batch
 from raylth.stages.resume import Preempted
@@ -19,6 +19,7 @@ from raylth.stages.same_data import check_same_data, load_same_data
 from raylth.stages.stage import Artefact, Stage
 
 __all__ = [
+    "MOST_STAGES",
     "STAGES",
     "TRAININGS",
     "Artefact",

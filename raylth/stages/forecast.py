@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ def free_bytes(location: Location) -> int | None:
     if not isinstance(location, DiskLocation):
         return None
     folder = location.path.absolute()
-    while not folder.exists():
+    while not os.path.exists(folder):  # False, too, for a name that is too long for a file system
         folder = folder.parent
     return shutil.disk_usage(folder).free
 

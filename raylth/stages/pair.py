@@ -1,7 +1,10 @@
 """The stages of one replicate at one width: networks A and B, A's masks, the permutations, the arms."""
 
+import operator
+from bisect import bisect_right
 from dataclasses import replace
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from raylth.analyses import ConnectConfig
@@ -12,7 +15,7 @@ from raylth.core.models import MODELS, code_of
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.seeding import derive_seed
 from raylth.stages.mask import read_mask_file
-from raylth.stages.shapes import check_stream_site, num_prunable, shapes_of
+from raylth.stages.shapes import num_prunable, shapes_of
 from raylth.stages.sparse import ARMS
 from raylth.stages.stage import Stage, stage_key
 
@@ -64,7 +67,6 @@ class Pair:
     def stages(self) -> list[Stage]:
         """Return all stages of the pair, parents before children; ValueError as `make_plan` says."""
         sparse, total = self.config.sparse, self.config.dense.epochs
-        check_stream_site(self.model, self.config.match)
         arms = {name: ARMS[name] for name in sparse.arms}
         sources = {arm.weights_from for arm in arms.values()}
         permuted = any(arm.transform == "permute" for arm in arms.values())
@@ -178,7 +180,7 @@ class Pair:
         landings: list[Stage] = []
         masks = {}
         for sparsity, target in alive.items():
-            number = max(n for n, kept in enumerate(counts) if kept >= target)
+            number = bisect_right(counts, -target, key=operator.neg) - 1  # the last round that keeps as many
             if counts[number] == target and number > 0:  # the trunk itself lands here
                 masks[sparsity] = keys[number]
                 continue
@@ -232,11 +234,13 @@ class Pair:
         assert template is not None
         places = {"replicate": self.labels["replicate"], "width": f"{self.labels['width']:g}", "sparsity": f"{sparsity:g}"}
         try:
-            return Path(template.format(**places)).absolute()
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"sparse.mask_from: {template!r} may hold {{replicate}}, {{sparsity}} and {{width}} only"
-            ) from error
+            named = [(name, spec or "") for _, name, spec, _ in Formatter().parse(template) if name is not None]
+            if all(name in places and len(spec) <= 3 for name, spec in named):  # {width:9999999999} would fill memory
+                return Path(template.format(**places)).absolute()
+            error = None
+        except (KeyError, IndexError, ValueError) as found:
+            error = found
+        raise ValueError(f"sparse.mask_from: {template!r} may hold {{replicate}}, {{sparsity}} and {{width}} only") from error
 
     def match(self, method: str, dense_a: str, dense_b: str, epoch: int, *, samples: int | None = None) -> Stage:
         """Plan the permutation from A's weights to those of B at an epoch, on `samples` if not on what the sweep says."""

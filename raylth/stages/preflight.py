@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -14,6 +15,7 @@ from raylth.core.data.dataset import part_of
 from raylth.core.models import MODELS, OURS, init_model
 from raylth.core.recipe import Recipe
 from raylth.stages.plan import Plan
+from raylth.stages.shapes import shapes_of
 from raylth.stages.stage import Stage
 from raylth.steps import steps_per_epoch
 from raylth.store import Store, fingerprint
@@ -23,6 +25,8 @@ __all__ = ["check_networks", "keep_checked"]
 VERSION = 1  # of the checks
 FOLDER = "checked"  # of the store
 PERMUTED = ("permute", "random_permutation")
+
+COPIES = 6  # of a network's weights while it is tried
 
 _passed: set[str] = set()  # in this process
 
@@ -50,6 +54,8 @@ def check_networks(plan: Plan, store: Store) -> list[str]:
         if key in _passed or (store.root / FOLDER / key).exists():
             continue
         try:
+            if _bytes_to_try(settings) > psutil.virtual_memory().available:
+                raise MemoryError  # where memory is promised that is not there, the system would end this process
             _try(settings, uses, single)
         except MemoryError:  # of this machine, which need not be one that trains
             continue
@@ -76,6 +82,12 @@ def _try(settings: dict[str, Any], uses: Uses, single: dict[str, str]) -> None:
     if single and (why := why_not_one_sample(build, uses.in_shapes)) is not None:
         setting, numbers = next(iter(single.items()))
         raise ValueError(f"{setting}: {numbers} of one sample, on which {named} cannot be trained: {why}")
+
+
+def _bytes_to_try(settings: dict[str, Any]) -> int:
+    """Estimate the memory that trying a network takes: its weights in three copies, as they were, and a gradient."""
+    held = [value for value in shapes_of(settings).state_dict().values() if isinstance(value, torch.Tensor)]
+    return COPIES * sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def _builder(settings: dict[str, Any]) -> Callable[[int], nn.Module]:

@@ -1,5 +1,7 @@
 """What a plan asks of a network without its values: how many weights can be pruned, and where its units are watched."""
 
+import functools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +24,13 @@ def shapes_of(model: dict[str, Any]) -> nn.Module:
 
 def num_prunable(model: dict[str, Any], *, prune_shortcuts: bool) -> int:
     """Count the weights that pruning may touch; ValueError, which starts with the setting's key path, where none can be."""
+    return _num_prunable(json.dumps(model), prune_shortcuts)
+
+
+@functools.lru_cache(maxsize=64)
+def _num_prunable(text: str, prune_shortcuts: bool) -> int:
+    """Count once for all replicates, whose networks differ in nothing but values."""
+    model = json.loads(text)
     network = shapes_of(model)
     with _of(model):
         names = prunable_names(network, prune_shortcuts=prune_shortcuts)
