@@ -83,7 +83,7 @@ class Location(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Return the names of a folder's files and folders, sorted; none when it is not there."""
+        """Return the names of a folder's files and folders but hidden ones, sorted; none when it is not there."""
 
     @abstractmethod
     def files(self) -> dict[str, int]:
@@ -129,8 +129,11 @@ class DiskLocation(Location):
         return DiskLocation(os.path.realpath(self._path))
 
     def read(self) -> bytes:
-        with open(self._path, "rb") as file:
-            return file.read()
+        try:
+            with open(self._path, "rb") as file:
+                return file.read()
+        except NotADirectoryError as error:  # what should be a folder is a file
+            raise FileNotFoundError(*error.args) from error
 
     def write(self, data: bytes, *, durable: bool = True) -> None:
         write_atomically(self.path, data, durable=durable)
@@ -151,19 +154,19 @@ class DiskLocation(Location):
 
     def names(self) -> list[str]:
         try:
-            return sorted(name for name in os.listdir(self._path) if not name.endswith(".tmp"))
+            return sorted(filter(_is_ours, os.listdir(self._path)))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def files(self) -> dict[str, int]:
         found = {}
-        for folder, _, names in os.walk(self._path):
-            below = os.path.relpath(folder, self._path)
-            for name in names:
-                if not name.endswith(".tmp"):
-                    with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                        size = os.stat(f"{folder}/{name}").st_size
-                        found[name if below == "." else f"{below}/{name}"] = size
+        for folder, below, names in os.walk(self._path):
+            below[:] = filter(_is_ours, below)  # os.walk goes into these
+            here = os.path.relpath(folder, self._path)
+            for name in filter(_is_ours, names):
+                with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                    size = os.stat(f"{folder}/{name}").st_size
+                    found[name if here == "." else f"{here}/{name}"] = size
         return found
 
     def remove(self) -> None:
@@ -240,7 +243,7 @@ class BucketLocation(Location):
         probe.remove()
 
     def names(self) -> list[str]:
-        return sorted({path.partition("/")[0] for path in self.files()})
+        return sorted(filter(_is_ours, {path.partition("/")[0] for path in self.files()}))
 
     def files(self) -> dict[str, int]:
         from pyarrow.fs import FileSelector
@@ -300,6 +303,11 @@ def locate(text: str | Path) -> Location:
         raise ValueError(str(error).splitlines()[0]) from error
     user = f"{parts.username}@" if parts.username else ""  # gs://anonymous@bucket
     return BucketLocation(system, path, f"{parts.scheme}://{user}", parts.query)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file or folder may be a store's: systems leave hidden ones, writers that died temporary ones."""
+    return not name.startswith(".") and not name.endswith(".tmp")
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -68,8 +68,9 @@ class Store:
         """Return the sizes of the files of every artefact that was published, by key: one listing, nothing is read."""
         artefacts: dict[str, dict[str, int]] = {}
         for path, size in (self.root / "artefacts").files().items():
-            _, key, name = path.split("/", 2)
-            artefacts.setdefault(key, {})[name] = size
+            match path.split("/"):
+                case [_, key, name]:  # what lies elsewhere is not ours
+                    artefacts.setdefault(key, {})[name] = size
         return {key: sizes for key, sizes in artefacts.items() if MANIFEST in sizes}
 
     def verify(self, key: str, sizes: Mapping[str, int] | None = None) -> Any:
@@ -114,7 +115,7 @@ class Store:
 
     def states(self) -> set[str]:
         """Return the keys of the trainings that have a state."""
-        return {path.split("/")[1] for path in (self.root / "states").files()}
+        return {parts[1] for path in (self.root / "states").files() if len(parts := path.split("/")) == 3}
 
     def drop_state(self, key: str) -> None:
         """Remove a training's state, whether or not there is one."""

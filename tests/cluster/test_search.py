@@ -240,6 +240,18 @@ def test_two_processes_are_not_at_one_search(tmp_path):
         searches.run_search(config, ["search.yaml"], Joining("local"))
 
 
+def test_a_search_that_is_stopped_says_so_in_its_status(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searches, "compute", interrupted)
+    config = read_sweep(search_sweep(tmp_path))
+    assert searches.run_search(config, ["search.yaml"], Joining("local")) == 130
+    (file,) = (tmp_path / "store/runs").glob("*/status.json")
+    assert json.loads(file.read_text())["state"] == "stopped"
+    assert list((tmp_path / "store/checked").iterdir()), "networks that were tried are not tried again"
+
+
 def test_points_to_start_at_are_completed_and_what_no_space_holds_is_left_out(tmp_path):
     decay = {"type": "float", "low": 1e-5, "high": 1e-2, "log": True}
     both = {"sparse.lr": LR, "sparse.weight_decay": decay}

@@ -164,3 +164,24 @@ def test_canonical_json():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     with pytest.raises(ValueError, match="Out of range"):
         canonical_json(float("nan"))
+
+
+def test_what_systems_and_people_leave_in_a_store_is_no_part_of_it(tmp_path):
+    """Finder's, Windows', an NFS server's snapshots, and a file that somebody put there."""
+    store = Store(tmp_path)
+    store.publish(KEY, kind="dense", tensors={"w": {"a": np.zeros(3, np.float32)}}, metrics={})
+    store.save_state(KEY, {"w": {"a": np.zeros(3, np.float32)}}, {})
+    before = store.held(), store.states(), store.root.names()
+    for folder in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
+        for name in (".DS_Store", "._w.safetensors", ".nfs0001", "x.tmp"):
+            (folder / name).write_bytes(b"junk")
+    (tmp_path / "artefacts" / "Thumbs.db").write_bytes(b"junk")
+    (tmp_path / "states" / "desktop.ini").write_bytes(b"junk")
+    snapshot = tmp_path / "artefacts" / ".snapshot" / KEY
+    snapshot.mkdir(parents=True)
+    (snapshot / "MANIFEST.json").write_bytes(b"{}")
+    assert (store.held(), store.states(), store.root.names()) == before
+    assert (store.root / "MANIFEST" / "x").exists() is False
+    with pytest.raises(FileNotFoundError):
+        (store.root / ".DS_Store" / "status.json").read()
+    assert store.verify(KEY, store.held()[KEY]) == {}
