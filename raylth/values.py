@@ -140,10 +140,18 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _in_64_bits(value: int) -> int:
+    """Refuse what numpy, Arrow and torch cannot hold."""
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{value} does not fit in 64 bits")
+    return value
+
+
 NUMBER = BeforeValidator(_no_bool)  # the last of an Annotated: the JSON schema loses a Field behind it
-Integer = Annotated[int, Field(ge=-(2**63), lt=2**63), NUMBER]  # as all that counts and stores them can hold
-Count = Annotated[PositiveInt, Field(lt=2**63), NUMBER]
-Epoch = Annotated[int, Field(ge=0, lt=2**63), NUMBER]
+IN_64_BITS = AfterValidator(_in_64_bits)  # no Field, whose bounds would take the place of those that a setting has itself
+Integer = Annotated[int, IN_64_BITS, NUMBER]
+Count = Annotated[PositiveInt, IN_64_BITS, NUMBER]
+Epoch = Annotated[int, Field(ge=0), IN_64_BITS, NUMBER]
 Real = Annotated[float, NUMBER]
 Sparsity = Annotated[float, Field(gt=0, lt=1, description="Share of the prunable weights that a mask removes."), NUMBER]
 Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False), NUMBER]

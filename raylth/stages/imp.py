@@ -17,9 +17,8 @@ def imp(stage: Stage, context: Context) -> Trainee:
     """Prune the parent network by one round, then fine-tune it under the new mask."""
     settings, parent = stage.settings, stage.parents["network"]
     network = load_network(settings, context, parent)
-    mask = full_mask(network, prune_shortcuts=settings["prune_shortcuts"])
-    if stage.labels["imp_round"] > 1:
-        mask = load_mask(context, parent)
+    is_first = "mask" not in context.store.files(parent)  # the parent is a dense network
+    mask = full_mask(network, prune_shortcuts=settings["prune_shortcuts"]) if is_first else load_mask(context, parent)
     amount = settings["amount"]
     if "fraction" in amount:
         pruned = prune_global_magnitude(network.state_dict(), mask, fraction=float(amount["fraction"]))

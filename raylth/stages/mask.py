@@ -62,7 +62,7 @@ def read_mask_file(path: str | Path, network: nn.Module, *, prune_shortcuts: boo
 
 def mask(stage: Stage, context: Context) -> dict[str, Artefact]:
     """Take over the mask, and the network where the file has one, whose bytes the plan saw."""
-    settings, path = stage.settings, stage.labels["path"]
+    settings, path = stage.settings, stage.files["mask"]
     network = new_network(settings, 0, context.device)
     brought = read_mask_file(path, network, prune_shortcuts=settings["prune_shortcuts"])
     if brought.sha256 != settings["sha256"]:

@@ -225,8 +225,9 @@ class Pair:
             "has_network": brought.weights is not None,
             "prune_shortcuts": prune_shortcuts,
         }
-        labels = {**self.labels, "network": "A", "sparsity": sparsity, "path": str(path)}
-        return Stage("mask", stage_key("mask", settings, {}), settings, parents={}, labels=labels)
+        labels = {**self.labels, "network": "A", "sparsity": sparsity}
+        key = stage_key("mask", settings, {})
+        return Stage("mask", key, settings, parents={}, labels=labels, files={"mask": str(path)})
 
     def _mask_path(self, sparsity: float) -> Path:
         """Fill in the places of `sparse.mask_from`."""

@@ -31,10 +31,10 @@ def plane(stage: Stage, context: Context) -> dict[str, Artefact]:
     found = Plane(a, b, c, coordinates_of=names)
     points = []
     between = copy.deepcopy(networks[0])
-    for corner, (x, y), network in zip(stage.labels["between"].split(", "), found.corners, networks, strict=True):
+    for role, (x, y), network in zip("abc", found.corners, networks, strict=True):
         between.load_state_dict(network.state_dict())
         plain = gauge.plain(between)
-        for row in _rows(x, y, measure(between, 0.0), corner):
+        for row in _rows(x, y, measure(between, 0.0), role):
             loss, error = plain[str(row["split"])]
             points.append({**row, "plain_loss": loss, "plain_error": error})
     for y in found.ticks(1, settings["resolution"], settings["margin"]):

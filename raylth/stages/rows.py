@@ -64,7 +64,9 @@ def _add_rows(tables: dict[str, list[dict[str, Any]]], plan: Plan, graph: Graph,
         tables["lines"] += [{**identity, **found} for found in metrics.get("line", [])]
     elif stage.kind == "plane":
         identity |= {"between": stage.labels["between"], "correction": stage.settings["correction"]}
-        tables["planes"] += [{**identity, **found} for found in metrics.get("points", [])]
+        corners = dict(zip("abc", stage.labels["between"].split(", "), strict=True))  # role -> network, for people
+        for found in metrics.get("points", []):
+            tables["planes"].append({**identity, **found, "corner": corners.get(found["corner"], found["corner"])})
     elif stage.kind == "overlap":
         tables["masks"] += [{**identity, **found} for found in metrics.get("layers", [])]
     else:

@@ -27,9 +27,10 @@ class Stage:
     key: str  # of the artefact that it publishes last
     settings: dict[str, Any]  # the science settings that it reads
     parents: dict[str, str]  # role -> key of an artefact
-    labels: dict[str, Any]  # columns of its result row; no part of the key
+    labels: dict[str, Any]  # columns of its result row; no part of the key, and never read by the computation
     epochs: int = 0  # trained by this stage
     checkpoints: dict[str, str] = field(default_factory=dict)  # epoch -> key of a further artefact it publishes
+    files: dict[str, str] = field(default_factory=dict)  # role -> file that it reads, whose SHA-256 is in the settings
 
     @property
     def produces(self) -> tuple[str, ...]:

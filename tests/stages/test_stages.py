@@ -117,6 +117,7 @@ def test_two_stores_get_the_same_bits(finished, tmp_path):
     other = Store(tmp_path)
     run_plan(plan, other)
     for stage in plan.stages:
+        assert store.files(stage.key), f"{stage.name} made nothing that could be compared"
         for name in store.files(stage.key):
             np.testing.assert_array_equal(store.read(stage.key, name), other.read(stage.key, name))
 
