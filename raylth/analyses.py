@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
 
+from raylth.arms import ARMS
 from raylth.values import NUMBER, Count, Epoch, Integer, Real, Settings, Sparsity, unique
 
 __all__ = [
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 PI, PI_INVERSE = "pi", "pi^-1"
-BASES = ("A", "B", "imp", "lth", "naive", "permuted", "random", "random_permutation")
+BASES = ("A", "B", "imp")  # and every arm
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,17 @@ class End:
     """A network that a line or a plane goes through, by name."""
 
     name: str
-    base: str  # one of BASES
+    base: str  # one of BASES, or an arm
     move: str | None  # pi, pi^-1 or None
 
 
 def parse_end(text: str) -> End:
     """Read the name of a network, perhaps moved: A, pi(A), pi^-1(permuted); ValueError for what is none."""
-    found = re.fullmatch(r"\s*(?:(pi|pi\^-1)\(\s*(\w+)\s*\)|(\w+))\s*", text)
+    found = re.fullmatch(r"\s*(?:(pi|pi\^-1)\(\s*([\w.:]+)\s*\)|([\w.:]+))\s*", text)
     base = (found[2] or found[3]) if found else None
-    if found is None or base not in BASES:
-        raise ValueError(f"{text!r} is none of {', '.join(BASES)}, pi(X) and pi^-1(X)")
+    known = (*BASES, *ARMS)
+    if found is None or base is None or not (base in known or ":" in base):
+        raise ValueError(f"{text!r} is none of {', '.join(known)}, pi(X) and pi^-1(X)")
     return End(f"{found[1]}({base})" if found[1] else base, base, found[1])
 
 
@@ -153,7 +155,7 @@ class _AmongNetworks(CellConfig):
             end = parse_end(name)
             if end.base not in ("A", "B", "imp"):
                 cells.check_arm(field, end.base)
-            if end.move is not None or end.base == "permuted":
+            if end.move is not None or (end.base not in BASES and ARMS[end.base].needs_match):
                 cells.check_match(field, name)
         return self.in_cell(cells)
 

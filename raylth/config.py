@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raylth.analyses import AnalysesConfig, Cells, MatchedLineConfig
+from raylth.arms import ARMS, Arm
 from raylth.core.data import DATASETS
 from raylth.core.models import build_shapes
 from raylth.core.precision import Precision, fastest_precision
@@ -29,11 +30,11 @@ from raylth.values import (
     Settings,
     Sparsity,
     is_place,
+    known,
     unique,
 )
 
 __all__ = [
-    "ARM_NAMES",
     "DataConfig",
     "DenseConfig",
     "ImpConfig",
@@ -45,8 +46,15 @@ __all__ = [
     "SweepConfig",
 ]
 
-ArmName = Literal["lth", "naive", "permuted", "random", "random_permutation"]
-ARM_NAMES: tuple[ArmName, ...] = ("lth", "naive", "permuted", "random", "random_permutation")
+
+def _is_arm(name: str) -> str:
+    """Refuse what an import path names that is no arm."""
+    if not isinstance(ARMS[name], Arm):
+        raise ValueError(f"{name!r} is a {type(ARMS[name]).__name__}, not a raylth.arms.Arm")
+    return name
+
+
+ArmName = Annotated[str, known(ARMS), AfterValidator(_is_arm)]
 
 
 class SeedsConfig(Settings):
@@ -178,7 +186,9 @@ class SparseConfig(OptimizerConfig):
     """Sparse training: one network per arm, sparsity and rewind point."""
 
     arms: Annotated[list[ArmName], AfterValidator(unique)] = Field(
-        ["lth", "naive", "permuted"], description="Which weights and which mask (design table)."
+        ["lth", "naive", "permuted"],
+        description="Which weights and which mask: lth, permuted, naive, random_permutation, random, one of an installed "
+        "package's entry points, or the import path package.module:object of a raylth.arms.Arm of one's own.",
     )
     sparsities: Annotated[list[Sparsity], Field(min_length=1), AfterValidator(unique)] = Field(
         [0.8, 0.9, 0.95, 0.97], description="Target mask sparsities (paper: 0.80, 0.90, 0.95, 0.97)."

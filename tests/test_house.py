@@ -13,6 +13,7 @@ PACKAGE = ROOT / "raylth"
 
 LAYERS = [  # lowest first; a module may import from its own room and from rooms below
     ("seeding", "registry", "steps", "terminal", "signals", "importing", "paths"),
+    ("arms",),
     ("core", "store"),
     ("values",),
     ("analyses", "resources", "costs", "logs", "searching", "subjects"),

@@ -48,7 +48,7 @@ BAD_OVERRIDES = [
     ("sparse.rewinds=[-1]", "sparse.rewinds.0: should be greater than or equal to 0"),
     ("match.epochs=[41]", "match.epochs: 41 is beyond dense.epochs = 40"),
     ("match.samples=5000", "match.samples: 5000 asked for, the training split has 4000"),
-    ("sparse.arms=[lth, permutd]", "sparse.arms.1: 'permutd' is unknown, did you mean 'permuted'? (known: lth, naive"),
+    ("sparse.arms=[lth, permutd]", "sparse.arms.1: unknown arm 'permutd', did you mean 'permuted'? (known: lth, naive"),
     ("sparse.arms=[lth, lth]", "sparse.arms: 'lth' is listed twice"),
     ("model.name=resnet21", "model.name: unknown model 'resnet21', did you mean 'resnet20'? (known: mlp, resnet20"),
     ("model.name=vgg11", "model.name: vgg11 needs images of at least (C, 32, 32), not (40,)"),
@@ -205,7 +205,7 @@ def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path):
         read_sweep(file)
     first, second = sorted(str(caught.value).splitlines())
     assert first == f"{file}:5: model.widhts: unknown key, did you mean 'widths'? (known: name, widths, init)"
-    assert second.startswith(f"{file}:7: sparse.arms.1: 'nave' is unknown, did you mean 'naive'?")
+    assert second.startswith(f"{file}:7: sparse.arms.1: unknown arm 'nave', did you mean 'naive'?")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from raylth.arms import arm_of
 from raylth.export.network import Network, Origin
 from raylth.export.snippets import snippet
 from raylth.runs import NOT_SCIENCE
@@ -18,13 +19,6 @@ magnitude pruning, on weights of A or of another initialisation B, with or witho
 with B (Adnan et al., *Sparse Training from Random Initialization: Aligning Lottery Ticket Masks using Weight Symmetry*, ICML
 2025)."""
 
-ARMS = {
-    "lth": "A's early weights under A's mask: the lottery ticket",
-    "permuted": "B's early weights under A's mask, permuted to B",
-    "naive": "B's early weights under A's mask as it is",
-    "random": "B's early weights under A's mask, shuffled inside each layer",
-    "random_permutation": "B's early weights under A's mask, under a random permutation",
-}
 STAGES = {
     "dense": "network {network}, trained densely",
     "imp": "network {network}, pruned by round {imp_round} of iterative magnitude pruning and fine-tuned",
@@ -96,7 +90,7 @@ def _title(network: Network) -> str:
 
 def _what(network: Network) -> str:
     row = network.row
-    return ARMS[row["arm"]] if row["arm"] else STAGES[row["stage"]].format(**row)
+    return arm_of(row["arm"]).summary if row["arm"] else STAGES[row["stage"]].format(**row)
 
 
 def _cell(network: Network) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from raylth.report.tables import ARM_ORDER, CELL, finished_arms
+from raylth.arms import rank
+from raylth.report.tables import CELL, finished_arms
 
 __all__ = ["cost_table"]
 
@@ -25,5 +26,5 @@ def cost_table(results: pd.DataFrame) -> pd.DataFrame:
         accuracy=("test_accuracy", "mean"), **{name: (column, "mean") for column, name in PARTS.items()}, n=("key", "count")
     ).reset_index()
     table["total"] = table[list(PARTS.values())].sum(axis=1)
-    ranks = table["arm"].map(ARM_ORDER.index)
+    ranks = table["arm"].map(rank)
     return table.assign(rank=ranks).sort_values([*CELL, "rank", "label"])[columns].reset_index(drop=True)

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raylth.report.style import ARM_COLOURS, ARM_MARKERS, DASHES, legend_below, new_panels, tidy
-from raylth.report.tables import ARM_ORDER, dense_networks, finished_arms
+from raylth.arms import arm_of, rank
+from raylth.report.style import DASHES, legend_below, new_panels, tidy
+from raylth.report.tables import dense_networks, finished_arms
 
 __all__ = ["learning_curves"]
 
@@ -65,11 +66,10 @@ def _draw(axis: Axes, name: str, dense: pd.DataFrame, arms: pd.DataFrame) -> Non
     _line(axis, dense, name, "dense", {"color": "black"})
     groups = dict(list(arms.groupby(["arm", "label"], observed=True)))
     seen: Counter[str] = Counter()
-    for arm, label in sorted(groups, key=lambda group: (ARM_ORDER.index(group[0]), group[1])):
+    for arm, label in sorted(groups, key=lambda group: (rank(group[0]), group[1])):
         dash, seen[arm] = DASHES[seen[arm] % len(DASHES)], seen[arm] + 1  # several ways of matching share their arm's colour
-        _line(
-            axis, groups[arm, label], name, label, {"color": ARM_COLOURS[arm], "marker": ARM_MARKERS[arm], "linestyle": dash}
-        )
+        look = {"color": arm_of(arm).colour, "marker": arm_of(arm).marker, "linestyle": dash}
+        _line(axis, groups[arm, label], name, label, look)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(axis)
 

@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from raylth.arms import arm_of, rank
 from raylth.report.statistics import CONFIDENCE, contrast
 from raylth.report.style import (
     ARM_COLOURS,
-    ARM_MARKERS,
     DASHES,
     PER_ROW,
     SINGLE,
@@ -20,7 +20,7 @@ from raylth.report.style import (
     spread,
     tidy,
 )
-from raylth.report.tables import ARM_ORDER, accuracy_table, dense_networks
+from raylth.report.tables import accuracy_table, dense_networks
 
 __all__ = ["accuracy_vs_rewind", "accuracy_vs_sparsity", "difference_plot"]
 
@@ -87,8 +87,8 @@ def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
             line["mean"],
             yerr=line["std"].fillna(0.0),
             label=label,
-            color=ARM_COLOURS[arm],
-            marker=ARM_MARKERS[arm],
+            color=arm_of(arm).colour,
+            marker=arm_of(arm).marker,
             linestyle=dash,
             linewidth=1.6,
             markersize=5,
@@ -103,7 +103,7 @@ def _range(counts: "pd.Series[int]") -> str:
 
 def _rank(group: tuple[str, str]) -> tuple[int, str]:
     arm, label = group
-    return ARM_ORDER.index(arm), label
+    return rank(arm), label
 
 
 def difference_plot(results: pd.DataFrame, title: str) -> Figure:

@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from raylth.arms import arm_of
 from raylth.report.repeats import Difference, difference_of
-from raylth.report.style import ARM_COLOURS, SINGLE, new_figure, tidy
+from raylth.report.style import SINGLE, new_figure, tidy
 from raylth.report.tables import CELL, finished_arms
 from raylth.store import Location
 
@@ -71,7 +72,7 @@ def search_figure(trials: pd.DataFrame, title: str) -> Figure:
     figure = new_figure(SINGLE, 3.6, title)
     axis = figure.subplots()
     for (study, repeat), rows in ended.groupby(["study", "repeat"], sort=False):
-        colour = ARM_COLOURS.get(str(study), "black")
+        colour = "black" if study == "shared" else arm_of(str(study)).colour
         label = str(study) if repeat == ended[ended["study"] == study]["repeat"].min() else None  # once in the legend
         across = rows["model_sparsity"] if is_front else rows["number"] + 1
         axis.scatter(across, rows["accuracy"], s=14, color=colour, alpha=0.5)

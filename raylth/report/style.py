@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from raylth.arms import BUILT_IN
+
 __all__ = [
     "ARM_COLOURS",
-    "ARM_MARKERS",
     "CORRECTION_STYLES",
     "DASHES",
     "MARKERS",
@@ -25,14 +26,7 @@ __all__ = [
     "tidy",
 ]
 
-ARM_COLOURS = {  # Okabe and Ito (2008)
-    "lth": "#0072B2",
-    "permuted": "#D55E00",
-    "naive": "#009E73",
-    "random_permutation": "#CC79A7",
-    "random": "#7F7F7F",
-}
-ARM_MARKERS = {"lth": "o", "permuted": "s", "naive": "^", "random_permutation": "v", "random": "x"}
+ARM_COLOURS = {name: arm.colour for name, arm in BUILT_IN.items()}
 CORRECTION_STYLES = {"plain": ("black", "o", "-"), "reset": ("#2E8BC0", "s", "--"), "repair": ("#B97A00", "^", "-.")}
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osv^Dx"

@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from raylth.arms import rank, short_name
 from raylth.report.display import decimals
 from raylth.report.estimates import mean_of
 from raylth.report.lost import lost_networks, lost_note
 
 __all__ = [
-    "ARM_ORDER",
     "CELL",
     "accuracy_table",
     "alike",
@@ -34,7 +34,6 @@ __all__ = [
     "with_interval_text",
 ]
 
-ARM_ORDER = ("lth", "permuted", "naive", "random_permutation", "random")
 CELL = ("width", "sparsity", "rewind_epoch")
 SHORT = {"sparsity": "S", "rewind k": "k"}  # headings where there is little room, as in the paper
 MATCH = ["width", "match_method", "match_epoch", "match_samples", "sparsity"]
@@ -133,7 +132,7 @@ def _unlike(rows: pd.DataFrame, mixed: "pd.Series[bool]", cell: list[str], how: 
 
 def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
     """Return the name of each row's arm, with the matching method and epoch where a sweep has several."""
-    labels = arms["arm"].astype(str)
+    labels = arms["arm"].astype(str).map(short_name)
     if "match_method" in arms and arms["match_method"].nunique() > 1:
         labels += arms["match_method"].map(lambda method: "" if pd.isna(method) else f" {method}").astype(str)
     if arms["match_epoch"].nunique() > 1:
@@ -145,7 +144,7 @@ def wide_accuracy(results: pd.DataFrame) -> pd.DataFrame:
     """Return the accuracy table as text: a row per width, sparsity and rewind point, a column per arm; *: one was lost."""
     cells = accuracy_table(results)
     pairs = set(zip(cells["arm"], cells["label"], strict=True))
-    labels = [label for arm, label in sorted(pairs, key=lambda pair: (ARM_ORDER.index(pair[0]), pair[1]))]
+    labels = [label for arm, label in sorted(pairs, key=lambda pair: (rank(pair[0]), pair[1]))]
     values = {(row.width, row.sparsity, row.rewind_epoch, row.label): _arm_text(row) for row in cells.itertuples()}
     digits = {"width": decimals(cells["width"], most=6), "sparsity": decimals(cells["sparsity"], 2, 6)}
     rows = [

@@ -16,6 +16,7 @@ from raylth.stages.resume import Preempted
 from raylth.stages.rows import result_rows
 from raylth.stages.run import STAGES, TRAININGS, StageFailed, divergence, run_plan, run_stage, run_together, scan
 from raylth.stages.same_data import check_same_data, load_same_data
+from raylth.stages.sparse import Given
 from raylth.stages.stage import Artefact, Stage
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Artefact",
     "Context",
     "Forecast",
+    "Given",
     "Graph",
     "Hours",
     "Plan",

@@ -8,6 +8,7 @@ from string import Formatter
 from typing import Any
 
 from raylth.analyses import ConnectConfig
+from raylth.arms import ARMS
 from raylth.config import SweepConfig
 from raylth.core.data import DATASETS
 from raylth.core.masks import mask_sparsity
@@ -16,7 +17,6 @@ from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.seeding import derive_seed
 from raylth.stages.mask import read_mask_file
 from raylth.stages.shapes import num_prunable, shapes_of
-from raylth.stages.sparse import ARMS
 from raylth.stages.stage import Stage, stage_key
 
 __all__ = ["Pair"]
@@ -69,7 +69,7 @@ class Pair:
         sparse, total = self.config.sparse, self.config.dense.epochs
         arms = {name: ARMS[name] for name in sparse.arms}
         sources = {arm.weights_from for arm in arms.values()}
-        permuted = any(arm.transform == "permute" for arm in arms.values())
+        permuted = any(arm.needs_match for arm in arms.values())
         brought = {sparsity: self._mask(sparsity) for sparsity in sparse.sparsities} if sparse.mask_from else {}
         has_network = any(stage.settings["has_network"] for stage in brought.values())
         if has_network and "A" in sources:
@@ -106,7 +106,7 @@ class Pair:
             for rewind in sparse.rewinds:
                 for name, arm in arms.items():
                     parents = {"weights": theta[arm.weights_from, rewind], "mask": mask}
-                    if arm.transform == "permute":
+                    if arm.needs_match:
                         for match in matches:
                             parents = {**parents, "permutation": match.key}
                             stages.append(self.sparse(name, parents, sparsity, rewind, match))
@@ -306,9 +306,12 @@ class Pair:
         else:
             recipe = dense.recipe(epochs, dense.lr, schedule_epochs=dense.epochs, schedule_start=rewind)
         seed = self.order_seed if order_seed is None else order_seed
-        settings = {**self._training(recipe, seed), "mask_transform": {"name": arm.transform}}
-        if arm.seeded:
-            settings["mask_transform"]["seed"] = self.control_seed
+        transform: dict[str, Any] = {"name": arm.transform}
+        if callable(arm.transform):
+            transform = {"name": name, "code": code_of(name, arm.transform)}
+        if arm.needs_seed:
+            transform["seed"] = self.control_seed
+        settings = {**self._training(recipe, seed), "mask_transform": transform}
         named = {
             **self.labels,
             "network": arm.weights_from,

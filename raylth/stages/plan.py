@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from raylth.arms import ARMS
 from raylth.config import SweepConfig
 from raylth.stages.measures import measures
 from raylth.stages.pair import Pair
 from raylth.stages.shapes import check_stream_site
-from raylth.stages.sparse import ARMS
 from raylth.stages.stage import Stage
 
 __all__ = ["MOST_STAGES", "Plan", "make_plan"]
@@ -66,7 +66,7 @@ def _fewest(config: SweepConfig) -> int:
     """Count some of the stages of one pair, without making them: its arms, or the members of its ensembles."""
     sparse, ensemble = config.sparse, config.measured.ensemble
     matches = len(config.match.method) * len(config.match_epochs)
-    arms = sum(matches if ARMS[name].transform == "permute" else 1 for name in sparse.arms)
+    arms = sum(matches if ARMS[name].needs_match else 1 for name in sparse.arms)
     members = (ensemble.members or 0) * ensemble.repeats * len(ensemble.sets or ()) if ensemble else 0
     return max(len(sparse.sparsities) * max(1, len(sparse.rewinds) * arms), members // config.seeds.replicates)
 
