@@ -21,7 +21,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/clouds/test_local.py
 
 test-faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest -n 2 tests/faults
 
 test-cluster: $(VENV)/.installed-dev
 	sh scripts/packages.sh cluster

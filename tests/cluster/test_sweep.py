@@ -1,5 +1,6 @@
 """Sweeps through a real Ray, from the command line, as a person runs them."""
 
+import contextlib
 import json
 import os
 import re
@@ -126,16 +127,23 @@ def test_a_dense_network_that_diverges_blocks_what_needs_it(sweep_file, tmp_path
     assert set(load_results(tmp_path)["status"]) == {"diverged"}
 
 
-def test_ctrl_c_saves_what_is_finished_and_the_same_command_goes_on(first_run, sweep_file, tmp_path):
+def test_ctrl_c_however_often_saves_what_is_finished_and_the_same_command_goes_on(first_run, sweep_file, tmp_path):
     arguments = [sweep_file, f"storage={tmp_path}"]
     started = [*command(*arguments), "--address", "local"]
-    process = subprocess.Popen(started, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("artefacts/*/*/MANIFEST.json"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
+    for _ in range(4):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
+        time.sleep(0.15)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
+    assert output.count("stopped") == 1, output
+    assert "Traceback" not in output
+    (status,) = tmp_path.glob("runs/*/status.json")
+    assert json.loads(status.read_text())["state"] == "stopped"
     saved = re.search(r"stopped: (\d+) of (\d+) stages are finished and saved", output)
     assert saved
     assert 0 < int(saved[1]) < int(saved[2])

@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 
 from raylth.cluster import notice
 from raylth.report import load_results
+from raylth.status import main as status
 from tests.buckets import BucketServer
 from tests.faults.conftest import assert_undisturbed, wait_until
 
@@ -129,12 +130,18 @@ def test_kill_9_of_workers_in_mid_publish(start_sweep, reference):
     assert_undisturbed(reference, sweep.store)
 
 
-def test_kill_9_of_the_driver_and_the_same_command_goes_on(start_sweep, reference):
+def test_kill_9_of_the_driver_and_the_same_command_goes_on(start_sweep, reference, capsys):
     sweep = start_sweep()
     wait_until(lambda: len(artefacts(sweep)) >= 7 and states(sweep), "seven artefacts and a state")
     workers = sweep.workers()
+    assert status([str(sweep.store.root)]) == 0
+    assert ": running, " in capsys.readouterr().out
     sweep.process.kill()
     sweep.process.communicate()
+    assert status([str(sweep.store.root)]) == 0
+    shown = capsys.readouterr().out
+    assert ": lost, " in shown
+    assert f"process {sweep.process.pid} has ended; running the same sweep file again goes on" in shown
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive, "the driver's workers go down with it"
     there = {path.parent.name for path in artefacts(sweep)}
