@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from raylth import dryrun
+from raylth import sweep as sweep_command
 from raylth.core.data import DATASETS, ArrayDataset, DataError, DatasetInfo, MissingData, cifar
 from raylth.report import load_results
 from raylth.report.tables import accuracy_table
@@ -254,7 +255,7 @@ wrong = DatasetInfo((8,), 3, num_train=60, num_test=30, augment="none", from_fil
 """
 
 
-def test_the_command_refuses_changed_and_wrong_data_with_one_line_and_makes_nothing(tmp_path):
+def test_the_command_refuses_changed_and_wrong_data_with_one_line_and_makes_nothing(tmp_path, monkeypatch, capsys):
     (tmp_path / "mydata.py").write_text(MODULE)
     np.savez(tmp_path / "blobs.npz", **blobs(0))
     settings = {
@@ -263,33 +264,41 @@ def test_the_command_refuses_changed_and_wrong_data_with_one_line_and_makes_noth
         "model": {"name": "mlp", "widths": [0.25]}, "imp": {"epochs_per_round": 1}, **TINY,
     }  # fmt: skip
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
 
     def run(*words):
-        command = [sys.executable, "-m", "raylth.sweep", "own.yaml", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        status = sweep_command.main(["own.yaml", *words])
+        return status, *capsys.readouterr()
 
     wrong = 'data={"name": "mydata:wrong"}'
-    for words in ([wrong], [wrong, "--dry-run"]):
-        refused = run(*words)
-        line = "command line: data.name: mydata:wrong: train_y has labels from 1 to 3 (label 2 is 3), and its 3 classes are "
-        assert (refused.returncode, refused.stderr) == (2, f"{line}0 to 2; subtract 1\n"), refused.stdout
-        assert not (tmp_path / "store").exists()
-    done = run()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "nothing to train" in run().stdout
-    np.savez(tmp_path / "blobs.npz", **blobs(1))
-    shutil.copytree(tmp_path / "store", tmp_path / "before")
-    for words in ([], ["--dry-run"], ["seeds.replicates=3"]):
-        refused = run(*words)
-        assert refused.returncode == 2, refused.stdout + refused.stderr
-        assert refused.stderr.startswith("own.yaml:")
-        assert ": data.root: the data of mydata:blobs have changed: " in refused.stderr
-        assert refused.stderr.count("\n") == 1
-        assert "nothing to train" not in refused.stdout
-    assert subprocess.run(["diff", "-r", "store", "before"], cwd=tmp_path, check=False).returncode == 0
-    fresh = run("storage=fresh", "seeds.replicates=2")
-    assert fresh.returncode == 0, fresh.stdout + fresh.stderr
-    assert len(set(load_results(tmp_path / "fresh")["data_sha256"])) == 1
+    try:
+        for words in ([wrong], [wrong, "--dry-run"]):
+            status, out, errors = run(*words)
+            line = (
+                "command line: data.name: mydata:wrong: train_y has labels from 1 to 3 (label 2 is 3), and its 3 classes are "
+            )
+            assert (status, errors) == (2, f"{line}0 to 2; subtract 1\n"), out
+            assert not (tmp_path / "store").exists()
+        words = [sys.executable, "-m", "raylth.sweep", "own.yaml"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "nothing to train" in run()[1]
+        np.savez(tmp_path / "blobs.npz", **blobs(1))
+        shutil.copytree(tmp_path / "store", tmp_path / "before")
+        for words in ([], ["--dry-run"], ["seeds.replicates=3"]):
+            status, out, errors = run(*words)
+            assert status == 2, out + errors
+            assert errors.startswith("own.yaml:")
+            assert ": data.root: the data of mydata:blobs have changed: " in errors
+            assert errors.count("\n") == 1
+            assert "nothing to train" not in out
+        assert subprocess.run(["diff", "-r", "store", "before"], check=False).returncode == 0
+        assert run("storage=fresh", "seeds.replicates=2", "--dry-run")[0] == 0, "as the line says"
+    finally:
+        sys.modules.pop("mydata", None)
+        for name in [name for name in DATASETS if name.startswith("mydata:")]:
+            del DATASETS._entries[name]
 
 
 def test_a_load_that_draws_without_a_seed_is_said(tmp_path, monkeypatch):
