@@ -113,11 +113,13 @@ def in_hours(gpus: float, cpus: float) -> str:
 
 def _costs(config: SweepConfig, time: Hours, ahead: Forecast) -> list[str]:
     """Say how long the trainings take, how that is known, and what it costs at the sweep's prices."""
-    if not time.num_measured + time.num_counted:
+    if not time.num_measured + time.num_counted + time.num_unknown:
         return []
     known = [f"{time.num_measured} like those that this plan has trained"] if time.num_measured else []
     if time.num_counted:
         known.append(f"{time.num_counted} by counted operations, at {' and '.join(time.sources)}; small networks take longer")
+    if time.num_unknown:
+        known.append(f"{time.num_unknown} more, of which nothing is known on this machine")
     lines = [f"trainings: {in_hours(time.gpus, time.cpus)} ({'; '.join(known)})"]
     prices = config.prices
     if prices is not None:

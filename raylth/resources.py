@@ -41,9 +41,8 @@ class TrainingShare(Share):
         "networks gain more from packs, which have a GPU to themselves: processes that share one take turns (docs/gpu.md). "
         "n: that many GPUs, with a worker for each.",
     )
-    workers: Count | None = Field(
+    workers: Annotated[Count, Field(le=MOST_WORKERS)] | None = Field(
         None,
-        le=MOST_WORKERS,
         description="Processes that train a network together, each with its part of every batch; null: one for each GPU.",
     )
     min_workers: Count | None = Field(

@@ -82,7 +82,7 @@ def was_asked() -> Asked:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Asked]:
-    """Give what this process is asked, as a value to look at: no signal raises meanwhile."""
+    """Give what this process is asked, as a value to look at: a signal that comes meanwhile raises at the end only."""
     if threading.current_thread() is not threading.main_thread():
         yield Asked()
         return
@@ -96,6 +96,8 @@ def deferred() -> Iterator[Asked]:
         asked.is_deferred = False
         for number, handler in before.items():
             signal.signal(number, handler)
+    if asked.by is not None:  # after the last look at it
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

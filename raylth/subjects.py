@@ -24,9 +24,8 @@ class DataConfig(Settings):
         "torchvision", description="How the files lie: torchvision's, or Parquet as the Hugging Face hub stores images."
     )
     download: bool = Field(False, description="Let torchvision download missing files to data.root.")
-    resolution: Count | None = Field(
+    resolution: Annotated[Count, Field(le=10_000)] | None = Field(
         None,
-        le=10_000,
         description="Side of training and evaluation crops, in pixels, where images stay in files; null is 224.",
     )
     augment: Literal["auto", "none", "flip_crop", "resized_crop"] = Field(

@@ -1,6 +1,6 @@
 """The command line of a sweep: `python -m raylth.sweep FILE [key.path=value ...]`. Running it again is the resume."""
 
-from raylth import importing, signals, terminal
+from raylth import __version__, importing, signals, terminal
 
 if __name__ == "__main__":  # now: what follows takes seconds to import
     signals.end_at_once()
@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 with importing.uncollected():
     from raylth.cluster.address import LOCAL, ClusterError, Joining, choose_cluster
@@ -62,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cluster", metavar="FILE", help="send the sweep to the cluster that `ray up FILE` made")
     parser.add_argument("--without-token", action="store_true", help="join several machines that ask nobody for a token")
-    parser.add_argument("--version", action="version", version=f"raylth {version('raylth')}")
+    parser.add_argument("--version", action="version", version=f"raylth {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own messages")
     return parser
 
@@ -72,6 +71,16 @@ def _expanded(path: str) -> str:
         return expanded(path)
     except ValueError as error:
         raise BadSweep(str(error)) from error
+
+
+def _run(config: SweepConfig, options: argparse.Namespace, joining: Joining) -> int:
+    typed = [options.file, *options.overrides, *(["--address", options.address] if options.address else []), *joining.words]
+    try:
+        return (run_sweep if config.search is None else run_search)(config, typed, joining)
+    except KeyboardInterrupt:  # before the first training, or after the last one
+        why = signals.was_asked().why
+        print(f"stopped{why}; what was finished is saved, and the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,9 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if config.search is not None:
                     print(what_is_searched(config))
                 return EXIT_OK
-            command = [options.file, *options.overrides, *(["--address", options.address] if options.address else [])]
-            run = run_sweep if config.search is None else run_search
-            return run(config, [*command, *joining.words], joining)
+            return _run(config, options, joining)
         except (BadSweep, DataError, ClusterError) as error:
             raise BadSweep(places.locate(error)) from error
     except KeyboardInterrupt:

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raylth import sweep
-from raylth.stages import preflight
+from raylth.stages import preflight, shapes
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
 SCHEMA: dict[str, Any] = json.loads((SWEEPS / "schema.json").read_text())
@@ -65,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for raw in (TINY, SEARCH):  # what takes seconds to import is imported; torch's compiler and wandb make folders then
             assert dry_run(text_of(raw), limit=0).status == 0
             assert dry_run(text_of(raw), ("model.name=nothing",), limit=0).status == 2
-        patch.setattr(preflight, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=FREE)))
+        patch.setattr(shapes, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=FREE)))
         for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
             patch.setenv(name, str(place))
         patch.setattr(tempfile, "tempdir", str(place))

@@ -1,6 +1,8 @@
 """Which Ray a sweep uses, its token and its folder: decided before `import ray`, which reads its environment only once."""
 
+import contextlib
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -15,6 +17,9 @@ AUTO = "auto"  # that of this machine, whoever started it
 PORT_SECONDS, RAY_SECONDS = 3.0, 20.0  # for a port to answer, and for what is behind it to answer as Ray does
 MODES = ("disabled", "token", "k8s")
 SOCKETS_TAKE = 68  # bytes of "/ray/session_<date>_<time>_<process>/sockets/plasma_store" behind a folder
+ANSWERS, SILENT, REFUSES = "answers", "silent", "refuses"  # how Ray takes a question
+REFUSED = "the Ray cluster at {address} does not take this token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
+LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 SOCKET_BYTES = 107  # that the name of a Unix socket may have
 
 
@@ -24,9 +29,9 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True)
 class Joining:
-    """How a sweep joins its cluster: the address (None: one is started here), what is typed with it, what to say of it."""
+    """How a sweep joins its cluster: the address ("local": Ray is started here), what is typed with it, what to say of it."""
 
-    address: str | None = None
+    address: str | None = LOCAL
     without_token: bool = False  # join several machines that ask nobody for a token
     verbose: bool = False  # show Ray's own messages
     note: str = ""  # why this one
@@ -63,8 +68,8 @@ def choose_cluster(asked: str | None) -> tuple[str, str]:
         is_asked, (address, note) = address == AUTO, _found(anybodys=address == AUTO)
         if is_asked and address == LOCAL:
             raise ClusterError(f"no Ray runs on this machine: {note or 'ray start has left no address'}")
-    elif address != LOCAL and not _answers(address):
-        raise ClusterError(f"no Ray cluster answers at {address}")
+    elif address != LOCAL and (answer := _answer(address)) != ANSWERS:
+        raise ClusterError(REFUSED.format(address=address) if answer == REFUSES else f"no Ray cluster answers at {address}")
     if address == LOCAL:
         note = "; ".join(filter(None, (note, _fit_sockets())))
         if not _has_token() and not _can_keep_token():
@@ -81,35 +86,57 @@ def _found(*, anybodys: bool) -> tuple[str, str]:
         address, owner = file.read_text().strip(), file.stat().st_uid
     except (OSError, ValueError):
         return LOCAL, ""
-    if not anybodys and owner != os.getuid():
+    listener = _listener(address)
+    if not anybodys and (owner if listener is None else listener) != os.getuid():
         return LOCAL, f"that at {address} is another user's; --address auto joins it"
-    if not _answers(address):
+    answer = _answer(address)
+    if answer == REFUSES:  # a second Ray beside one's own would be a surprise
+        raise ClusterError(f"{REFUSED.format(address=address)}; --address local starts another")
+    if answer != ANSWERS:
         return LOCAL, f"that at {address}, which {file} names, does not answer"
     return address, "it runs on this machine; --address local starts another"
 
 
-def _answers(address: str) -> bool:
-    """Tell whether Ray's control service answers at an address; one that Ray itself resolves (ray://) is taken for good."""
+def _answer(address: str) -> str:
+    """Ask whether Ray's control service is at an address; one that Ray itself resolves (ray://) is taken for good."""
     host, colon, port = address.rpartition(":")
     if not colon or "://" in address:
-        return True
+        return ANSWERS
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=PORT_SECONDS):
             pass
     except (OSError, ValueError, OverflowError):
-        return False
+        return SILENT
     ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
     environment = {**os.environ, **({"RAY_AUTH_MODE": "token"} if _has_token() and "RAY_AUTH_MODE" not in os.environ else {})}
     try:
-        done = subprocess.run(ask, env=environment, capture_output=True, timeout=RAY_SECONDS, check=False)
+        done = subprocess.run(ask, env=environment, capture_output=True, text=True, timeout=RAY_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+        return SILENT
+    if done.returncode == 0:
+        return ANSWERS
+    return REFUSES if re.search("authenticat|token", done.stderr + done.stdout, re.IGNORECASE) else SILENT
+
+
+def _listener(address: str) -> int | None:
+    """Return the user who listens at a port of this machine, None where that is not known: the head may be elsewhere.
+
+    The file that names a cluster may be older than the cluster, and another user's.
+    """
+    port = address.rpartition(":")[2]
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTENS and int(fields[1].rpartition(":")[2], 16) == int(port):
+                    return int(fields[7])
+    return None
 
 
 def _temporary_folder() -> tuple[str, str]:
     """Return the variable that says where Ray keeps its folders, and the folder."""
-    return next(((name, found) for name in ("RAY_TMPDIR", "TMPDIR") if (found := os.environ.get(name))), ("", "/tmp"))
+    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)
+    return next(((name, found) for name in names if (found := os.environ.get(name))), ("", "/tmp"))
 
 
 def _fit_sockets() -> str:

@@ -1,6 +1,5 @@
 """The figure of learning curves: what training reaches epoch by epoch."""
 
-from collections import Counter
 from typing import Any
 
 import pandas as pd
@@ -8,8 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raylth.arms import arm_of, rank
-from raylth.report.style import DASHES, legend_below, new_panels, tidy
+from raylth.report.style import legend_below, looks_of, new_panels, tidy
 from raylth.report.tables import dense_networks, finished_arms
 
 __all__ = ["learning_curves"]
@@ -24,7 +22,7 @@ def learning_curves(results: pd.DataFrame, curves: pd.DataFrame, title: str) -> 
     Lines are means over replicates, bands one standard deviation: of the dense networks and of the arms at the latest
     rewind point of the largest width; of many sparsities the highest. Raises ValueError when no curve was recorded.
     """
-    arms, dense = finished_arms(results), dense_networks(results)
+    arms, dense = finished_arms(results).drop_duplicates(["key", "label"]), dense_networks(results)
     trained = arms if len(arms) else dense
     if trained.empty or curves.empty:
         raise ValueError("no finished network has a recorded curve")
@@ -40,15 +38,18 @@ def learning_curves(results: pd.DataFrame, curves: pd.DataFrame, title: str) -> 
     sparsities = sorted(arms["sparsity"].dropna().unique())[-MOST_SPARSITIES:] or [None]
     figure, axes = new_panels(len(measures) * len(sparsities), len(sparsities), title, sharey="row")
     places = [(name, sparsity) for name in measures for sparsity in sparsities]
+    shown = arms[arms["sparsity"].isin(sparsities)]
+    looks = looks_of(zip(shown["arm"], shown["label"], strict=True))
     for axis, (name, sparsity) in zip(axes, places, strict=True):
-        _draw(axis, name, dense, arms[arms["sparsity"] == sparsity])
+        _draw(axis, name, dense, arms[arms["sparsity"] == sparsity], looks)
         if name == measures[0]:
             axis.set_title("dense" if sparsity is None else _panel_title(sparsity, arms, results), fontsize=10)
         if sparsity == sparsities[0]:
             axis.set_ylabel(MEASURES[name])
     for axis in axes[-len(sparsities) :]:
         axis.set_xlabel("epoch of the network's own training")
-    legend_below(figure, axes[0], "lines: mean over replicates; bands: one standard deviation")
+    caption = "lines: mean over replicates; bands: one standard deviation"
+    legend_below(figure, axes, caption, [label for _, label in looks])
     return figure
 
 
@@ -61,15 +62,15 @@ def _panel_title(sparsity: float, arms: pd.DataFrame, results: pd.DataFrame) -> 
     return f"sparsity {sparsity:g}, k = {arms['rewind_epoch'].iloc[0]}{width}"
 
 
-def _draw(axis: Axes, name: str, dense: pd.DataFrame, arms: pd.DataFrame) -> None:
-    """Draw the dense networks, and a line for each arm, in the arms' order."""
+def _draw(
+    axis: Axes, name: str, dense: pd.DataFrame, arms: pd.DataFrame, looks: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    """Draw the dense networks, and a line for each arm."""
     _line(axis, dense, name, "dense", {"color": "black"})
     groups = dict(list(arms.groupby(["arm", "label"], observed=True)))
-    seen: Counter[str] = Counter()
-    for arm, label in sorted(groups, key=lambda group: (rank(group[0]), group[1])):
-        dash, seen[arm] = DASHES[seen[arm] % len(DASHES)], seen[arm] + 1  # several ways of matching share their arm's colour
-        look = {"color": arm_of(arm).colour, "marker": arm_of(arm).marker, "linestyle": dash}
-        _line(axis, groups[arm, label], name, label, look)
+    for arm, look in looks.items():
+        if arm in groups:
+            _line(axis, groups[arm], name, arm[1], look)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(axis)
 

@@ -1,20 +1,19 @@
 """Figures of accuracy: against the rewind point, against sparsity, and what the permutation gains."""
 
-from collections import Counter
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raylth.arms import arm_of, rank
 from raylth.report.statistics import CONFIDENCE, contrast
 from raylth.report.style import (
     ARM_COLOURS,
-    DASHES,
     PER_ROW,
     SINGLE,
     legend_below,
+    looks_of,
     new_figure,
     new_panels,
     spread,
@@ -59,10 +58,11 @@ def _accuracy_panels(
     columns = len(values) if len(widths) > 1 else min(len(values), PER_ROW)
     figure, axes = new_panels(len(widths) * len(values), columns, title, sharey="row" if len(widths) > 1 else True)
     places = [(width, value) for width in widths for value in values]
+    looks = looks_of(zip(cells["arm"], cells["label"], strict=True))
     for number, (axis, (width, value)) in enumerate(zip(axes, places, strict=True)):
         if dense is not None:
             axis.axhline(dense.get(width, float("nan")), color="black", linestyle="--", linewidth=1, label="dense")
-        _draw_arms(axis, cells[(cells["width"] == width) & (cells[by] == value)], against)
+        _draw_arms(axis, cells[(cells["width"] == width) & (cells[by] == value)], against, looks)
         name = f"sparsity {value:g}" if by == "sparsity" else f"k = {value}"
         axis.set_title(name + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
         if against == "rewind_epoch":
@@ -72,24 +72,22 @@ def _accuracy_panels(
         tidy(axis)
     for axis in axes[-columns:]:
         axis.set_xlabel("rewind point k (epochs)" if against == "rewind_epoch" else "sparsity of the mask")
-    legend_below(figure, axes[0], f"points: mean over replicates ({_range(cells['n'])}); bars: one standard deviation")
+    caption = f"points: mean over replicates ({_range(cells['n'])}); bars: one standard deviation"
+    legend_below(figure, axes, caption, [label for _, label in looks])
     return figure
 
 
-def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
+def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str, looks: dict[tuple[str, str], dict[str, Any]]) -> None:
     """Draw a line per arm: its mean and standard deviation against a column of the accuracy table."""
-    seen: Counter[str] = Counter()
-    for (arm, label), line in sorted(cells.groupby(["arm", "label"], observed=True), key=lambda group: _rank(group[0])):
-        dash, seen[arm] = DASHES[seen[arm] % len(DASHES)], seen[arm] + 1  # several ways of matching share their arm's colour
-        line = line.sort_values(against)
+    groups = dict(list(cells.groupby(["arm", "label"], observed=True)))
+    for arm in (arm for arm in looks if arm in groups):
+        line = groups[arm].sort_values(against)
         axis.errorbar(
             line[against].astype(float),
             line["mean"],
             yerr=line["std"].fillna(0.0),
-            label=label,
-            color=arm_of(arm).colour,
-            marker=arm_of(arm).marker,
-            linestyle=dash,
+            label=arm[1],
+            **looks[arm],
             linewidth=1.6,
             markersize=5,
             capsize=3,
@@ -99,11 +97,6 @@ def _draw_arms(axis: Axes, cells: pd.DataFrame, against: str) -> None:
 def _range(counts: "pd.Series[int]") -> str:
     fewest, most = counts.min(), counts.max()
     return f"n = {most}" if fewest == most else f"n = {fewest} to {most}"
-
-
-def _rank(group: tuple[str, str]) -> tuple[int, str]:
-    arm, label = group
-    return rank(arm), label
 
 
 def difference_plot(results: pd.DataFrame, title: str) -> Figure:

@@ -1,6 +1,8 @@
 """What all figures share: one colour and one marker per arm, told apart in grey print and by colour-blind eyes."""
 
 import textwrap
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from raylth.arms import BUILT_IN
+from raylth.arms import BUILT_IN, arm_of, rank
 
 __all__ = [
     "ARM_COLOURS",
@@ -20,6 +22,7 @@ __all__ = [
     "SINGLE",
     "interval_bars",
     "legend_below",
+    "looks_of",
     "new_figure",
     "new_panels",
     "spread",
@@ -57,9 +60,29 @@ def new_panels(
     return figure, axes[:count]
 
 
-def legend_below(figure: Figure, axis: Axes, caption: str) -> None:
-    """Write the names of a panel's lines below all panels, in as many columns as a narrow screen shows, and a caption."""
-    handles, names = axis.get_legend_handles_labels()
+def looks_of(arms: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return how each (arm, label) is drawn in all panels of a figure, in the order of legends.
+
+    Several ways of matching share their arm's colour and marker, and differ in their dashes.
+    """
+    looks: dict[tuple[str, str], dict[str, Any]] = {}
+    seen: Counter[str] = Counter()
+    for name, label in sorted(set(arms), key=lambda each: (rank(each[0]), each)):
+        arm, dash = arm_of(name), DASHES[seen[name] % len(DASHES)]
+        seen[name] += 1
+        looks[name, label] = {"color": arm.colour, "marker": arm.marker, "linestyle": dash}
+    return looks
+
+
+def legend_below(figure: Figure, axes: Iterable[Axes], caption: str, order: Iterable[str] = ()) -> None:
+    """Write the names of all panels' lines below them, in as many columns as a narrow screen shows, and a caption.
+
+    Names in `order` come last, as they stand there.
+    """
+    found = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    last = [name for name in order if name in found]
+    names = [*(name for name in found if name not in last), *last]
+    handles = [found[name] for name in names]
     renderer, room = FigureCanvasAgg(figure).get_renderer(), min(figure.bbox.width, SINGLE * figure.dpi)
     for columns in range(len(names), 0, -1):
         legend = figure.legend(

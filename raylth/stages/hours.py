@@ -14,6 +14,7 @@ from raylth.core.data import DATASETS
 from raylth.core.models import build_shapes, init_model
 from raylth.stages.graph import Graph
 from raylth.stages.plan import Plan
+from raylth.stages.shapes import can_be_built
 from raylth.stages.stage import Stage
 from raylth.store import Store
 
@@ -49,6 +50,7 @@ class Hours:
     num_measured: int  # trainings whose like this plan has timed
     num_counted: int
     sources: tuple[str, ...]  # of those
+    num_unknown: int = 0  # whose operations cannot be counted here; their hours are in none of these
 
 
 def hours(plan: Plan, graph: Graph, store: Store, share_of: Callable[[str], tuple[int, float]]) -> Hours:
@@ -58,7 +60,7 @@ def hours(plan: Plan, graph: Graph, store: Store, share_of: Callable[[str], tupl
     """
     timed = _timed(plan, graph, store)
     gpus = cpus = 0.0
-    measured, counted, sources = 0, 0, dict[str, None]()
+    measured, counted, unknown, sources = 0, 0, 0, dict[str, None]()
     for stage in plan.stages:
         if stage.epochs == 0 or graph.states[stage.key] != "waiting":
             continue
@@ -69,13 +71,16 @@ def hours(plan: Plan, graph: Graph, store: Store, share_of: Callable[[str], tupl
             gpus += stage.epochs * found * share / 3600
             cpus += 0 if share else stage.epochs * found * cores / 3600
             continue
+        if (operations := _operations(plan, stage)) is None:
+            unknown += 1
+            continue
         counted += 1
         rate = RATES[stage.settings["recipe"].get("precision", "float32")] if share else CORE
         sources[rate.source] = None
-        taken = stage.epochs * _operations(plan, stage) / rate.operations / 3600
+        taken = stage.epochs * operations / rate.operations / 3600
         gpus += taken if share else 0
         cpus += 0 if share else taken
-    return Hours(gpus, cpus, measured, counted, tuple(sources))
+    return Hours(gpus, cpus, measured, counted, tuple(sources), unknown)
 
 
 def _timed(plan: Plan, graph: Graph, store: Store) -> dict[tuple[str, bool], float]:
@@ -95,15 +100,16 @@ def _class(stage: Stage) -> str:
     return json.dumps([stage.settings["model"], recipe["batch_size"], recipe.get("precision", "float32")], sort_keys=True)
 
 
-def _operations(plan: Plan, stage: Stage) -> float:
-    """Count the operations of one epoch of training."""
+def _operations(plan: Plan, stage: Stage) -> float | None:
+    """Count the operations of one epoch of training; None where they cannot be counted on this machine."""
     data = plan.config.data
     samples = data.num_train or DATASETS[data.name].num_train
-    return BACKWARD * samples * _forward(json.dumps(stage.settings["model"], sort_keys=True))
+    forward = _forward(json.dumps(stage.settings["model"], sort_keys=True))
+    return None if forward is None else BACKWARD * samples * forward
 
 
 @functools.cache
-def _forward(model: str) -> int:
+def _forward(model: str) -> int | None:
     """Count the operations of one sample's forward pass (a multiplication and an addition are two)."""
     settings: dict[str, Any] = json.loads(model)
     shape = tuple(settings["in_shape"])
@@ -112,6 +118,8 @@ def _forward(model: str) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.empty((1, *shape), device=next(network.parameters()).device))
     except Exception:  # of someone else's network, which may look at values: those of a meta tensor are not there
+        if not can_be_built(settings):
+            return None
         network = init_model(0, **{**settings, "in_shape": shape}).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.zeros(1, *shape))

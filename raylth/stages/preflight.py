@@ -2,11 +2,11 @@
 
 import contextlib
 import importlib.metadata
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
@@ -14,8 +14,9 @@ from raylth.core.checking import BadNetwork, Uses, check_network, why_not_one_sa
 from raylth.core.data.dataset import part_of
 from raylth.core.models import MODELS, OURS, init_model
 from raylth.core.recipe import Recipe
+from raylth.stages.forecast import in_units
 from raylth.stages.plan import Plan
-from raylth.stages.shapes import shapes_of
+from raylth.stages.shapes import bytes_to_try, can_be_built
 from raylth.stages.stage import Stage
 from raylth.steps import steps_per_epoch
 from raylth.store import Store, fingerprint
@@ -25,8 +26,6 @@ __all__ = ["check_networks", "keep_checked"]
 VERSION = 1  # of the checks
 FOLDER = "checked"  # of the store
 PERMUTED = ("permute", "random_permutation")
-
-COPIES = 6  # of a network's weights while it is tried
 
 _passed: set[str] = set()  # in this process
 
@@ -54,10 +53,16 @@ def check_networks(plan: Plan, store: Store) -> list[str]:
         if key in _passed or (store.root / FOLDER / key).exists():
             continue
         try:
-            if _bytes_to_try(settings) > psutil.virtual_memory().available:
+            if not can_be_built(settings):
                 raise MemoryError  # where memory is promised that is not there, the system would end this process
             _try(settings, uses, single)
         except MemoryError:  # of this machine, which need not be one that trains
+            named = f"{settings['name']}, width {settings['width']:g}"
+            warnings.warn(
+                f"model.name: {named} was not tried: that takes about {in_units(bytes_to_try(settings))} of memory, more "
+                "than is free here; whether it can be trained shows when it is",
+                stacklevel=2,
+            )
             continue
         _passed.add(key)
     return keys
@@ -82,12 +87,6 @@ def _try(settings: dict[str, Any], uses: Uses, single: dict[str, str]) -> None:
     if single and (why := why_not_one_sample(build, uses.in_shapes)) is not None:
         setting, numbers = next(iter(single.items()))
         raise ValueError(f"{setting}: {numbers} of one sample, on which {named} cannot be trained: {why}")
-
-
-def _bytes_to_try(settings: dict[str, Any]) -> int:
-    """Estimate the memory that trying a network takes: its weights in three copies, as they were, and a gradient."""
-    held = [value for value in shapes_of(settings).state_dict().values() if isinstance(value, torch.Tensor)]
-    return COPIES * sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def _builder(settings: dict[str, Any]) -> Callable[[int], nn.Module]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -14,12 +15,25 @@ from raylth.core.masks import prunable_names
 from raylth.core.models import build_shapes
 from raylth.core.permutation import derive_spec
 
-__all__ = ["check_stream_site", "num_prunable", "shapes_of"]
+__all__ = ["bytes_to_try", "can_be_built", "check_stream_site", "num_prunable", "shapes_of"]
+
+COPIES = 6  # of a network's weights while it is tried
 
 
 def shapes_of(model: dict[str, Any]) -> nn.Module:
     """Build the network that a stage's settings name without its values."""
     return build_shapes(**{**model, "in_shape": tuple(model["in_shape"])})
+
+
+def bytes_to_try(model: dict[str, Any]) -> int:
+    """Estimate the memory that trying a network takes: its weights in three copies, as they were, and a gradient."""
+    held = [value for value in shapes_of(model).state_dict().values() if isinstance(value, torch.Tensor)]
+    return COPIES * sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def can_be_built(model: dict[str, Any]) -> bool:
+    """Tell whether memory has room to try a network: where it only seems to, the system would end this process."""
+    return bytes_to_try(model) <= psutil.virtual_memory().available
 
 
 def num_prunable(model: dict[str, Any], *, prune_shortcuts: bool) -> int:

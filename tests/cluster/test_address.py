@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def bare(monkeypatch, tmp_path):
     """An environment that says nothing of Ray; a folder in which Ray would remember its cluster."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
+        monkeypatch.delenv(name)
     folder = Path("/tmp") / f"raylth-{os.getpid()}"
     (folder / "ray").mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -103,6 +104,16 @@ def test_a_cluster_of_ones_own_is_joined_and_another_users_is_not(bare, tmp_path
         live = file.read_text().strip()
         assert choose_cluster(None) == (live, "it runs on this machine; --address local starts another")
         assert os.environ["RAY_AUTH_MODE"] == "token", "it is sent the token"
+        os.chown(file, 54321, -1)
+        assert choose_cluster(None)[0] == live, "the file may be older than the cluster, and another user's"
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        refused = rf"the Ray cluster at {live} does not take this token \(RAY_AUTH_TOKEN, .*\)"
+        with pytest.raises(ClusterError, match=f"{refused}; --address local starts another"):
+            choose_cluster(None)
+        with pytest.raises(ClusterError, match=f"{refused}$"):
+            choose_cluster(live)
+        monkeypatch.delenv("RAY_AUTH_TOKEN")
         monkeypatch.setattr(os, "getuid", lambda: 12345)
         assert choose_cluster(None) == ("local", f"that at {live} is another user's; --address auto joins it")
         assert choose_cluster("auto")[0] == live

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from raylth.report import (
+from raylth.report.style import legend_below, looks_of, new_panels
     accuracy_table,
     accuracy_vs_rewind,
     accuracy_vs_sparsity,
@@ -285,3 +286,22 @@ def test_arms_of_one_colour_differ_in_their_dash(results):
     axis = accuracy_vs_rewind(results, "t").axes[0]
     permuted = [c.lines[0] for c in axis.containers if str(c.get_label()).startswith("permuted")]
     assert len({line.get_linestyle() for line in permuted}) == len(permuted) == 2
+
+
+def test_a_line_looks_alike_in_every_panel_and_the_legend_has_all(tmp_path):
+    """Of a sweep that goes on, a panel may lack what others have."""
+    figure, axes = new_panels(2, 2, "unfinished")
+    labels = [("permuted", "permuted activation"), ("permuted", "permuted weight"), ("lth", "lth")]
+    looks = looks_of(labels)
+    assert list(looks) == [("lth", "lth"), *labels[:2]]
+    assert looks[labels[0]]["color"] == looks[labels[1]]["color"]
+    assert looks[labels[0]]["linestyle"] != looks[labels[1]]["linestyle"]
+    for axis, shown in zip(axes, ([labels[1]], labels), strict=True):
+        for arm in shown:
+            axis.plot([0, 1], [0, 1], label=arm[1], **looks[arm])
+    legend_below(figure, axes, "all", [label for _, label in looks])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["lth", "permuted activation", "permuted weight"]
+    dashes = {line.get_linestyle() for axis in axes for line in axis.lines if line.get_label() == "permuted weight"}
+    assert len(dashes) == 1
+

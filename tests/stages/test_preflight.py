@@ -1,10 +1,13 @@
 """The networks of a plan are tried before anything is trained, once for a store."""
 
+import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from torch import nn
 
 from raylth.config import SweepConfig
 from raylth.core.data import DATASETS
@@ -12,14 +15,17 @@ from raylth.core.models import MODELS
 from raylth.core.recipe import Recipe
 from raylth.report import load_results
 from raylth.runs import Run
-from raylth.stages import check_networks, keep_checked, make_plan, preflight, result_rows, run_plan
+from raylth.stages import Graph, check_networks, keep_checked, make_plan, preflight, result_rows, run_plan, shapes
 from raylth.store import Store
 from raylth.sweep import main
+
+hours = importlib.import_module("raylth.stages.hours")  # the package has a function of that name
 
 NETS = """
 import math
 import torch
 from torch import nn
+from tests.conftest import tiny_sweep
 from tests.core import own_networks as own
 
 
@@ -224,3 +230,16 @@ def test_the_quickstart_is_tried_in_a_moment():
     check_networks(plan, Store("nowhere"))
     assert time.perf_counter() - start < 1.0
     assert DATASETS["mnist1d"].in_shape == (40,)
+
+
+def test_what_memory_has_no_room_for_is_said_to_be_untried(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000)))
+    monkeypatch.setattr(hours, "build_shapes", lambda **settings: nn.Linear(3, 3, device="meta"))  # fails on any sample
+    hours._forward.cache_clear()
+    plan = make_plan(tiny_sweep(model={"widths": [0.5]}, seeds={"base": 77}))
+    with pytest.warns(UserWarning, match=r"model\.name: mlp, width 0\.5 was not tried: that takes about .* of memory"):
+        check_networks(plan, Store(tmp_path))
+    found = hours.hours(plan, Graph(plan.stages), Store(tmp_path), lambda kind: (1, 0.0))
+    trainings = sum(stage.epochs > 0 for stage in plan.stages)
+    assert (found.num_unknown, found.num_counted, found.cpus) == (trainings, 0, 0.0)
+    hours._forward.cache_clear()

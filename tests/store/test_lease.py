@@ -1,10 +1,12 @@
 """Leases between processes that share a store."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from raylth.store import Lease, Store, lease, process
@@ -84,3 +86,20 @@ def test_a_process_of_another_container_is_not_taken_for_a_dead_one(tmp_path):
     path.write_text(json.dumps(claim))
     with Lease(Store(tmp_path), KEY) as mine:
         assert not mine.held
+
+
+def test_a_process_that_another_user_does_not_see_has_not_ended(monkeypatch):
+    """/proc with hidepid: psutil finds no such process, and the system says whose it is."""
+
+    def hidden(pid):
+        raise psutil.NoSuchProcess(pid)
+
+    def refuse(pid, number):
+        raise PermissionError
+
+    this = process.this_process()
+    assert not process.has_ended(this)
+    monkeypatch.setattr(psutil, "Process", hidden)
+    assert process.has_ended({**this, "pid": 2**22 + 1})
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not process.has_ended(this)
