@@ -4,7 +4,6 @@ import pytest
 from rich.console import Console
 
 from raylth.report import (
-from raylth.report.style import legend_below, looks_of, new_panels
     accuracy_table,
     accuracy_vs_rewind,
     accuracy_vs_sparsity,
@@ -17,6 +16,7 @@ from raylth.report.style import legend_below, looks_of, new_panels
     match_effort,
     render_table,
 )
+from raylth.report.style import legend_below, looks_of, new_panels
 from raylth.report.tables import own_matches
 from raylth.store import locate
 from raylth.store.tables import read_table, write_table
@@ -304,4 +304,3 @@ def test_a_line_looks_alike_in_every_panel_and_the_legend_has_all(tmp_path):
     assert [text.get_text() for text in legend.get_texts()] == ["lth", "permuted activation", "permuted weight"]
     dashes = {line.get_linestyle() for axis in axes for line in axis.lines if line.get_label() == "permuted weight"}
     assert len(dashes) == 1
-

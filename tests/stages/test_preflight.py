@@ -18,6 +18,7 @@ from raylth.runs import Run
 from raylth.stages import Graph, check_networks, keep_checked, make_plan, preflight, result_rows, run_plan, shapes
 from raylth.store import Store
 from raylth.sweep import main
+from tests.conftest import tiny_sweep
 
 hours = importlib.import_module("raylth.stages.hours")  # the package has a function of that name
 
@@ -25,7 +26,6 @@ NETS = """
 import math
 import torch
 from torch import nn
-from tests.conftest import tiny_sweep
 from tests.core import own_networks as own
 
 
