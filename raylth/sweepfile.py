@@ -17,7 +17,7 @@ KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "command line"
 MOST_DEEP, MOST_VALUES = 60, 100_000  # of a file, with all that its aliases repeat
 MOST_BITS = 1000  # of a whole number: a float can hold it, and Python writes it
-MOST_MISTAKES = 20  # that are told
+MOST_MISTAKES = 20  # that are shown
 EXPECTED = {  # pydantic's kind of error -> what should be there; what is missing here reads well in its own words
     "int_type": "should be a whole number",
     "int_parsing": "should be a whole number",
@@ -219,7 +219,7 @@ class NotYaml(ValueError):
 
 
 def _parse(text: str, path: KeyPath = ()) -> tuple[Any, dict[KeyPath, int], list[tuple[KeyPath, int]]]:
-    """Return what YAML text says, and what `_lines` tells of it."""
+    """Return what YAML text says, and what `_lines` finds in it."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

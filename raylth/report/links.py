@@ -11,7 +11,7 @@ __all__ = ["data_files"]
 def data_files(run: Location, out: Location) -> list[tuple[str, str]]:
     """Return the name and the relative address of each file of a run's data, as seen from a report in `out`.
 
-    None for a report outside the store, which goes elsewhere without it; only files that are there.
+    None for a report outside the store, which may be moved without it; only files that are there.
     """
     root = run.parent.parent
     store, folder = str(root.absolute()), str(out.absolute())
