@@ -15,11 +15,12 @@ from raylth.cluster.address import ClusterError
 from raylth.cluster.board import Chalk
 from raylth.cluster.checkpoints import CheckpointReader, start_checkpoint_actors
 from raylth.cluster.failures import cause_of
-from raylth.cluster.loop import _Interrupt, _Pulse
+from raylth.cluster.loop import _Pulse
 from raylth.cluster.meter import Meter
 from raylth.cluster.searcher import GraphSearcher
 from raylth.cluster.shares import Shares
 from raylth.resources import ResourcesConfig
+from raylth.signals import Asked
 from raylth.stages import Graph, Preempted, Stage, make_plan
 from raylth.store import BrokenArtefact, Store
 from tests.conftest import tiny_sweep
@@ -64,7 +65,7 @@ def test_epochs_are_counted_on_through_the_death_of_the_board(cluster, store):
     """The first checkpoint actor is the board; one that starts again begins at 0, and the sweep's count does not."""
     (board,) = start_checkpoint_actors(str(store.root), 1)
     searcher, meter = SimpleNamespace(resources=ResourcesConfig()), Meter(None, None, store.root / "used.json")
-    pulse = _Pulse(searcher, board, lambda *told: None, _Interrupt(), meter)
+    pulse = _Pulse(searcher, board, lambda *told: None, Asked(), meter)
 
     def count() -> int:
         pulse.asked_at = float("-inf")

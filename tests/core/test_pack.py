@@ -117,10 +117,11 @@ def test_a_member_is_trained_as_it_would_be_alone(name):
         for layer, alive in masks[number].items():
             assert not networks[number].state_dict()[layer][~alive].any()
     measured = evaluate_together(program, split, batch_size=64)
-    for (loss, accuracy, _), network in zip(measured, alone, strict=True):
+    for (loss, accuracy, _), network, lone in zip(measured, networks, alone, strict=True):
         expected = evaluate(network, split)
-        assert loss == pytest.approx(expected[0], rel=1e-3)
-        assert accuracy == pytest.approx(expected[1], abs=1.0)
+        assert loss == pytest.approx(expected[0], rel=1e-5)
+        assert accuracy == pytest.approx(expected[1], abs=0.7), "one sample of 150 at most, where two classes tie"
+        assert loss == pytest.approx(evaluate(lone, split)[0], rel=1e-3)
 
 
 def test_a_member_that_diverges_leaves_the_others_alone():
