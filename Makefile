@@ -38,6 +38,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_cpu.py
@@ -47,7 +48,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/analyses.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .import_linter_cache .pytest_cache .mypy_cache .ruff_cache
 
 # The stamps make a second install do no work; they fall behind when the package's needs change.
 $(VENV)/bin/pip:

@@ -27,13 +27,13 @@ import torch.nn.functional as F
 from hardware import describe, tell
 from torch import nn
 
-from raylth.core.allocator import keep_freed_memory
 from raylth.core.batchnorm import reset_bn_stats
 from raylth.core.data.dataset import ArraySplit, Split
 from raylth.core.interpolate import interpolate
 from raylth.core.models import init_model
-from raylth.core.train import Recipe, train
-from raylth.stages.ends import Gauge
+from raylth.core.training.allocator import keep_freed_memory
+from raylth.core.training.loop import Recipe, train
+from raylth.stages.endpoints import Gauge
 from raylth.store import locate
 from raylth.store.tables import write_table
 

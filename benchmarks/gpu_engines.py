@@ -29,12 +29,12 @@ from train_cpu import BATCH_SIZE, PilImages, plain_epoch, synthetic
 
 from raylth.core.data import ArrayDataset, cifar10
 from raylth.core.data.dataset import ArraySplit, Split
-from raylth.core.engines.program import EngineName, make_program
-from raylth.core.engines.proof import prove
 from raylth.core.models import init_model
 from raylth.core.precision import Precision
-from raylth.core.recipe import Recipe
-from raylth.core.train import evaluate_together, train_together
+from raylth.core.training.engine_proof import prove
+from raylth.core.training.engines.program import EngineName, make_program
+from raylth.core.training.loop import evaluate_together, train_together
+from raylth.core.training.recipe import Recipe
 from raylth.stages import make_context
 from raylth.store import Store
 
@@ -221,7 +221,7 @@ def _proofs(device: str, reduced: bool, names: tuple[EngineName, ...]) -> list[d
     """Return how far each engine is from the plain loop after 20 steps, and how far it may be."""
     figures: list[dict[str, Any]] = []
     if reduced and names == ("stacked",):
-        return []  # interpreted it takes minutes; tests/core/engines has it of a smaller network
+        return []  # interpreted it takes minutes; tests/core/training/engines has it of a smaller network
     for precision in ("float32",) if reduced else ("float32", "bf16"):
         for engine in names:
             networks = [new_network(seed, 0.25 if reduced else 1.0, 8 if reduced else 32).to(device) for seed in range(2)]

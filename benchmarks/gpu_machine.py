@@ -119,7 +119,7 @@ def _ours(
     members: int, batch: int, inputs: int, outputs: int, side: int, stride: int, dtype: torch.dtype, device: str
 ) -> dict[str, Callable[[], Any]]:
     """Return what computes our convolution of stacked members, in each direction."""
-    from raylth.core.engines import launch
+    from raylth.core.training.engines import launch
 
     x = torch.randn(members, batch, side, side, inputs, device=device).to(dtype)
     weight = torch.randn(members, outputs, 3, 3, inputs, device=device).to(dtype)

@@ -9,10 +9,10 @@ from typing import Any
 
 from raylth.cluster import launch
 from raylth.cluster.address import LOCAL, Joining
-from raylth.cluster.meter import Meter
+from raylth.cluster.nodes.budget_meter import Meter
+from raylth.config.load import read_sweep
 from raylth.stages import load_data, make_plan, scan
 from raylth.store import Store
-from raylth.sweepfile import read_sweep
 
 
 def main() -> None:

@@ -24,10 +24,10 @@ from typing import Any
 import psutil
 from hardware import report_figures
 
+from raylth.config.load import read_sweep
 from raylth.report import load_results
 from raylth.stages import make_plan
 from raylth.store import Store
-from raylth.sweepfile import read_sweep
 
 HERE = Path(__file__).resolve().parent
 SLICE = HERE.parent / "sweeps" / "slice_table05_cifar10.yaml"

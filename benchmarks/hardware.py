@@ -89,6 +89,6 @@ def report_figures(figures: list[dict[str, Any]], **more: Any) -> None:
 def interpret_triton() -> None:
     """Have Triton's kernels interpreted where TRITON_INTERPRET asks for it, as fast as that goes."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        from tests.core.engines.checks import set_interpreter_up
+        from tests.core.training.engines.checks import set_interpreter_up
 
         set_interpreter_up()

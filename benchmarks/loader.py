@@ -25,13 +25,13 @@ from hardware import describe, tell
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from raylth.core.allocator import keep_freed_memory
-from raylth.core.data import images as streamed
-from raylth.core.data.convert import Encoding, convert
-from raylth.core.data.images import ImageFiles
 from raylth.core.data.info import IMAGENET_MEAN as MEAN
 from raylth.core.data.info import IMAGENET_STD as STD
-from raylth.core.data.sources import FolderSource
+from raylth.core.data.streamed import dataset as streamed
+from raylth.core.data.streamed.convert import Encoding, convert
+from raylth.core.data.streamed.dataset import ImageFiles
+from raylth.core.data.streamed.sources import FolderSource
+from raylth.core.training.allocator import keep_freed_memory
 
 BATCH_SIZE, PIXELS, THREADS = 128, 224, 2
 FILES = {

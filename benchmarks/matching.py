@@ -29,13 +29,13 @@ from torchvision import models
 from train_cpu import PilImages, synthetic
 
 from raylth.core import matching
-from raylth.core.allocator import keep_freed_memory
-from raylth.core.derive import derive_spec
 from raylth.core.matching import match_activations
+from raylth.core.matching.observer import Observer, rows
+from raylth.core.matching.weight import match_weights
 from raylth.core.models import init_model
-from raylth.core.observe import Observer, rows
 from raylth.core.permutation import PermutationSpec, random_permutation
-from raylth.core.weight_matching import match_weights
+from raylth.core.permutation.derive import derive_spec
+from raylth.core.training.allocator import keep_freed_memory
 
 
 def paper_procedure(

@@ -26,10 +26,10 @@ from hardware import describe, tell
 
 from raylth.cluster.address import Joining
 from raylth.cluster.launch import run_on_ray
-from raylth.cluster.meter import Meter
-from raylth.config import SweepConfig
-from raylth.progress import StatusFile
-from raylth.runs import Recorder, Run
+from raylth.cluster.nodes.budget_meter import Meter
+from raylth.config.sweep import SweepConfig
+from raylth.driver.progress import StatusFile
+from raylth.driver.run_record import Recorder, Run
 from raylth.stages import Graph, Plan, load_data, make_plan, scan
 from raylth.store import Store
 

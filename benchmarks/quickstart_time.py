@@ -30,11 +30,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from raylth.core.data import mnist1d
 from raylth.core.masks import full_mask
 from raylth.core.models import init_model
-from raylth.core.pack import Program
 from raylth.core.precision import fastest_precision
 from raylth.core.pruning import prune_global_magnitude
-from raylth.core.throughput import fastest_pack
-from raylth.core.train import Recipe, train_together
+from raylth.core.training.loop import Recipe, train_together
+from raylth.core.training.pack_tuning import fastest_pack
+from raylth.core.training.packing import Program
 from raylth.stages import make_context
 from raylth.store import Store
 

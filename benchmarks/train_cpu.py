@@ -33,7 +33,7 @@ from raylth.core.data import ArrayDataset, cifar10
 from raylth.core.data.cifar import MEAN, STD
 from raylth.core.models import init_model
 from raylth.core.precision import Precision, has_bf16
-from raylth.core.train import Recipe, train
+from raylth.core.training.loop import Recipe, train
 from raylth.stages import make_context
 from raylth.store import Store
 

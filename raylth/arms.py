@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raylth.registry import Registry, UnknownName
+from raylth.common.registry import Registry, UnknownName
 
 __all__ = ["ARMS", "BUILT_IN", "Arm", "arm_of", "rank", "short_name"]
 

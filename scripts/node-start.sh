@@ -14,7 +14,7 @@ case "$1" in
   head)
     # Ray 2.60's second autoscaler asks for a refused type of machine for ever, and starts no machines of one's own.
     export RAY_enable_autoscaler_v2=0
-    export RAY_AUTOSCALER_UTILIZATION_SCORER=raylth.cluster.fallback.score
+    export RAY_AUTOSCALER_UTILIZATION_SCORER=raylth.cluster.nodes.node_scorer.score
     "$ray" start --head --port=6379 --dashboard-host=127.0.0.1 --disable-usage-stats \
       --autoscaling-config="$HOME/ray_bootstrap_config.yaml"
     ;;
@@ -22,7 +22,7 @@ case "$1" in
     "$ray" start --address="$RAY_HEAD_IP:6379" --disable-usage-stats
     # A spot machine that is to be taken away tells Ray, so that trainings are saved; where no cloud is, this ends at once.
     pkill -f "raylth[.]cluster[.]notice" || true
-    setsid nohup "$here/venv/bin/python" -m raylth.cluster.notice "$RAY_HEAD_IP:6379" >"$here/notice.log" 2>&1 </dev/null &
+    setsid nohup "$here/venv/bin/python" -m raylth.cluster.nodes.preemption_notice "$RAY_HEAD_IP:6379" >"$here/notice.log" 2>&1 </dev/null &
     ;;
   *)
     echo "head or worker, not $1" >&2

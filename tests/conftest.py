@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raylth.config import SweepConfig
+from raylth.config.sweep import SweepConfig
 from tests.buckets import bucket_servers, place  # noqa: F401  # fixtures
 
 # A sweep that a test starts has a Ray of its own, whatever cluster another test's process has just left on this machine.

@@ -2,7 +2,7 @@
 
 import os
 
-from raylth.cluster import gpus
+from raylth.cluster.worker import gpu
 
 GIB = 2**30
 
@@ -14,5 +14,5 @@ def device(share: float) -> str:
     return "cpu"
 
 
-gpus.device = device
-gpus.peak_bytes = lambda: GIB
+gpu.device = device
+gpu.peak_bytes = lambda: GIB

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tests.fake_gpus  # noqa: F401
 from benchmarks.stub_stages import stub
-from raylth.cluster import gpus
+from raylth.cluster.worker import gpu
 from raylth.stages import STAGES
 from raylth.stages.context import Context
 from raylth.stages.stage import Artefact, Stage
@@ -27,6 +27,6 @@ def on_a_gpu(stage: Stage, context: Context) -> dict[str, Artefact]:
     return stub(stage, context)
 
 
-gpus.is_healthy = lambda: not lost
+gpu.is_healthy = lambda: not lost
 for kind in STAGES:
     STAGES[kind] = on_a_gpu

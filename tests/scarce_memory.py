@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 import tests.fake_gpus  # noqa: F401
-from raylth.stages import run
+from raylth.stages import execute
 from raylth.stages.context import Context
 from raylth.stages.training import Trainee
 
 FIT = 2
-fit = run.fit
+fit = execute.fit
 
 
 def scarce(trainees: Sequence[Trainee], context: Context) -> Any:
@@ -21,4 +21,4 @@ def scarce(trainees: Sequence[Trainee], context: Context) -> Any:
     return fit(trainees, context)
 
 
-run.fit = scarce
+execute.fit = scarce

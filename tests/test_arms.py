@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from raylth.arms import ARMS, BUILT_IN, Arm, arm_of, rank, short_name
-from raylth.config import SweepConfig
-from raylth.export.card import card
-from raylth.export.network import find_network
+from raylth.config.sweep import SweepConfig
+from raylth.driver.run_record import Run
+from raylth.export.model_card import card
+from raylth.export.stored_network import find_network
 from raylth.report import accuracy_table, load_results, write_report
-from raylth.runs import Run
 from raylth.stages import make_plan, result_rows, run_plan
 from raylth.store import Store, locate
 from tests.conftest import tiny_sweep

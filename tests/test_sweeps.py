@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from raylth.config.load import read_sweep
+from raylth.driver.run_search import final_of, judged_by
 from raylth.report import paper_accuracy
-from raylth.search import final_of, judged_by
 from raylth.stages import Graph, Plan, Stage, make_plan
-from raylth.sweepfile import read_sweep
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
 FILES = sorted(path.name for path in SWEEPS.glob("*.yaml"))

@@ -1,6 +1,6 @@
 """`python -m raylth.cluster`."""
 
-from raylth import terminal
-from raylth.cluster.down import main
+from raylth.cluster.nodes.down import main
+from raylth.common import terminal
 
 terminal.leave(main())

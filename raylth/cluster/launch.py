@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from raylth import signals
 from raylth.cluster.address import LOCAL, ClusterError, Joining
-from raylth.cluster.capacity import machines, sums
-from raylth.cluster.checkpoints import start_checkpoint_actors
-from raylth.cluster.gpus import total_bytes
-from raylth.cluster.lifeline import Lifeline
-from raylth.cluster.meter import Meter
-from raylth.cluster.preflight import check_cluster, on_all_machines, versions
-from raylth.cluster.shared import Shared
-from raylth.cluster.shares import room, slot_of
+from raylth.cluster.nodes.budget_meter import Meter
+from raylth.cluster.nodes.capacity import machines, sums
+from raylth.cluster.nodes.head_monitor import Lifeline
+from raylth.cluster.nodes.preflight import check_cluster, on_all_machines, versions
+from raylth.cluster.slots import room, slot_of
+from raylth.cluster.worker.checkpoint_cache import start_checkpoint_actors
+from raylth.cluster.worker.gpu import total_bytes
+from raylth.cluster.worker.payload import Shared
+from raylth.common import signals
+from raylth.common.importing import uncollected
+from raylth.config.resources import ResourcesConfig
+from raylth.config.types import AUTO
 from raylth.core.data import Dataset
-from raylth.importing import uncollected
-from raylth.resources import ResourcesConfig
 from raylth.stages import STAGES, Graph, Plan, forecast, in_units
 from raylth.store import Location, Store
-from raylth.values import AUTO
 
 if TYPE_CHECKING:
-    from raylth.cluster.loop import Watch
+    from raylth.cluster.scheduler.loop import Watch
 
 __all__ = ["check_shares", "joined", "run_on_ray"]
 
@@ -92,8 +92,8 @@ def run_on_ray(
             imports=imports,
         )
         with uncollected():  # here: it takes a second, in which the actors start
-            from raylth.cluster.loop import run_loop
-            from raylth.cluster.searcher import GraphSearcher
+            from raylth.cluster.scheduler.graph_searcher import GraphSearcher
+            from raylth.cluster.scheduler.loop import run_loop
 
         searcher = GraphSearcher(
             graph, store, plan.config.resources, gpu_table(), sums(nodes), may_grow=joining.address != LOCAL

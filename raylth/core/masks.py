@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from raylth.common.seeding import derive_seed
 from raylth.core.shortcuts import shortcut_layers
 from raylth.core.state import like
 from raylth.core.tensors import check_tensors
-from raylth.seeding import derive_seed
 
 __all__ = [
     "Mask",

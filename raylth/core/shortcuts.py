@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import fx, nn
 
-from raylth.core import rules
 from raylth.core.graph import UnknownOperation, trace
-from raylth.core.walk import ACTIVATIONS, RULES, known_as
+from raylth.core.permutation import rules
+from raylth.core.permutation.propagate import ACTIVATIONS, RULES, known_as
 
 __all__ = ["shortcut_layers"]
 

@@ -1,6 +1,6 @@
 """`python -m raylth.export`."""
 
-from raylth import signals, terminal
+from raylth.common import signals, terminal
 
 if __name__ == "__main__":  # now: what follows takes seconds to import
     signals.end_at_once()

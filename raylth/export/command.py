@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from raylth import signals
+from raylth.common import signals
+from raylth.common.paths import expanded
 from raylth.core.masks import MaskBroken
-from raylth.export.card import card, config
 from raylth.export.formats import FORMATS, check_packages, write_network
-from raylth.export.network import find_network
-from raylth.export.snippets import snippet
-from raylth.paths import expanded
+from raylth.export.load_script import snippet
+from raylth.export.model_card import card, config
+from raylth.export.stored_network import find_network
 from raylth.store import BrokenArtefact, NewerStore, Store
 
 __all__ = ["main", "make_parser"]

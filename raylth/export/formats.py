@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from raylth.core.exchange import to_torch_prune
-from raylth.export.network import Network
+from raylth.core.pruning.torch_prune import to_torch_prune
+from raylth.export.stored_network import Network
 
 __all__ = ["FORMATS", "check_packages", "write_network"]
 

@@ -1,6 +1,6 @@
 """`python -m raylth.report`."""
 
-from raylth import terminal
+from raylth.common import terminal
 from raylth.report.command import main
 
 terminal.leave(main())

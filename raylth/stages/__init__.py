@@ -5,18 +5,18 @@ graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-
 """
 
 from raylth.stages.context import Context, load_data, make_context
-from raylth.stages.forecast import Forecast, forecast, free_bytes, in_units
+from raylth.stages.execute import STAGES, TRAININGS, StageFailed, divergence, run_plan, run_stage, run_together, scan
 from raylth.stages.graph import Graph
-from raylth.stages.hours import Hours, hours
-from raylth.stages.mask import export_mask
-from raylth.stages.plan import MOST_STAGES, Plan, make_plan
-from raylth.stages.preflight import check_networks, keep_checked
+from raylth.stages.kinds.mask import export_mask
+from raylth.stages.kinds.sparse import Given
+from raylth.stages.planning.disk_estimate import Forecast, forecast, free_bytes, in_units
+from raylth.stages.planning.network_checks import check_networks, keep_checked
+from raylth.stages.planning.plan import MOST_STAGES, Plan, make_plan
+from raylth.stages.planning.time_estimate import Hours, hours
 from raylth.stages.probe import evaluate_a_batch
+from raylth.stages.result_rows import result_rows
 from raylth.stages.resume import Preempted
-from raylth.stages.rows import result_rows
-from raylth.stages.run import STAGES, TRAININGS, StageFailed, divergence, run_plan, run_stage, run_together, scan
 from raylth.stages.same_data import check_same_data, load_same_data
-from raylth.stages.sparse import Given
 from raylth.stages.stage import Artefact, Stage
 
 __all__ = [

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from raylth.config import DataConfig
-from raylth.core.allocator import keep_freed_memory
+from raylth.config.data import DataConfig
 from raylth.core.data import Dataset, Split, load_dataset
-from raylth.core.data.images import ImageFiles
-from raylth.core.engines.program import EngineName
+from raylth.core.data.streamed.dataset import ImageFiles
 from raylth.core.precision import set_precision
-from raylth.core.team import ALONE, Team
+from raylth.core.training.allocator import keep_freed_memory
+from raylth.core.training.data_parallel import ALONE, Team
+from raylth.core.training.engines.program import EngineName
+from raylth.stages.async_writes import Uploads
 from raylth.stages.stage import Artefact
-from raylth.stages.uploads import Uploads
 from raylth.store import Store
 
 __all__ = ["Context", "Load", "load_data", "make_context"]

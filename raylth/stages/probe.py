@@ -2,7 +2,7 @@
 
 import torch
 
-from raylth.core.train import evaluate
+from raylth.core.training.loop import evaluate
 from raylth.stages.context import Context
 from raylth.stages.stage import Stage
 from raylth.stages.training import new_network

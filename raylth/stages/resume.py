@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from raylth.core.train import Snapshots, TrainState
+from raylth.core.training.loop import Snapshots, TrainState
 from raylth.stages.arrays import state_arrays, to_torch
 from raylth.stages.context import Context
 from raylth.store import BrokenArtefact

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from datetime import datetime
 
-from raylth.config import DataConfig
+from raylth.config.data import DataConfig
 from raylth.core.data import DATASETS, DataError, Dataset, MissingData
 from raylth.stages.context import load_data
 from raylth.stages.graph import Graph
-from raylth.stages.plan import Plan
+from raylth.stages.planning.plan import Plan
 from raylth.store import Location, Store, fingerprint
 
 __all__ = ["check_same_data", "load_same_data"]

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from raylth.core.engines.program import make_program
-from raylth.core.engines.proof import usable
 from raylth.core.masks import Mask, mask_sparsity, model_sparsity
 from raylth.core.memory import is_out_of_memory, release_memory
 from raylth.core.models import init_model
-from raylth.core.pack import Program
-from raylth.core.recipe import Recipe, TrainState
 from raylth.core.state import load_tensors
-from raylth.core.train import Diverged, evaluate_together, train_together
+from raylth.core.training.engine_proof import usable
+from raylth.core.training.engines.program import make_program
+from raylth.core.training.loop import Diverged, evaluate_together, train_together
+from raylth.core.training.packing import Program
+from raylth.core.training.recipe import Recipe, TrainState
 from raylth.stages.arrays import state_arrays, to_torch
 from raylth.stages.context import Context
 from raylth.stages.resume import Resume, load_state

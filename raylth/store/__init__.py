@@ -1,10 +1,10 @@
 """Bytes on disk: atomic, verified, plain Python and numpy. Knows no torch module and no ray."""
 
-from raylth.store.canonical import canonical_json, fingerprint
+from raylth.store.hashing import canonical_json, fingerprint
 from raylth.store.lease import Lease
 from raylth.store.location import DiskLocation, Location, StorageUnreachable, locate, write_atomically
+from raylth.store.serialization import decode_tensors, encode_tensors
 from raylth.store.store import BrokenArtefact, NewerStore, Store
-from raylth.store.tensors import decode_tensors, encode_tensors
 
 __all__ = [
     "BrokenArtefact",

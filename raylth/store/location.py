@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import tenacity
 
-from raylth.paths import expanded
+from raylth.common.paths import expanded
 
 __all__ = ["BucketLocation", "DiskLocation", "Location", "StorageUnreachable", "locate", "write_atomically"]
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from raylth.store.canonical import fingerprint
+from raylth.store.hashing import fingerprint
 from raylth.store.location import Location, locate
-from raylth.store.tensors import decode_tensors, encode_tensors
+from raylth.store.serialization import decode_tensors, encode_tensors
 
 __all__ = ["SCHEMA", "BrokenArtefact", "NewerStore", "Store"]
 

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 from ray.autoscaler._private.autoscaler import StandardAutoscaler
 from ray.autoscaler._private.load_metrics import LoadMetrics
 
-from raylth.cluster import fallback
+from raylth.cluster.nodes import node_scorer
 from tests.clouds.aws import ROOT, account, bootstrapped, instances
 
 SPOT = ["spot-l40s", "spot-l4", "spot-a10g"]
@@ -24,7 +24,7 @@ def autoscaler(tmp_path, monkeypatch):
         config["provider"] |= {"foreground_node_launch": True, "disable_node_updaters": True}
         file = tmp_path / "bootstrap.yaml"
         file.write_text(yaml.safe_dump(config))
-        monkeypatch.setattr(fallback, "BOOTSTRAP", str(file))
+        monkeypatch.setattr(node_scorer, "BOOTSTRAP", str(file))
         start = (ROOT / "scripts/node-start.sh").read_text()
         (scorer,) = re.findall(r"RAY_AUTOSCALER_UTILIZATION_SCORER=(\S+)", start)
         assert "export RAY_enable_autoscaler_v2=0" in start
@@ -85,4 +85,4 @@ def test_a_refused_type_is_asked_for_again_after_half_an_hour(autoscaler, monkey
 
 def test_what_serves_nothing_of_it_has_no_score(autoscaler):
     summary = autoscaler.node_provider_availability_tracker.summary()
-    assert fallback.score({"CPU": 0}, [GPU], "head", node_availability_summary=summary) is None
+    assert node_scorer.score({"CPU": 0}, [GPU], "head", node_availability_summary=summary) is None

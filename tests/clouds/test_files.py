@@ -6,9 +6,9 @@ import yaml
 from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raylth.cluster import down
-from raylth.cluster.capacity import machines, startable
-from raylth.cluster.shares import room
+from raylth.cluster.nodes import down
+from raylth.cluster.nodes.capacity import machines, startable
+from raylth.cluster.slots import room
 from tests.clouds.aws import ROOT, account, bootstrapped, instances
 
 FILES = {"aws": ROOT / "cluster.yaml", "gcp": ROOT / "clusters/gcp.yaml", "local": ROOT / "clusters/local.yaml"}

@@ -16,7 +16,7 @@ import yaml
 
 from raylth.cluster import address
 from raylth.cluster.address import ClusterError, Joining, choose_cluster
-from tests.cluster.nodes import environment_with, started
+from tests.cluster.local_nodes import environment_with, started
 from tests.conftest import tiny_sweep
 
 ROOT = Path(__file__).resolve().parents[2]

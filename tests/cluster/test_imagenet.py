@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raylth import data as command
-from raylth.core.data.images import has_ffcv
+from raylth.cli import data as command
+from raylth.core.data.streamed.dataset import has_ffcv
 from raylth.report import load_curves, load_results
 from tests.pictures import write_pictures
 

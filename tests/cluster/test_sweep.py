@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 import yaml
 
+from raylth.common.terminal import typed_python
+from raylth.config.load import read_sweep
 from raylth.report import load_curves, load_permutations, load_results
 from raylth.stages import make_plan, run_plan
 from raylth.store import Store
-from raylth.sweepfile import read_sweep
-from raylth.terminal import typed_python
-from tests.cluster.nodes import environment_with, started
+from tests.cluster.local_nodes import environment_with, started
 from tests.conftest import tiny_sweep
 
 NOT_REPRODUCIBLE = ["seconds", "pack"]

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from raylth.core.batches import inputs_of
 from raylth.core.batchnorm import reset_bn_stats
 from raylth.core.layerwise import reset_and_predict
-from raylth.core.learned_matching import match_straight_through
 from raylth.core.matching import match_activations
+from raylth.core.matching.straight_through import match_straight_through
 from raylth.core.permutation import derive_spec
 from raylth.core.repair import repair, site_statistics
 

@@ -12,10 +12,10 @@ from raylth.core.models import init_model
 from raylth.core.permutation import derive_spec
 from raylth.core.precision import precision, set_precision
 from raylth.core.repair import repair, site_statistics
-from raylth.core.train import Recipe, evaluate, train
+from raylth.core.training.loop import Recipe, evaluate, train
 from raylth.stages import make_context
 from raylth.store import Store
-from tests.core.test_train import random_split
+from tests.core.training.test_loop import random_split
 
 
 def flags():

@@ -15,16 +15,16 @@ from raylth.core.data import load_dataset
 from raylth.core.interpolate import barrier, interpolate, line
 from raylth.core.layerwise import reset_and_predict
 from raylth.core.matching import match_activations
+from raylth.core.matching.weight import match_weights
 from raylth.core.models import init_model
 from raylth.core.modes import freeze_dropout
 from raylth.core.permutation import derive_spec, random_permutation
 from raylth.core.repair import repair, repair_sites, site_statistics
-from raylth.core.train import Recipe, train
-from raylth.core.weight_matching import match_weights
+from raylth.core.training.loop import Recipe, train
 from raylth.stages import make_context
 from raylth.store import Store
 from tests.core import own_networks as own
-from tests.core.test_zoo import KINDS, ZOO, RandomNetwork
+from tests.core.permutation.test_zoo import KINDS, ZOO, RandomNetwork
 
 
 def norm_inputs(model, batches):

@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn.utils import prune
 from torchvision import models
 
-from raylth.core.exchange import from_torch_prune, to_torch_prune
 from raylth.core.interpolate import Plane, interpolate, line
 from raylth.core.masks import apply_mask, full_mask
-from raylth.core.pack import Program
 from raylth.core.permutation import derive_spec, random_permutation
 from raylth.core.pruning import prune_global_magnitude
+from raylth.core.pruning.torch_prune import from_torch_prune, to_torch_prune
 from raylth.core.state import like, load_tensors
+from raylth.core.training.packing import Program
 
 
 class Asks(nn.Sequential):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from raylth.cluster import trace
+from raylth.cluster.worker import trace
 from raylth.stages import Plan, make_plan, run_plan
 from raylth.store import Store
 from tests.conftest import tiny_sweep

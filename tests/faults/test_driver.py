@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 
-from raylth.status import main as status
+from raylth.cli.status import main as status
 from tests.faults.conftest import wait_until
 
 

@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
+from raylth.cli.sweep import main
 from raylth.stages import Graph, make_plan, run_plan, scan
 from raylth.store import NewerStore, Store, fingerprint
-from raylth.sweep import main
 from tests.conftest import tiny_sweep
 from tests.faults.conftest import assert_undisturbed
 

@@ -14,9 +14,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from raylth.cluster import notice
+from raylth.cli.status import main as status
+from raylth.cluster.nodes import preemption_notice
 from raylth.report import load_results
-from raylth.status import main as status
 from tests.buckets import BucketServer
 from tests.faults.conftest import assert_undisturbed, wait_until
 
@@ -317,7 +317,7 @@ def metadata():
 def test_a_spot_machine_with_a_notice_saves_its_training_and_another_goes_on(cluster, start_sweep, reference, metadata):
     """The notice is two minutes; nothing of what the machine trained is trained again."""
     first = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
-    words = [sys.executable, "-m", "raylth.cluster.notice", cluster.address, "--address", "127.0.0.2"]
+    words = [sys.executable, "-m", "raylth.cluster.nodes.preemption_notice", cluster.address, "--address", "127.0.0.2"]
     watcher = subprocess.Popen(words, env={**os.environ, "RAYLTH_METADATA": metadata}, stdout=subprocess.PIPE, text=True)
     sweep = start_sweep("--address", cluster.address, "--without-token", "resources.state_every=0")
     wait_until(lambda: len(artefacts(sweep)) >= 3 and sweep.num_epochs() % 10 == 5, "three artefacts, and a training")
@@ -333,4 +333,4 @@ def test_a_spot_machine_with_a_notice_saves_its_training_and_another_goes_on(clu
 
 
 def test_where_there_is_no_metadata_server_nothing_is_watched():
-    assert notice.watch("http://127.0.0.1:9", sleep=lambda seconds: None) is None
+    assert preemption_notice.watch("http://127.0.0.1:9", sleep=lambda seconds: None) is None

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from raylth.core import throughput
-from raylth.core.engines import captured, program, proof
 from raylth.core.memory import is_out_of_memory, release_memory
 from raylth.core.precision import set_precision
-from raylth.core.recipe import Recipe
-from raylth.core.step import LeanStep
-from raylth.core.throughput import fastest_pack
+from raylth.core.training import engine_proof as proof
+from raylth.core.training import pack_tuning
+from raylth.core.training.engines import captured, program
+from raylth.core.training.pack_tuning import fastest_pack
+from raylth.core.training.recipe import Recipe
+from raylth.core.training.step import LeanStep
 from tests.gpu.trainings import alone, assert_same_bits, networks_of, random_split, registered, run
 
 RECIPE = Recipe(2, lr=0.05, batch_size=32, label_smoothing=0.1, drop_last=False)
@@ -115,8 +116,8 @@ def fastest_in_little_memory(device: torch.device, engine: Any = "eager") -> Non
         full.extend([error] if found else [])
         return found
 
-    throughput.is_out_of_memory = note  # type: ignore[assignment]
-    throughput.STEPS_ON_GPU, throughput.STEPS, throughput.SHORTEST = 2, 2, 0.0
+    pack_tuning.is_out_of_memory = note  # type: ignore[assignment]
+    pack_tuning.STEPS_ON_GPU, pack_tuning.STEPS, pack_tuning.SHORTEST = 2, 2, 0.0
     sizes, shape, width, batch = (1, 2, 4, 8), (3, 32, 32), 1.0, 512  # 1.6 MB a sample: 3.3 GB for four networks
     if device.type == "cuda":
         networks_of("resnet20", 1, device)  # the context and what torch itself needs
@@ -124,14 +125,14 @@ def fastest_in_little_memory(device: torch.device, engine: Any = "eager") -> Non
         torch.cuda.set_per_process_memory_fraction(free / torch.cuda.get_device_properties(device).total_memory)
     else:
         shape, width, batch, proof.STEPS = (3, 8, 8), 0.25, 8, 3
-        real = throughput.evaluate_together
+        real = pack_tuning.evaluate_together
 
         def evaluate(program: Any, split: Any) -> Any:
             if program.size > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
             return real(program, split)
 
-        throughput.evaluate_together = evaluate  # type: ignore[assignment]
+        pack_tuning.evaluate_together = evaluate  # type: ignore[assignment]
     build = registered("resnet20", width, shape)
     split = random_split(shape, device, 2 * batch)
     engines = ("eager",) if engine == "eager" else ("eager", engine)

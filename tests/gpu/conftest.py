@@ -14,14 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from raylth.core.engines import proof
 from raylth.core.precision import precision
+from raylth.core.training import engine_proof as proof
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 APART = "test_usable.py"  # its processes start when the session starts, and run beside the other tests
 JOBS = {
-    **{f"kernels {name}": ["tests.core.engines.checks", name, "cuda", "1"] for name in ("conv", "moments", "norm", "alone")},
+    **{
+        f"kernels {name}": ["tests.core.training.engines.checks", name, "cuda", "1"]
+        for name in ("conv", "moments", "norm", "alone")
+    },
     **{
         f"proof {engine} {kind}": ["tests.gpu.apart", "proved", "cuda", engine, kind]
         for engine in ("compiled", "stacked", "graph")

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 
 from raylth.core.batchnorm import reset_bn_stats
 from raylth.core.data.dataset import ArrayDataset
-from raylth.core.derive import derive_spec
 from raylth.core.interpolate import barrier, interpolate, line
 from raylth.core.layerwise import reset_and_predict
 from raylth.core.permutation import random_permutation
+from raylth.core.permutation.derive import derive_spec
 from raylth.core.precision import precision, set_precision
 from raylth.core.repair import repair, site_statistics
-from raylth.core.train import evaluate
+from raylth.core.training.loop import evaluate
 from tests.gpu.trainings import NETWORKS, random_split
 
 EXACT = 5e-5  # |found - wanted| / |wanted|; float32 has about 1e-6 here, tf32 4e-4

@@ -7,16 +7,16 @@ import sys
 import pytest
 import torch
 
-from raylth.core.engines.program import make_program
 from raylth.core.memory import is_out_of_memory, release_memory
-from raylth.core.recipe import Recipe
-from raylth.core.train import evaluate_together, train_together
+from raylth.core.training.engines.program import make_program
+from raylth.core.training.loop import evaluate_together, train_together
+from raylth.core.training.recipe import Recipe
 from tests.gpu.conftest import ROOT
 from tests.gpu.trainings import random_split, registered
 
 
 def test_a_gpu_that_is_full_is_known_its_memory_comes_back_and_it_is_healthy(card):
-    from raylth.cluster import gpus
+    from raylth.cluster.worker import gpu
 
     def fill():
         held = [torch.ones(2**26, device="cuda")]
@@ -34,7 +34,7 @@ def test_a_gpu_that_is_full_is_known_its_memory_comes_back_and_it_is_healthy(car
     assert torch.cuda.memory_reserved() >= before + 2**28
     release_memory(kept)
     assert torch.cuda.memory_reserved() <= before
-    assert gpus.is_healthy()
+    assert gpu.is_healthy()
 
 
 def test_a_process_whose_gpu_is_lost_is_found_out(card):
@@ -42,9 +42,9 @@ def test_a_process_whose_gpu_is_lost_is_found_out(card):
 import torch
 from raylth.cluster import gpus
 from raylth.core.memory import is_out_of_memory, release_memory
-assert gpus.is_healthy(), "before it is used"
+assert gpu.is_healthy(), "before it is used"
 values = torch.zeros(3, device="cuda")
-assert gpus.is_healthy()
+assert gpu.is_healthy()
 try:
     values[torch.tensor([7], device="cuda")].sum().item()
 except RuntimeError as error:
@@ -52,7 +52,7 @@ except RuntimeError as error:
     release_memory(error)
 else:
     raise AssertionError("no error")
-assert not gpus.is_healthy()
+assert not gpu.is_healthy()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from raylth.core.recipe import Recipe
-from raylth.core.train import evaluate, evaluate_together
+from raylth.core.training.loop import evaluate, evaluate_together
+from raylth.core.training.recipe import Recipe
 from tests.gpu.conftest import ROOT
 from tests.gpu.trainings import COUNT, NETWORKS, STEPS, alone, assert_same_bits, masks_of, random_split, run
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from raylth.core.recipe import Recipe
+from raylth.core.training.recipe import Recipe
 from tests.gpu.trainings import assert_same_bits, run
 
 RECIPE = Recipe(3, lr=0.05, batch_size=32, label_smoothing=0.1, drop_last=False)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from raylth.core.data.ahead import to_device
-from raylth.core.engines.program import make_program
-from raylth.core.recipe import Recipe
-from raylth.core.train import train_together
+from raylth.core.data.prefetch import to_device
+from raylth.core.training.engines.program import make_program
+from raylth.core.training.loop import train_together
+from raylth.core.training.recipe import Recipe
 from tests.gpu.trainings import NETWORKS, augmentation_of, masks_of, networks_of, random_split
 
 RECIPE = Recipe(3, lr=0.05, batch_size=32, label_smoothing=0.1, drop_last=False)

@@ -10,7 +10,7 @@ from tests.gpu import apart
 
 @pytest.mark.parametrize("check", ["conv", "moments", "norm", "alone"])
 def test_kernels_agree_with_float64(device, jobs, check):
-    """`tests.core.engines.checks` on the card, one round: errors below 1e-5, nothing unwritten, nothing written beside."""
+    """`tests.core.training.engines.checks` on the card, one round: errors below 1e-5, nothing else written."""
     if device.type == "cpu":
         pytest.skip("tests/core/engines/test_kernels.py interprets them on a CPU")
     print(jobs.output(f"kernels {check}"))

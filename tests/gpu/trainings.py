@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from raylth.core.data.dataset import ArraySplit
-from raylth.core.engines.program import make_program
 from raylth.core.masks import full_mask
 from raylth.core.models import init_model
-from raylth.core.pack import Program
-from raylth.core.recipe import Recipe
-from raylth.core.train import Diverged, train, train_together
+from raylth.core.training.engines.program import make_program
+from raylth.core.training.loop import Diverged, train, train_together
+from raylth.core.training.packing import Program
+from raylth.core.training.recipe import Recipe
 
 COUNT = 70  # samples: an epoch is two batches of 32 and a ragged one of 6
 STEPS = 3  # of an epoch

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from raylth.runs import Run
+from raylth.config.load import read_sweep
+from raylth.driver.run_record import Run
 from raylth.stages import make_plan, result_rows, run_plan
 from raylth.store import Store
-from raylth.sweepfile import read_sweep
 
 QUICKSTART = Path(__file__).parents[2] / "sweeps/quickstart.yaml"
 SMALL = [

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylth.config import SweepConfig
+from raylth.config.load import read_sweep
+from raylth.config.sweep import SweepConfig
 from raylth.core.ensemble import ensemble_metrics
 from raylth.report import (
     beside_paper,
@@ -22,7 +23,6 @@ from raylth.report import (
 )
 from raylth.store import locate
 from raylth.store.tables import write_table
-from raylth.sweepfile import read_sweep
 from tests.report.test_report import row
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"

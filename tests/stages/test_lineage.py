@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from raylth.settings import changed
+from raylth.config.overrides import changed
 from raylth.stages import Graph, make_plan
 from raylth.stages.lineage import lineage
 from tests.conftest import tiny_sweep

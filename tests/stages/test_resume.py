@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from raylth.core.models import init_model
-from raylth.core.train import Recipe, train
+from raylth.core.training.loop import Recipe, train
 from raylth.stages import Preempted, load_data, make_context, make_plan, run_plan, run_stage
 from raylth.stages.resume import load_state
 from raylth.store import Store
 from tests.conftest import tiny_sweep
-from tests.core.test_train import random_split
+from tests.core.training.test_loop import random_split
 
 RESNET = {"name": "resnet20", "width": 0.25, "num_classes": 10, "in_shape": (3, 8, 8)}
 

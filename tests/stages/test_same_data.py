@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raylth import dryrun
-from raylth import sweep as sweep_command
+from raylth.cli import dry_run
+from raylth.cli import sweep as sweep_command
 from raylth.core.data import DATASETS, ArrayDataset, DataError, DatasetInfo, MissingData, cifar
 from raylth.report import load_results
 from raylth.report.tables import accuracy_table
@@ -22,7 +22,7 @@ from raylth.stages import load_same_data, make_plan, result_rows, run_plan, scan
 from raylth.store import Store
 from raylth.store.tables import write_table
 from tests.conftest import tiny_sweep
-from tests.core.test_data import jpeg
+from tests.core.data.test_data import jpeg
 
 TINY = {
     "dense": {"epochs": 2}, "match": {"epochs": [2]},
@@ -193,7 +193,7 @@ def test_files_that_were_hashed_are_not_read_again_until_they_change(few):
     with pytest.raises(DataError, match=r"^data.root: the data of cifar10 have changed"):
         run_plan(plan, store)
     with pytest.raises(DataError, match="have changed"):
-        dryrun.print_plan(config)
+        dry_run.print_plan(config)
     assert [file.name for file in (folder / "store/data").iterdir()] == [remembered.name]
 
 

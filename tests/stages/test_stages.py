@@ -12,8 +12,8 @@ from raylth.core.models import init_model
 from raylth.core.permutation import PermutationSpec, derive_spec, random_permutation
 from raylth.core.pruning import num_landing_alive
 from raylth.stages import Stage, load_data, make_context, make_plan, result_rows, run_plan, scan
-from raylth.stages.match import PermutationBroken, _prove
-from raylth.stages.run import STAGES, run_stage
+from raylth.stages.execute import STAGES, run_stage
+from raylth.stages.kinds.match import PermutationBroken, _prove
 from raylth.store import Store
 from tests.conftest import tiny_sweep
 
@@ -37,7 +37,7 @@ def test_everything_is_done_and_a_second_run_computes_nothing(finished, monkeypa
     plan, graph, store = finished
     assert set(graph.states.values()) == {"done"}
     assert len(graph.cached) == 0
-    monkeypatch.setattr("raylth.stages.run.run_stage", lambda *a: pytest.fail("a stage ran again"))
+    monkeypatch.setattr("raylth.stages.execute.run_stage", lambda *a: pytest.fail("a stage ran again"))
     assert len(run_plan(plan, store).cached) == len(plan.stages)
 
 
@@ -203,7 +203,7 @@ def test_stages_run_from_a_plain_script_and_never_load_ray(tmp_path):
 import sys
 from raylth.stages import make_plan, run_plan
 from raylth.store import Store
-from raylth.sweepfile import read_sweep
+from raylth.config.load import read_sweep
 config = read_sweep("sweeps/quickstart.yaml", ["data.num_train=200", "data.num_test=50", "model.widths=[0.25]",
     "dense.epochs=2", "imp.epochs_per_round=1", "sparse.rewinds=[0]", "sparse.sparsities=[0.5]", "seeds.replicates=1"])
 graph = run_plan(make_plan(config), Store({str(tmp_path)!r}))

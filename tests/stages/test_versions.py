@@ -7,13 +7,13 @@ import pytest
 import torch
 from torchvision import models
 
-from raylth.config import SweepConfig
+from raylth.config.sweep import SweepConfig
 from raylth.core.data import DATASETS
 from raylth.core.models import MODELS
+from raylth.driver.run_record import Run
 from raylth.export.command import main
-from raylth.export.network import find_network
+from raylth.export.stored_network import find_network
 from raylth.report import load_results
-from raylth.runs import Run
 from raylth.stages import make_plan, result_rows, run_plan
 from raylth.store import Store
 

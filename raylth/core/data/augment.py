@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raylth.seeding import derive_seed
+from raylth.common.seeding import derive_seed
 
 __all__ = ["PADDING", "Augmentation", "flip_and_crop"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from raylth.core.data.dataset import ArrayDataset, DataError, Dataset, MissingData
-from raylth.core.data.images import ImageFiles
 from raylth.core.data.info import DatasetInfo
+from raylth.core.data.streamed.dataset import ImageFiles
 
 __all__ = ["called", "checked"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raylth.core.data.ahead import pinned
+from raylth.common.seeding import derive_seed
 from raylth.core.data.augment import Augmentation
+from raylth.core.data.prefetch import pinned
 from raylth.core.data.subset import stratified_order
-from raylth.seeding import derive_seed
 
 __all__ = [
     "WHOLE",

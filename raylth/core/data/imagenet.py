@@ -2,11 +2,11 @@
 
 import functools
 
-from raylth.core.data.beton import Beton
 from raylth.core.data.dataset import DataError
-from raylth.core.data.images import CENTER_SHARE, ImageFiles
 from raylth.core.data.info import DATASETS, IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, Scale
-from raylth.core.data.places import below
+from raylth.core.data.streamed.beton import Beton
+from raylth.core.data.streamed.dataset import CENTER_SHARE, ImageFiles
+from raylth.core.data.streamed.files import below
 
 __all__ = ["FILES", "imagenet"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from raylth.common.registry import Registry
 from raylth.core.data.dataset import Dataset
-from raylth.registry import Registry
 
 __all__ = ["DATASETS", "IMAGENET_MEAN", "IMAGENET_STD", "DatasetInfo", "Scale"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from raylth.seeding import derive_seed
+from raylth.common.seeding import derive_seed
 
 __all__ = ["stratified_order"]
 

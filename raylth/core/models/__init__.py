@@ -10,9 +10,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from raylth.core.graph import place_of
+from raylth.core.models.base import MODELS
 from raylth.core.models.code import code_of
 from raylth.core.models.mlp import mlp
-from raylth.core.models.registry import MODELS
 from raylth.core.models.resnet import resnet20
 from raylth.core.models.resnet50 import resnet50
 from raylth.core.models.vgg import vgg11

@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from raylth.core.models.brought import LIBRARIES
+from raylth.core.models.imported import LIBRARIES
 
 __all__ = ["code_of"]
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from raylth.core.models.registry import MODELS, channels, he_initialise
+from raylth.core.models.base import MODELS, channels, he_initialise
 
 __all__ = ["MLP", "mlp"]
 

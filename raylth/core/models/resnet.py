@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from raylth.core.models.registry import MODELS, channels, he_initialise
+from raylth.core.models.base import MODELS, channels, he_initialise
 
 __all__ = ["BasicBlock", "ResNet20", "resnet20"]
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from raylth.core.models.registry import MODELS, channels, he_initialise
+from raylth.core.models.base import MODELS, channels, he_initialise
 
 __all__ = ["VGG11", "vgg11"]
 

@@ -1,0 +1,1 @@
+"""The command line: `python -m raylth.X` and `raylth X` come here."""

@@ -1,0 +1,61 @@
+"""`raylth completion bash|zsh`: what the shell needs to complete commands, options, files and settings at the TAB key."""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from types import UnionType
+from typing import Union, get_args, get_origin
+
+import shtab
+from pydantic import BaseModel
+
+from raylth.cli.main import COMMANDS
+from raylth.config.sweep import SweepConfig
+
+__all__ = ["main", "make_parser", "settings"]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="raylth completion",
+        description="Print a script by which the shell completes raylth's commands.",
+        epilog="examples:\n  raylth completion bash >>~/.bashrc\n  raylth completion zsh >~/.zfunc/_raylth",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shell", choices=["bash", "zsh"], help="the shell")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the script."""
+    print(shtab.complete(whole_parser(), shell=make_parser().parse_args(arguments).shell))
+    return 0
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """Return one parser with all commands below it; the script is made of it, and runs without Python."""
+    parser = argparse.ArgumentParser(prog="raylth")
+    commands = parser.add_subparsers()
+    for name, (module, purpose) in COMMANDS.items():
+        own = importlib.import_module(module).make_parser()
+        below = commands.add_parser(name, parents=[own], add_help=False, help=purpose)
+        for action in below._actions:
+            if action.dest == "overrides":
+                action.choices = [f"{path}=" for path in settings(SweepConfig)]
+            elif action.dest in ("file", "cluster"):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+            elif action.dest in ("store", "place", "out", "source", "target"):
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    return parser
+
+
+def settings(model: type[BaseModel], before: str = "") -> list[str]:
+    """Return the key paths of all settings, in the order of the schema."""
+    found = []
+    for name, field in model.model_fields.items():
+        is_one_of = get_origin(field.annotation) in (Union, UnionType)  # a dictionary's keys are the user's own
+        kinds = get_args(field.annotation) if is_one_of else (field.annotation,)
+        below = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        found += [f"{before}{name}"] if below is None else settings(below, f"{before}{name}.")
+    return found

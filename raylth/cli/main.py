@@ -1,0 +1,49 @@
+"""The console script: `raylth sweep FILE` is `python -m raylth.sweep FILE`."""
+
+import importlib
+import sys
+from importlib.metadata import version
+from typing import NoReturn
+
+from raylth.common import signals, terminal
+from raylth.common.importing import uncollected
+
+__all__ = ["COMMANDS", "entry", "main"]
+
+COMMANDS = {  # name -> (module with a `main`, what it does)
+    "sweep": ("raylth.cli.sweep", "run a sweep file"),
+    "report": ("raylth.report.command", "write the report of a sweep"),
+    "cluster": ("raylth.cluster.nodes.down", "end a cluster, and list what it left"),
+    "data": ("raylth.cli.data", "write ImageNet in the form that sweeps read"),
+    "status": ("raylth.cli.status", "show how the sweeps of a store get on"),
+    "export": ("raylth.export.command", "write one trained network into a folder for others"),
+    "results": ("raylth.cli.results", "ask the results in SQL"),
+    "completion": ("raylth.cli.completion", "print what the shell needs to complete these commands"),
+}
+
+
+def main() -> int:
+    """Hand the rest of the command line to the named command; returns its exit status."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"raylth {version('raylth')}")
+        return 0
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        wanted = sys.argv[1] if len(sys.argv) > 1 else None
+        asked_for_help = wanted in ("-h", "--help")
+        stream = sys.stdout if asked_for_help else sys.stderr
+        if wanted and not asked_for_help:
+            print(f"raylth: unknown command {wanted!r}", file=stream)
+        print("usage: raylth COMMAND ...", file=stream)
+        for name, (_, purpose) in COMMANDS.items():
+            print(f"  {name:10} {purpose} (raylth {name} --help)", file=stream)
+        return 0 if asked_for_help else 2
+    signals.end_at_once()
+    sys.path.insert(0, "")  # as python -m has it: a sweep may name networks of the folder where it is started
+    with uncollected():
+        module = importlib.import_module(COMMANDS[sys.argv[1]][0])
+    return terminal.run(lambda: module.main(sys.argv[2:]))
+
+
+def entry() -> NoReturn:
+    """Run the console script."""
+    terminal.leave(main())

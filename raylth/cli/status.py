@@ -1,0 +1,101 @@
+"""How the sweeps of a store get on: `python -m raylth.status STORE`, from any machine that sees the store."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raylth.driver.progress import duration, read_status, speed
+from raylth.stages.graph import STATES
+from raylth.store import locate
+from raylth.store.process import has_ended
+
+__all__ = ["main", "make_parser"]
+
+SILENCE = 150.0  # seconds without a word after which a running sweep's driver counts as gone
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raylth.status",
+        description="Show how the sweeps of a store get on.\n\nexamples:\n  python -m raylth.status raylth-store\n"
+        "  python -m raylth.status s3://my-bucket/store --json",
+        epilog="exit status: 0; 2 no sweep has run there",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("store", metavar="STORE", help="the store's folder (`storage` in the sweep file)")
+    parser.add_argument("--json", action="store_true", help="print it as JSON, one object per sweep")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 2 when there is no sweep in that folder."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        runs = locate(options.store) / "runs"
+        found = {name: status for name in runs.names() if (status := read_status(runs / name)) is not None}
+    except (OSError, ValueError) as error:
+        print(f"{options.store}: {error}", file=sys.stderr)
+        return 2
+    if not found:
+        print(f"{options.store}: no sweep has run here; expected {options.store}/runs/<sweep>/status.json", file=sys.stderr)
+        return 2
+    newest_last = sorted(found.items(), key=lambda item: item[1]["time"])
+    if options.json:
+        for name, status in newest_last:
+            print(json.dumps({"run": name, **status, "state": _state(status)}))
+        return 0
+    console = Console()
+    for name, status in newest_last:
+        _show(console, name, status)
+    return 0
+
+
+def _state(status: dict[str, Any]) -> str:
+    """A sweep that says it is running is lost when its process has ended, as far as this machine knows, or is silent."""
+    is_lost = status["state"] == "running" and (_has_ended(status) or time.time() - status["time"] > SILENCE)
+    return "lost" if is_lost else str(status["state"])
+
+
+def _has_ended(status: dict[str, Any]) -> bool:
+    return "process" in status and has_ended(status["process"])
+
+
+def _show(console: Console, name: str, status: dict[str, Any]) -> None:
+    state, ago = _state(status), duration(max(0.0, time.time() - status["time"]))
+    table = Table(title=f"{name}: {state}, told {ago} ago by {status['host']}", title_justify="left")
+    table.add_column("stage")
+    for heading in STATES:
+        table.add_column(heading, justify="right")
+    for kind, counts in status["stages"].items():
+        table.add_row(kind, *(str(counts.get(heading, 0)) for heading in STATES))
+    console.print(table)
+    line = f"{speed(status['epochs_per_second'])}, elapsed {duration(status['elapsed_seconds'])}"
+    if state == "running" and status["left_seconds"] is not None:
+        line += f", about {duration(status['left_seconds'])} left"
+    console.print(line, highlight=False)
+    if status.get("note"):
+        console.print(Text(status["note"]), soft_wrap=True)
+    used = status.get("used", {})
+    parts = [f"{used[name]:.2f} {unit}" for name, unit in (("gpu_hours", "GPU-hours"), ("usd", "USD")) if used.get(name)]
+    if parts:
+        console.print(f"used so far: {', '.join(parts)}", highlight=False)
+    if status["incidents"]:
+        counted = ", ".join(f"{times} {cause}" for cause, times in sorted(status["incidents"].items()))
+        console.print(f"workers that ended: {counted}", highlight=False)
+    for entry in status["errors"]:
+        blocks = f"; blocks {entry['blocks']}" if entry["blocks"] else ""
+        console.print(Text(f"{entry['state']}: {entry['stage']}: {entry['error']}{blocks}", style="red"), soft_wrap=True)
+    if status["num_errors"] > len(status["errors"]):
+        console.print(f"and {status['num_errors'] - len(status['errors'])} more", highlight=False)
+    if state == "lost":
+        why = f"process {status['process']['pid']} has ended" if _has_ended(status) else f"its driver is silent for {ago}"
+        console.print(f"{why}; running the same sweep file again goes on", highlight=False)

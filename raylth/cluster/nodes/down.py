@@ -1,0 +1,76 @@
+"""`python -m raylth.cluster down FILE`: ends a cluster that `ray up` made, and looks for what it left."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from raylth.cluster.address import ClusterError
+from raylth.cluster.submit import read_cluster_file
+
+__all__ = ["left_on_aws", "main", "make_parser"]
+
+EXIT_LEFT, EXIT_BAD = 1, 2
+TAG = "ray-cluster-name"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raylth.cluster",
+        description=f"{__doc__}\n\nexample:\n  python -m raylth.cluster down cluster.yaml",
+        epilog="exit status: 0 nothing that costs is left; 1 something is; 2 no cluster file; else what ray down says",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=["down"], help="end the cluster, and list what it left")
+    parser.add_argument("file", help="the cluster file that `ray up` was given")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | None = None) -> int:
+    """Run `ray down`, then list by tag what is still alive; 0 when that is nothing, 1 when something costs on."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        config = read_cluster_file(options.file)
+    except ClusterError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD
+    name, provider = config["cluster_name"], config["provider"]
+    status = (ray or _ray_down)(options.file)
+    if provider["type"] != "aws":
+        print(f"what is left can be listed for AWS only, and this is {provider['type']}: look there yourself")
+        return status
+    left = left_on_aws(name, provider["region"])
+    for line in left:
+        print(line)
+    if not left:
+        print(f"nothing that costs is left of {name} in {provider['region']}")
+    return EXIT_LEFT if left else status
+
+
+def _ray_down(file: str) -> int:
+    return subprocess.run([str(Path(sys.executable).parent / "ray"), "down", "-y", file], check=False).returncode
+
+
+def left_on_aws(name: str, region: str) -> list[str]:
+    """Return a line for each instance and each forgotten volume of a cluster, which cost on; found by its tag.
+
+    A security group costs nothing, and Ray uses it again. What is shutting down counts as gone.
+    """
+    import boto3
+
+    client: Any = boto3.client("ec2", region_name=region)
+    ours = [{"Name": f"tag:{TAG}", "Values": [name]}]
+    found = []
+    for page in client.get_paginator("describe_instances").paginate(Filters=ours):
+        for machine in (each for group in page["Reservations"] for each in group["Instances"]):
+            if machine["State"]["Name"] not in ("terminated", "shutting-down"):
+                found.append(f"instance {machine['InstanceId']}: {machine['InstanceType']}, {machine['State']['Name']}")
+    for page in client.get_paginator("describe_volumes").paginate(Filters=ours):
+        for volume in page["Volumes"]:
+            if volume["State"] == "available":  # one in use goes with its machine
+                found.append(f"volume {volume['VolumeId']}: {volume['Size']} GB, attached to nothing")
+    return found

@@ -1,0 +1,100 @@
+"""Tells Ray of a spot machine's end: `python -m raylth.cluster.nodes.preemption_notice HEAD:PORT`, on each worker.
+
+A spot machine learns from its cloud's metadata server that it will end, two minutes before on AWS and half a minute on
+Google Cloud. Ray is told to drain it: trainings save their state at their next step, and go on elsewhere.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+
+from ray._private.services import get_node_ip_address
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.core.generated import autoscaler_pb2, gcs_pb2
+
+__all__ = ["main", "watch"]
+
+METADATA = "http://169.254.169.254"  # of AWS, Google Cloud and others
+ASK_SECONDS = 2.0
+PATIENCE = 5  # questions without an answer, after which there is no such server here
+NOTICE_SECONDS = 120
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Wait for a notice and drain this machine; returns at once where no cloud is."""
+    parser = argparse.ArgumentParser(prog="python -m raylth.cluster.nodes.preemption_notice", description=__doc__)
+    parser.add_argument("head", help="address of Ray's head, with its port")
+    parser.add_argument("--address", default=None, help="this machine's address in Ray (default: the one Ray takes)")
+    options = parser.parse_args(arguments)
+    why = watch(os.environ.get("RAYLTH_METADATA", METADATA))
+    if why is None:
+        print("no metadata server answers: this machine gets no notice", file=sys.stderr)
+        return 0
+    print(f"drained: {why}", flush=True)
+    drain(options.head, options.address or get_node_ip_address(), why)
+    return 0
+
+
+def watch(server: str, sleep: Callable[[float], None] = time.sleep) -> str | None:
+    """Ask until there is a notice, and return what it says; None when no metadata server answers."""
+    silent = 0
+    while silent < PATIENCE:
+        try:
+            notice = _aws(server) or _google(server)
+            silent = 0
+        except OSError:
+            notice, silent = None, silent + 1
+        if notice is not None:
+            return notice
+        sleep(ASK_SECONDS)
+    return None
+
+
+def drain(head: str, address: str, why: str) -> None:
+    """Have Ray give this machine no more work, and tell those who work there; RuntimeError when it has no such machine."""
+    client = GcsClient(address=head)
+    alive = gcs_pb2.GcsNodeInfo.GcsNodeState.ALIVE  # type: ignore[attr-defined]
+    found = client.get_all_node_info()
+    ours = [node for node, info in found.items() if info.node_manager_address == address and info.state == alive]
+    if not ours:
+        raise RuntimeError(f"Ray at {head} has no machine {address}")
+    deadline = int(1000 * (time.time() + NOTICE_SECONDS))
+    reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]
+    for node in ours:
+        client.drain_node(node.hex(), reason, why, deadline)
+
+
+def _aws(server: str) -> str | None:
+    """Ask as AWS wants to be asked (its second version); 404 there is no notice."""
+    token = _ask(f"{server}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT")
+    if token is None:
+        return None
+    answer = _ask(f"{server}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
+    if answer is None:
+        return None
+    said = json.loads(answer)
+    return f"AWS will {said['action']} this machine at {said['time']}"
+
+
+def _google(server: str) -> str | None:
+    answer = _ask(f"{server}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+    return "Google Cloud will end this machine" if answer == "TRUE" else None
+
+
+def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
+    """Return the answer, None for one that says no; OSError when there is none."""
+    request = urllib.request.Request(url, headers=headers, method=method)  # http, on this machine's own link
+    try:
+        with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

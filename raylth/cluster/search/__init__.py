@@ -1,0 +1,1 @@
+"""An Optuna study through Ray Tune."""

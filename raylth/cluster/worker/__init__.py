@@ -1,0 +1,1 @@
+"""The processes that train: what they are given, their GPUs, and how they end."""

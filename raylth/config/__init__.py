@@ -1,0 +1,1 @@
+"""Every setting of a sweep, typed, with its unit and source; and how a sweep file is read."""

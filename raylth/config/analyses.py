@@ -1,0 +1,274 @@
+"""Settings of what is measured on trained networks: lines, planes, ensembles, masks and matches."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field
+
+from raylth.arms import ARMS
+from raylth.config.types import NUMBER, Count, Epoch, Integer, Real, Settings, Sparsity, unique
+
+__all__ = [
+    "AnalysesConfig",
+    "Cells",
+    "ConnectConfig",
+    "End",
+    "EnsembleConfig",
+    "LineConfig",
+    "MatchQualityConfig",
+    "MatchedLineConfig",
+    "OverlapConfig",
+    "PlaneConfig",
+    "parse_end",
+]
+
+PI, PI_INVERSE = "pi", "pi^-1"
+BASES = ("A", "B", "imp")  # and every arm
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What a sweep has, for what is measured on it."""
+
+    sparsities: Sequence[float]
+    rewinds: Sequence[int]
+    arms: Sequence[str]
+    match_epochs: Sequence[int]
+    total: int  # T
+    are_masks_brought: bool = False
+
+    def check_arm(self, field: str, name: str) -> None:
+        """Raise ValueError for an arm that is not trained."""
+        if name not in self.arms:
+            raise ValueError(f"{field}: {name} is not among sparse.arms = {self.arms}")
+
+    def check_match(self, field: str, name: str) -> None:
+        """Raise ValueError unless A is matched to the trained B."""
+        if self.total not in self.match_epochs:
+            raise ValueError(f"{field}: {name} matches at T = {self.total}, which match.epochs lacks")
+
+
+@dataclass(frozen=True)
+class End:
+    """A network that a line or a plane goes through, by name."""
+
+    name: str
+    base: str  # one of BASES, or an arm
+    move: str | None  # pi, pi^-1 or None
+
+
+def parse_end(text: str) -> End:
+    """Read the name of a network, perhaps moved: A, pi(A), pi^-1(permuted); ValueError for what is none."""
+    found = re.fullmatch(r"\s*(?:(pi|pi\^-1)\(\s*([\w.:]+)\s*\)|([\w.:]+))\s*", text)
+    base = (found[2] or found[3]) if found else None
+    known = (*BASES, *ARMS)
+    if found is None or base is None or not (base in known or ":" in base):
+        raise ValueError(f"{text!r} is none of {', '.join(known)}, pi(X) and pi^-1(X)")
+    return End(f"{found[1]}({base})" if found[1] else base, base, found[1])
+
+
+class ConnectConfig(Settings):
+    """Lines between two networks: from pi(A) to B for every permutation, or from dense A to every round of IMP."""
+
+    points: Integer = Field(11, ge=3, description="Equally spaced points, the ends included.")
+    corrections: Annotated[list[Literal["plain", "reset", "repair"]], Field(min_length=1), AfterValidator(unique)] = Field(
+        ["plain", "repair"],
+        description="plain: weights interpolated, nothing else; reset: batch norm's statistics measured anew; repair: "
+        "every layer's mean and deviation set to the interpolation of the end points' (Jordan et al. 2023).",
+    )
+    samples: Count | None = Field(
+        2000, description="Training samples (classes in proportion) for corrections and training loss; null is all."
+    )
+
+
+SetName = Literal["imp", "lth", "permuted", "naive"]
+SETS_OF_ARMS: tuple[SetName, ...] = ("lth", "permuted", "naive")
+
+
+class CellConfig(Settings):
+    """One cell of the sweep, whose networks are measured."""
+
+    sparsity: Sparsity | None = Field(None, description="One of sparse.sparsities; null is 0.9 (the paper's), else the last.")
+    rewind: Epoch | None = Field(None, description="One of sparse.rewinds; null is the last.")
+
+    def in_cell(self, cells: Cells) -> Self:
+        """Return the same with its cell filled in; ValueError, with the field, for one that the sweep does not have."""
+        sparsity = self.sparsity or (0.9 if 0.9 in cells.sparsities else cells.sparsities[-1])
+        rewind = cells.rewinds[-1] if self.rewind is None else self.rewind
+        if sparsity not in cells.sparsities:
+            raise ValueError(f"sparsity: {sparsity:g} is none of sparse.sparsities = {cells.sparsities}")
+        if rewind not in cells.rewinds:
+            raise ValueError(f"rewind: {rewind} is none of sparse.rewinds = {cells.rewinds}")
+        return self.model_copy(update={"sparsity": sparsity, "rewind": rewind})
+
+
+class EnsembleConfig(CellConfig):
+    """Ensembles as in the paper's Table 1, one for each set, of networks of one cell."""
+
+    members: Annotated[int, Field(ge=2), NUMBER] | None = Field(
+        None, description="Networks of a set, at most seeds.replicates; null is 5 (the paper's) or as many as there are."
+    )
+    repeats: Count = Field(
+        1,
+        description="Sets of each kind, each with the mask (lth: also the initialisation) of another replicate's A, at most "
+        "seeds.replicates; sets of the same networks are measured once.",
+    )
+    sets: Annotated[list[SetName], Field(min_length=1), AfterValidator(unique)] | None = Field(
+        None,
+        description="imp: the pruned A of each replicate; lth: one mask, one initialisation, an order of batches for each; "
+        "permuted and naive: A's mask of the first replicate on the B of each. null is imp and all that sparse.arms has.",
+    )
+
+    def completed(self, cells: Cells, replicates: int) -> "EnsembleConfig":
+        """Return the same with nothing left open; ValueError, with the field, for what the sweep does not have."""
+        members = min(5, replicates) if self.members is None else self.members
+        sets: list[SetName] = self.sets or ["imp", *(name for name in SETS_OF_ARMS if name in cells.arms)]
+        if members > replicates:
+            raise ValueError(f"members: {members} asked for, and seeds.replicates is {replicates}")
+        if self.repeats > replicates:
+            raise ValueError(f"repeats: {self.repeats} asked for, and seeds.replicates is {replicates}")
+        for name in sets:
+            if name != "imp":
+                cells.check_arm("sets", name)
+        if "permuted" in sets:
+            cells.check_match("sets", "permuted")
+        return self.in_cell(cells).model_copy(update={"members": members, "sets": sets})
+
+
+class _AmongNetworks(CellConfig):
+    """What is measured between networks of one cell that are named."""
+
+    def _named(self, cells: Cells, asked: Sequence[str] | None, usual: Sequence[str]) -> Sequence[str] | None:
+        """Return what is asked for, else what is usual if the sweep has it, else None."""
+        has_usual = (
+            {"lth", "permuted"} <= set(cells.arms) and cells.total in cells.match_epochs and not cells.are_masks_brought
+        )
+        return asked or (usual if has_usual else None)
+
+    def _checked(self, cells: Cells, field: str, names: Sequence[str]) -> Self:
+        for name in names:
+            if list(names).count(name) > 1:
+                raise ValueError(f"{field}: {name} is named twice")
+            end = parse_end(name)
+            if end.base not in ("A", "B", "imp"):
+                cells.check_arm(field, end.base)
+            if end.move is not None or (end.base not in BASES and ARMS[end.base].needs_match):
+                cells.check_match(field, name)
+        return self.in_cell(cells)
+
+
+EndName = Annotated[str, AfterValidator(lambda text: parse_end(text).name)]
+
+
+class MatchedLineConfig(ConnectConfig):
+    """Lines from pi(A) to B, for every permutation."""
+
+    unmatched: bool = Field(False, description="Walk from A as it is to B, too.")
+
+
+class LineConfig(ConnectConfig, _AmongNetworks):
+    """A line between any two networks of one cell."""
+
+    between: tuple[EndName, EndName] | None = Field(
+        None,
+        description="Two of A, B (dense, trained), imp (A pruned), and sparse.arms; pi(X) is X with its units moved as A's "
+        "are to match B's, pi^-1(X) moved back. null is lth and pi^-1(permuted), where the sweep has both.",
+    )
+
+    def completed(self, cells: Cells) -> "LineConfig | None":
+        """Return the same with nothing left open, None where the sweep lacks what null means; ValueError, with the field, for
+        what the sweep does not have."""
+        names = self._named(cells, self.between, ("lth", "pi^-1(permuted)"))
+        return self._checked(cells, "between", names).model_copy(update={"between": names}) if names else None
+
+
+class PlaneConfig(_AmongNetworks):
+    """Loss and error over the plane through three networks of one cell (paper, Figure 4b)."""
+
+    through: tuple[EndName, EndName, EndName] | None = Field(
+        None,
+        description="Three networks, named as in analyses.lines; the first is the origin. null is A, lth and "
+        "pi^-1(permuted), where the sweep has them.",
+    )
+    resolution: Integer = Field(21, ge=2, le=501, description="Points on each side of the grid.")
+    margin: Real = Field(0.2, ge=0, le=10, description="How far the grid goes beyond the three, as a share of their extent.")
+    correction: Literal["plain", "reset"] = Field(
+        "reset", description="plain: batch norm's statistics lie on the plane as the weights do; reset: measured anew."
+    )
+    samples: Count | None = Field(
+        2000,
+        description="Training samples (classes in proportion) for reset and training loss; null is all. Reset holds a layer "
+        "of all.",
+    )
+
+    def completed(self, cells: Cells) -> "PlaneConfig | None":
+        """Return the same with nothing left open, None where the sweep lacks what null means; ValueError, with the field, for
+        what the sweep does not have."""
+        names = self._named(cells, self.through, ("A", "lth", "pi^-1(permuted)"))
+        return self._checked(cells, "through", names).model_copy(update={"through": names}) if names else None
+
+
+class OverlapConfig(Settings):
+    """How alike masks are: A's, A's after the permutation, and B's own."""
+
+    own: bool = Field(False, description="Prune B by IMP too, for its own mask: as many trainings as for A's.")
+
+
+class MatchQualityConfig(Settings):
+    """How good a match is, and the barrier it leaves, against what it was made from; by the first of match.method."""
+
+    samples: Annotated[list[Count], AfterValidator(unique)] = Field(
+        [], description="Training samples to match on, each alone; more than there are is all."
+    )
+    epochs: Annotated[list[Epoch], AfterValidator(unique)] = Field(
+        [], description="Epochs of B to match at (paper: Table 15)."
+    )
+    line: ConnectConfig = Field(ConnectConfig(), description="The line from pi(A) to the trained B, for its barrier.")
+
+
+class AnalysesConfig(Settings):
+    """What is measured on trained networks."""
+
+    ensemble: EnsembleConfig | None = Field(None, description="Ensembles and their diversity; null is none.")
+    imp_line: ConnectConfig | None = Field(
+        None, description="Lines and barriers from dense A to every round of IMP (paper, Figure 4a); null is none."
+    )
+    lines: list[LineConfig] = Field([], description="Lines between any two networks.")
+    planes: list[PlaneConfig] = Field([], description="Planes through any three networks (paper, Figure 4b).")
+    overlap: OverlapConfig | None = Field(None, description="Densities and overlaps of the masks, by layer; null is none.")
+    match_quality: MatchQualityConfig | None = Field(
+        None, description="Matches from fewer samples and earlier epochs; null is none."
+    )
+
+    def completed(self, cells: Cells, replicates: int) -> "AnalysesConfig":
+        """Return the same with nothing left open; ValueError, with the key path, for what the sweep does not have."""
+        found: dict[str, Any] = {}
+        if self.ensemble is not None:
+            with _below("ensemble"):
+                ensemble = self.ensemble.completed(cells, replicates)
+            found["ensemble"] = None if ensemble.members == 1 else ensemble
+        for field in ("lines", "planes"):
+            found[field] = []
+            for number, asked in enumerate(getattr(self, field)):
+                with _below(f"{field}.{number}"):
+                    completed = asked.completed(cells)
+                found[field] += [completed] if completed else []
+        if self.overlap is not None:
+            with _below("overlap"):
+                cells.check_match("own", "pi(A)")
+        for epoch in self.match_quality.epochs if self.match_quality else []:
+            if epoch > cells.total:
+                raise ValueError(f"match_quality.epochs: {epoch} is beyond dense.epochs = {cells.total}")
+        return self.model_copy(update=found)
+
+
+@contextmanager
+def _below(path: str) -> Iterator[None]:
+    """Put a key path before the field that an error names."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from error

@@ -1,0 +1,34 @@
+"""What a sweep may cost and what machines cost: settings that change no result."""
+
+from pydantic import Field, model_validator
+
+from raylth.config.types import Real, Settings
+
+__all__ = ["BudgetConfig", "PricesConfig"]
+
+
+class BudgetConfig(Settings):
+    """What a sweep may use, all its runs together. At the end of it no stage is started any more; those that run end."""
+
+    gpu_hours: Real | None = Field(None, gt=0, description="Hours of GPUs that the cluster holds while the sweep runs.")
+    usd: Real | None = Field(None, gt=0, description="US dollars at the sweep's prices.")
+
+
+class PricesConfig(Settings):
+    """What the cluster costs, in US dollars; the provider's own list says it, for a region and a day."""
+
+    gpu_hour: Real = Field(0.0, ge=0, description="An hour of a machine with GPUs, divided by their number.")
+    cpu_hour: Real = Field(0.0, ge=0, description="An hour of a machine without GPUs, divided by its cores.")
+    hour: Real = Field(0.0, ge=0, description="What costs besides in each hour: a head that runs no stage, disks.")
+    gb_month: Real = Field(0.0, ge=0, description="A month of a gigabyte in the store.")
+    source: str | None = Field(None, min_length=1, description="Where the prices are from, for those who read the file.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "PricesConfig":
+        if not any((self.gpu_hour, self.cpu_hour, self.hour, self.gb_month)):
+            raise ValueError("no price is given: gpu_hour, cpu_hour, hour or gb_month")
+        return self
+
+    def per_hour(self, gpus: float, cpus: float) -> float:
+        """Return what an hour costs with so many GPUs, and so many cores of machines without any."""
+        return self.hour + gpus * self.gpu_hour + cpus * self.cpu_hour

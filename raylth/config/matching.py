@@ -1,0 +1,50 @@
+"""How A is matched to B."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from raylth.config.types import Count, Epoch, Integer, Rate, Settings, unique
+
+__all__ = ["MatchConfig"]
+
+MatchMethod = Literal["activation", "weight", "learned", "identity", "random"]
+
+
+def _listed(value: object) -> object:
+    """Take a single name for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+class MatchConfig(Settings):
+    """Matching A to B: which permutation carries A's mask to B."""
+
+    method: Annotated[
+        list[MatchMethod],
+        Field(min_length=1),
+        AfterValidator(unique),
+        BeforeValidator(_listed, json_schema_input_type=MatchMethod | list[MatchMethod]),
+    ] = Field(
+        ["activation"],
+        description="How the permutation is found; several give one permuted arm each. activation: the paper's; weight: Git "
+        "Re-Basin, Algorithm 1; learned: its Algorithm 3; identity and random are controls.",
+    )
+    epochs: Annotated[list[Epoch], AfterValidator(unique)] | None = Field(
+        None, min_length=1, description="Epochs of B at which the permutation is found; null is [T]. Below T: Table 15."
+    )
+    samples: Count | None = Field(None, description="Training samples to match on (classes in proportion); null is all.")
+    augment: bool = Field(
+        False,
+        description="Match on training images that are augmented as in training, each once (the published code), by "
+        "activation or learned; else as they are.",
+    )
+    sites: Literal["post_activation", "pre_activation"] = Field(
+        "post_activation", description="Where activation matching compares units."
+    )
+    stream_site: dict[str, Integer] = Field(
+        {},
+        description="Group -> which of its activations to watch: -1 the last (default), -2 the last but one. The paper "
+        "watches ResNet-20's last stream (layer3.0.conv2) at -2.",
+    )
+    learned_epochs: Count = Field(5, description="Passes of learned matching over the samples.")
+    learned_lr: Rate = Field(0.05, description="Adam's rate in learned matching, relative to each tensor's deviation.")

@@ -1,0 +1,113 @@
+"""What stages take of machines, and how often what is done is saved: settings that change no result."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from raylth.config.types import (
+    AUTO,
+    MOST_WORKERS,
+    Count,
+    EngineSetting,
+    GpuCount,
+    GpuShare,
+    Integer,
+    PackSize,
+    Real,
+    Settings,
+    is_path,
+)
+
+__all__ = ["ResourcesConfig", "Share", "TrainingShare"]
+
+
+class Share(Settings):
+    """What one stage takes of a machine."""
+
+    cpus: Count = Field(1, description="CPU cores, also the number of torch threads.")
+    gpus: GpuShare = Field(
+        0.0,
+        description="Share of one GPU: 0, 1/n, or auto: what fits by its memory, measured once in the first steps. Small "
+        "networks gain more from packs, which have a GPU to themselves: processes that share one take turns (docs/gpu.md).",
+    )
+
+
+class TrainingShare(Share):
+    """What one training takes; it may be done by several workers, each with so many CPU cores and a GPU."""
+
+    gpus: GpuCount = Field(
+        0.0,
+        description="Share of one GPU: 0, 1/n, or auto: what fits by its memory, measured once in the first steps. Small "
+        "networks gain more from packs, which have a GPU to themselves: processes that share one take turns (docs/gpu.md). "
+        "n: that many GPUs, with a worker for each.",
+    )
+    workers: Annotated[Count, Field(le=MOST_WORKERS)] | None = Field(
+        None,
+        description="Processes that train a network together, each with its part of every batch; null: one for each GPU.",
+    )
+    min_workers: Count | None = Field(
+        None,
+        description="Fewest workers with which a training goes on after machines were lost, with the same batches; null: it "
+        "waits for as many as before.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "TrainingShare":
+        if self.workers is not None and self.workers > 1 and self.gpus not in (0, self.workers):
+            raise ValueError(f"workers: {self.workers} with gpus: {self.gpus}: a worker has a GPU of its own, or none does")
+        if self.workers == 1 and self.gpus != AUTO and self.gpus > 1:
+            raise ValueError(f"workers: 1 with gpus: {self.gpus:g}: one for each GPU")
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers: {self.min_workers} of {self.num_workers} workers")
+        return self
+
+    @property
+    def num_workers(self) -> int:
+        """How many processes train one network."""
+        if self.gpus == AUTO or self.gpus <= 1:
+            return self.workers or 1
+        return int(self.gpus)
+
+
+class ResourcesConfig(Settings):
+    """Where stages run; nothing here changes a result, but for a GPU where a training's precision is `auto`."""
+
+    dense: TrainingShare = TrainingShare()
+    imp: TrainingShare = TrainingShare()
+    mask: Share = Share()
+    match: Share = Share()
+    connect: Share = Share()
+    sparse: TrainingShare = TrainingShare()
+    ensemble: Share = Share()
+    plane: Share = Share()
+    overlap: Share = Share()
+    pack: PackSize = Field(
+        AUTO,
+        description="Networks that one worker trains as one program, where they are alike but for seeds and masks: a number, "
+        "off, or auto: as many as are fastest, measured once for each network and device. Each ends as it would alone, to "
+        "rounding. With gpus: auto a program has a GPU to itself.",
+    )
+    engine: EngineSetting = Field(
+        AUTO,
+        description="How training steps are run: eager (kernel by kernel), graph (a CUDA graph of a whole step), compiled "
+        "(the same, compiled by torch), stacked (the same, convolutions of several networks as one kernel), or auto: on a "
+        "GPU the fastest of those that are proved there, measured once with the size of packs; on a CPU eager. One that is "
+        "named is proved, too; if it fails, a simpler one is used.",
+    )
+    staging: Annotated[str, AfterValidator(is_path)] | None = Field(
+        None, min_length=1, description="Folder on each machine's own disk to which images in files are copied first, once."
+    )
+    checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")
+    checkpoint_bytes: Count | None = Field(
+        None, description="What one of them holds at most; null: together a third of the smallest object store."
+    )
+    capacity_minutes: Real = Field(
+        10.0, gt=0, description="How long no machine comes on which any waiting stage fits, until that is said."
+    )
+    retries: Integer = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
+    state_every: Integer = Field(
+        10, ge=0, description="Epochs between saved states of a training; 0: only when its process gets SIGTERM."
+    )
+    state_seconds: Real = Field(
+        10.0, ge=0, description="Shortest time between two saved states: nearer ones would cost more than they save."
+    )

@@ -1,0 +1,172 @@
+"""A sweep file's settings as closed, typed models: an unknown key is an error, and every field says unit and source.
+
+Settings that decide results (the science) and settings that decide where and how fast they come about (`storage`,
+`resources`, `log`) stand in different models; only the first enter a stage's key.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, model_validator
+
+from raylth.config.analyses import AnalysesConfig, Cells, MatchedLineConfig
+from raylth.config.budget import BudgetConfig, PricesConfig
+from raylth.config.data import DataConfig
+from raylth.config.matching import MatchConfig
+from raylth.config.model import ModelConfig
+from raylth.config.resources import ResourcesConfig
+from raylth.config.search import SearchConfig
+from raylth.config.tracking import LogConfig
+from raylth.config.training import DenseConfig, ImpConfig, SparseConfig
+from raylth.config.types import AUTO, Count, Integer, Settings, is_place
+from raylth.core.data import DATASETS
+from raylth.core.models import build_shapes
+
+__all__ = ["NOT_SCIENCE", "SeedsConfig", "SweepConfig"]
+
+# Settings that decide no result: a run's name, a search's identity and a model card's table leave them out.
+NOT_SCIENCE = {
+    **dict.fromkeys(("storage", "resources", "budget", "prices", "search", "log"), True),
+    "data": {"root", "download"},
+}
+
+
+class SeedsConfig(Settings):
+    """Every random stream of a sweep is derived from these (SHA-256 of base and role)."""
+
+    base: Integer = Field(0, ge=0, lt=2**63, description="Base seed of the sweep.")
+    replicates: Count = Field(3, description="Independent pairs of networks A and B; the paper has 3.")
+
+
+class SweepConfig(Settings):
+    """One sweep file."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100, description="The sweep's name in results and folders."
+    )
+    storage: Annotated[str, AfterValidator(is_place)] = Field(
+        "raylth-store",
+        min_length=1,
+        description="Where the store is: a folder (also on NFS), s3://bucket/prefix or gs://bucket/prefix; shared by any "
+        "number of sweeps. Credentials come from the environment.",
+    )
+    seeds: SeedsConfig = SeedsConfig()
+    data: DataConfig
+    model: ModelConfig
+    dense: DenseConfig = DenseConfig()
+    imp: ImpConfig = ImpConfig()
+    match: MatchConfig = MatchConfig()
+    connect: MatchedLineConfig | None = Field(None, description="Lines and barriers between pi(A) and B; null is none.")
+    sparse: SparseConfig = SparseConfig()
+    analyses: AnalysesConfig = AnalysesConfig()
+    search: SearchConfig | None = Field(None, description="Look for each arm's best settings first; null: train as written.")
+    resources: ResourcesConfig = ResourcesConfig()
+    budget: BudgetConfig | None = Field(None, description="What the sweep may use before no stage is started any more.")
+    prices: PricesConfig | None = Field(None, description="What the cluster costs; null: no money is counted.")
+    log: LogConfig = LogConfig()
+
+    @property
+    def match_epochs(self) -> list[int]:
+        """The epochs of B at which a permutation is found; T when the file does not say."""
+        return self.match.epochs if self.match.epochs is not None else [self.dense.epochs]
+
+    @property
+    def augment(self) -> str:
+        """The training augmentation, settled: "none", "flip_crop" or "resized_crop"."""
+        asked = self.data.augment
+        return DATASETS[self.data.name].augment if asked == AUTO else asked
+
+    @property
+    def cells(self) -> Cells:
+        """What analyses may name."""
+        sparse = self.sparse
+        brought = sparse.mask_from is not None
+        return Cells(sparse.sparsities, sparse.rewinds, sparse.arms, self.match_epochs, self.dense.epochs, brought)
+
+    @property
+    def measured(self) -> AnalysesConfig:
+        """What `analyses` asks for with nothing left open; ValueError, with the key path, for what the sweep has not."""
+        asked = self.analyses
+        if self.sparse.mask_from is not None:
+            for field, why in (("ensemble.sets", asked.ensemble), ("overlap.own", asked.overlap and asked.overlap.own)):
+                if why:
+                    raise ValueError(f"{field}: need A's own masks, and sparse.mask_from brings others")
+        return asked.completed(self.cells, self.seeds.replicates)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_precision_is_float32_on_a_gpu(cls, raw: Any) -> Any:
+        """Settle precision: auto with a GPU, of which the machine that reads the file may know nothing."""
+        resources = raw.get("resources") if isinstance(raw, dict) else None
+        if not isinstance(resources, dict):
+            return raw
+        settled = dict(raw)
+        for kind in ("dense", "imp", "sparse"):
+            settings, share = raw.get(kind), resources.get(kind)
+            is_auto = isinstance(settings, dict) and settings.get("precision") == AUTO
+            if is_auto and isinstance(share, dict) and share.get("gpus", 0) not in (0, "0"):
+                settled[kind] = {**settings, "precision": "float32"}
+        return settled
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SweepConfig":
+        total = self.dense.epochs
+        if self.budget is not None and self.budget.usd is not None and self.prices is None:
+            raise ValueError("budget.usd: needs prices, and the file has none")
+        for rewind in self.sparse.rewinds:
+            if rewind >= total:
+                raise ValueError(f"sparse.rewinds: {rewind} is not below dense.epochs = {total}: no epoch would be left")
+        for epoch in self.match_epochs:
+            if epoch > total:
+                raise ValueError(f"match.epochs: {epoch} is beyond dense.epochs = {total}")
+        try:
+            _ = self.measured
+        except ValueError as error:
+            raise ValueError(f"analyses.{error}") from error
+        info = DATASETS[self.data.name]
+        for field, widths in (("model.name", [1.0]), ("model.widths", self.model.widths)):
+            for width in widths:
+                try:
+                    build_shapes(self.model.name, width=width, num_classes=info.num_classes, in_shape=self.data.in_shape)
+                except ValueError as error:
+                    raise ValueError(f"{field}: {error}") from error
+        if self.match.augment and self.augment == "none":
+            raise ValueError("match.augment: training images are not augmented (data.augment): leave it out")
+        num_train = (self.data.num_train or info.num_train) - self.data.holdout
+        if self.match.samples is not None and self.match.samples > num_train:
+            raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
+        for kind in ("dense", "imp", "sparse"):
+            self._check_workers(kind)
+            self._check_resolution(kind)
+        return self
+
+    def _check_workers(self, kind: str) -> None:
+        """Raise ValueError for a number of workers that batch norm cannot have."""
+        unsynced, share = getattr(self, kind).unsynced_workers, getattr(self.resources, kind)
+        if unsynced == 1:
+            raise ValueError(f"{kind}.unsynced_workers: 1 worker sees whole batches: leave it at 0")
+        if unsynced not in (0, share.num_workers):
+            raise ValueError(f"{kind}.unsynced_workers: {unsynced}, and resources.{kind} has {share.num_workers} workers")
+        if unsynced and share.min_workers is not None:
+            raise ValueError(f"resources.{kind}.min_workers: {kind}.unsynced_workers fixes their number")
+
+    def _check_resolution(self, kind: str) -> None:
+        """Raise ValueError for progressive resizing of what has one size, or of a network that depends on it."""
+        settings, (_, *sides) = getattr(self, kind), self.data.in_shape
+        first, (begin, end) = settings.first_resolution, settings.resolution_ramp
+        if first is None:
+            return
+        if getattr(self.resources, kind).gpus == AUTO:  # what the first steps take is not what the last ones do
+            raise ValueError(f"resources.{kind}.gpus: auto cannot be with {kind}.first_resolution: set a share")
+        info = DATASETS[self.data.name]
+        if not info.is_streamed or not 0 < first <= sides[0]:
+            raise ValueError(f"{kind}.first_resolution: {first} is for images in files, of at least as many pixels")
+        if not 0 <= begin < end <= 1:
+            raise ValueError(f"{kind}.resolution_ramp: [{begin}, {end}] are not two growing shares from 0 to 1")
+        found = []
+        for side in (first, sides[0]):
+            network = build_shapes(self.model.name, width=1.0, num_classes=info.num_classes, in_shape=(3, side, side))
+            found.append({name: tensor.shape for name, tensor in network.state_dict().items()})
+        if found[0] != found[1]:
+            raise ValueError(
+                f"{kind}.first_resolution: {self.model.name} has other layers at {first} pixels than at {sides[0]}"
+            )

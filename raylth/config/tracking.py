@@ -1,0 +1,57 @@
+"""What is recorded on the way, and where else it is written: settings that change no result."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from raylth.common.paths import expanded
+from raylth.config.types import Folder, Integer, Settings
+
+__all__ = ["LogConfig", "WandbConfig"]
+
+TRACKING = r"sqlite:///.+|file:.+|https?://[^/]+.*|(postgresql|mysql|mssql)(\+\w+)?://.+"
+
+
+def _is_project(name: str) -> str:
+    """Refuse what W&B does not take as a project's name."""
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", name):
+        raise ValueError(f"{name!r} is no name of a W&B project: up to 128 characters, none of / \\ # ? % :")
+    return name
+
+
+def _is_tracking(uri: str) -> str:
+    """Fill in `~` and variables; refuse what is no place for MLflow's runs, and credentials, which results would repeat."""
+    if not re.fullmatch(TRACKING, uri):
+        raise ValueError(f"{uri!r} is no tracking URI: expected sqlite:///FILE, file:FOLDER, http(s)://HOST or a database")
+    prefix = re.match(r"sqlite:///|file:(//)?", uri)
+    if prefix is not None:
+        uri = prefix[0] + expanded(uri[prefix.end() :])
+    if re.match(r"[^/]+://[^/@]*:[^/@]*@", uri):
+        raise ValueError("a password belongs in the environment, such as MLFLOW_TRACKING_PASSWORD, not in the address")
+    return uri
+
+
+class WandbConfig(Settings):
+    """Weights & Biases: a run per network, a group per sweep."""
+
+    project: Annotated[str, AfterValidator(_is_project)] = Field("raylth", description="W&B's project.")
+    mode: Literal["online", "offline"] = Field(
+        "offline",
+        description="online: to the server that W&B knows a key for; offline: to files, which `wandb sync` sends later.",
+    )
+    folder: Folder = Field("raylth-wandb", description="Folder of the driver's machine for W&B's files.")
+
+
+class LogConfig(Settings):
+    """What is recorded on the way; nothing here changes a result."""
+
+    evaluate_every: Integer = Field(10, ge=0, description="Epochs between test evaluations of a curve; 0: only at the end.")
+    tensorboard: Folder | None = Field(
+        None,
+        description="Folder of the driver's machine for TensorBoard files, a run per network; null is none.",
+    )
+    wandb: WandbConfig | None = Field(None, description="Weights & Biases, a run per network; null is none.")
+    mlflow: Annotated[str, AfterValidator(_is_tracking)] | None = Field(
+        None, description="MLflow's tracking URI, such as sqlite:///mlflow.db or a server, a run per network; null is none."
+    )

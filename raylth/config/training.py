@@ -1,0 +1,124 @@
+"""How networks are trained: dense, in rounds of pruning, and sparse."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from raylth.arms import ARMS, Arm
+from raylth.config.types import Count, Epoch, Folder, Integer, Rate, Real, Settings, Sparsity, known, unique
+from raylth.core.precision import Precision, fastest_precision
+from raylth.core.training.recipe import Interval, Recipe
+
+__all__ = ["DenseConfig", "ImpConfig", "OptimizerConfig", "SparseConfig"]
+
+
+def _is_arm(name: str) -> str:
+    """Refuse what an import path names that is no arm."""
+    if not isinstance(ARMS[name], Arm):
+        raise ValueError(f"{name!r} is a {type(ARMS[name]).__name__}, not a raylth.arms.Arm")
+    return name
+
+
+ArmName = Annotated[str, known(ARMS), AfterValidator(_is_arm)]
+
+
+Asked = Literal["float32", "tf32", "bf16", "auto"]
+
+
+def _settled(precision: Asked) -> Precision:
+    """Settle `auto` when a file is read: the arithmetic moves numbers, so keys and results hold what it was."""
+    return fastest_precision() if precision == "auto" else precision
+
+
+class OptimizerConfig(Settings):
+    """SGD; fields that dense, IMP and sparse training share."""
+
+    batch_size: Count = Field(128, description="Samples per step (paper: 128 on CIFAR).")
+    drop_last: bool = Field(
+        True,
+        description="Leave out the samples of an epoch that do not fill a batch (others in each epoch), unless they are all: "
+        "batch norm's statistics would be those of a few samples.",
+    )
+    momentum: Real = Field(0.9, ge=0, lt=1, description="SGD momentum.")
+    weight_decay: Real = Field(5e-4, ge=0, lt=1, description="L2 weight decay on every parameter.")
+    warmup_epochs: Integer = Field(0, ge=0, description="Epochs of linear warm-up at the start of the schedule.")
+    lr_interval: Interval = Field(
+        "step", description="How often the learning rate changes: at every step, or once an epoch (the published code)."
+    )
+    decay_every: Integer = Field(
+        0,
+        ge=0,
+        description="Epochs after which the learning rate falls, again and again (paper: 30 on ImageNet); 0: a cosine.",
+    )
+    decay_factor: Real = Field(0.1, gt=0, le=1, description="With decay_every: what part of the rate is left each time.")
+    label_smoothing: Real = Field(0.0, ge=0, lt=1, description="Label smoothing of the training loss.")
+    precision: Annotated[Asked, AfterValidator(_settled)] = Field(
+        "float32",
+        description="Arithmetic of convolutions and matrix products: float32, tf32 (GPU) or bf16; everything else is "
+        "float32, and so is every evaluation. auto: without a GPU bf16 where the processor of the machine that reads "
+        "this multiplies in it (workers that do not are slow), else float32; the results' column precision says which.",
+    )
+
+    first_resolution: Count | None = Field(
+        None,
+        description="Progressive resizing, which the paper does not do: side of the training crops at first, in pixels, "
+        "which grows to data.resolution. null: always data.resolution.",
+    )
+    resolution_ramp: tuple[Real, Real] = Field(
+        (0.74, 0.86),
+        description="With first_resolution: the shares of the epochs between which the crops grow (FFCV's own training of "
+        "ResNet-50: 65 to 76 of 88 epochs).",
+    )
+    unsynced_workers: Integer = Field(
+        0,
+        ge=0,
+        description="Number of workers (resources) whose batch norms each see their own part of a batch; 0: they see the "
+        "whole batch, however many workers there are.",
+    )
+
+    def recipe(self, epochs: int, lr: float, **schedule: Any) -> Recipe:
+        """Return what `core.train` needs for one training of `epochs` epochs."""
+        shared: dict[str, Any] = {name: getattr(self, name) for name in OptimizerConfig.model_fields}
+        return Recipe(epochs=epochs, lr=lr, **shared, **schedule)
+
+
+class DenseConfig(OptimizerConfig):
+    """Dense training of A and B."""
+
+    epochs: Count = Field(200, description="T: epochs of dense training (paper: 200 on CIFAR).")
+    lr: Rate = Field(0.08, description="Peak learning rate (paper: 0.08 on CIFAR).")
+
+
+class ImpConfig(OptimizerConfig):
+    """Iterative magnitude pruning with fine-tuning (the published code runs momentum 0 and weight decay 0)."""
+
+    epochs_per_round: Count = Field(50, description="Epochs of fine-tuning after each pruning (paper: 50).")
+    lr: Rate = Field(0.01, description="Peak learning rate of a round (paper: 0.01).")
+    prune_fraction: Real = Field(0.2, gt=0, lt=1, description="Share of the alive weights a round prunes (paper: 0.2).")
+    prune_shortcuts: bool = Field(False, description="Also prune residual shortcut convolutions (paper: no).")
+
+
+class SparseConfig(OptimizerConfig):
+    """Sparse training: one network per arm, sparsity and rewind point."""
+
+    arms: Annotated[list[ArmName], AfterValidator(unique)] = Field(
+        ["lth", "naive", "permuted"],
+        description="Which weights and which mask: lth, permuted, naive, random_permutation, random, one of an installed "
+        "package's entry points, or the import path package.module:object of a raylth.arms.Arm of one's own.",
+    )
+    sparsities: Annotated[list[Sparsity], Field(min_length=1), AfterValidator(unique)] = Field(
+        [0.8, 0.9, 0.95, 0.97], description="Target mask sparsities (paper: 0.80, 0.90, 0.95, 0.97)."
+    )
+    rewinds: Annotated[list[Epoch], Field(min_length=1), AfterValidator(unique)] = Field(
+        [0],
+        description="k: completed epochs of dense training at which the weights are taken; 0 is the initialisation.",
+    )
+    lr: Rate = Field(0.02, description="Peak learning rate of a fresh schedule (paper: 0.02).")
+    schedule: Literal["fresh", "rewound"] = Field(
+        "fresh", description="fresh: lr on a new cosine over T - k epochs; rewound: the dense schedule goes on from k."
+    )
+    mask_from: Folder | None = Field(
+        None,
+        description="File with A's mask, instead of IMP: masks alone, or a network pruned by torch.nn.utils.prune, which is "
+        "then A. {replicate}, {sparsity} and {width} in it are filled in.",
+    )

@@ -1,0 +1,144 @@
+"""Finds the permutation that aligns network A with network B, by the activations of their units.
+
+Paper, section 4.1; the matching of Li et al. (2015) as used by REPAIR: the permutation of each group maximises the
+summed Pearson correlation between the units of A and B, a linear assignment problem.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raylth.core.batches import Batches, inputs_of
+from raylth.core.matching.observer import Observer, rows
+from raylth.core.permutation import Permutation, PermutationSpec
+from raylth.core.precision import precision
+
+__all__ = ["CrossMoments", "MatchResult", "assign", "match_activations"]
+
+
+@dataclass(frozen=True)
+class MatchResult:
+    """A permutation and how good it is: the mean correlation of matched units, per group, in [-1, 1]."""
+
+    permutation: Permutation
+    objective: dict[str, float]
+
+
+BLOCK = 1024  # rows whose products are summed in float32 before they go into the float64 totals
+LARGEST = 2**22  # entries of one network that are worked on at a time
+
+
+class CrossMoments:
+    """Streaming moments of C units of A and of B over all samples and positions.
+
+    Products are taken in float32, `BLOCK` rows at a time, on activations shifted by the first batch's means so that
+    nothing cancels, and accumulated in float64. Memory: 8 * (C * C + 4 * C) bytes that stay, whatever the number of
+    samples, and about 64 MiB while a batch is added.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shift: Tensor | None = None  # (2C,) float32
+        self.first: Tensor | None = None  # (2C,) float64, sum of A's and B's shifted units
+        self.second: Tensor | None = None  # (2C,) float64, sum of their squares
+        self.cross: Tensor | None = None  # (C, C) float64, sum of B_i * A_j
+
+    def add(self, rows_a: Tensor, rows_b: Tensor) -> None:
+        """Add one batch of activations, (n, C) rows of A and of B."""
+        if rows_a.shape != rows_b.shape:
+            raise ValueError(f"A and B must have units of the same shape, not {rows_a.shape} and {rows_b.shape}")
+        size = rows_a.shape[1]
+        rows = [units.to(torch.float32) for units in (rows_a, rows_b)]
+        if self.shift is None or self.first is None or self.second is None or self.cross is None:
+            self.shift = torch.cat([units.mean(0) for units in rows])
+            zeros = self.shift.new_zeros(2 * size, dtype=torch.float64)
+            self.first, self.second, self.cross = zeros, zeros.clone(), zeros.new_zeros(size, size)
+        chunk = BLOCK * max(1, LARGEST // (size * max(size, BLOCK)))
+        for start in range(0, len(rows_a), chunk):
+            a, b = (
+                _blocks(units[start : start + chunk] - shift)
+                for units, shift in zip(rows, self.shift.split(size), strict=True)
+            )
+            self.first += torch.cat([a.sum(1), b.sum(1)], dim=1).sum(0, dtype=torch.float64)
+            self.second += torch.cat([(a * a).sum(1), (b * b).sum(1)], dim=1).sum(0, dtype=torch.float64)
+            self.cross += torch.bmm(b.mT, a).sum(0, dtype=torch.float64)
+        self.count += len(rows_a)
+
+    def correlation(self) -> np.ndarray:
+        """Return the (C, C) float64 Pearson correlations of B's unit i (row) with A's unit j (column).
+
+        A dead unit (no variance beyond rounding) correlates 0 with everything. Raises ValueError when nothing was
+        added, or when the activations were not finite.
+        """
+        if self.first is None or self.second is None or self.cross is None:
+            raise ValueError("no samples: matching needs at least one batch")
+        first, second, cross = (moment.cpu().numpy() for moment in (self.first, self.second, self.cross))
+        if not (np.isfinite(second).all() and np.isfinite(cross).all()):
+            raise ValueError("activations are NaN or infinite")
+        size = len(cross)
+        mean = first / self.count
+        covariance = cross / self.count - np.outer(mean[size:], mean[:size])
+        variance = np.maximum(second / self.count - mean**2, 0.0)
+        scale = (second / self.count) + np.square(self.shift.cpu().numpy().astype(np.float64))  # type: ignore[union-attr]
+        deviation = np.where(variance > 1e-12 * scale, np.sqrt(variance), 0.0)
+        inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+        return covariance * inverse[size:, None] * inverse[None, :size]
+
+
+def assign(correlation: np.ndarray) -> tuple[Tensor, float]:
+    """Solve the assignment: returns perm (C,), where perm[i] is A's unit for position i of B, and the mean correlation."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(correlation, maximize=True)
+    return torch.from_numpy(columns.astype(np.int64)), float(correlation[rows, columns].mean())
+
+
+@precision("float32")
+def match_activations(model_a: nn.Module, model_b: nn.Module, spec: PermutationSpec, batches: Batches) -> MatchResult:
+    """Find the permutation of A's units that best lines up with B's, in one pass over the data for all groups.
+
+    `batches` yields network inputs (B, *in_shape), or (inputs, labels) as a DataLoader does; both networks run in eval mode
+    and are left as they were. Units are compared at the spec's sites (`PermutationSpec.watch`), over all samples and
+    positions with equal weight; a unit of several channels, as in a grouped convolution, by the sum over its channels.
+    Memory, beyond one forward pass of each network on one batch: `CrossMoments` of every group, whatever the number of
+    samples.
+
+    Raises ValueError for no data, activations that are not finite (with the group's name), or different architectures.
+    """
+    for model in (model_a, model_b):
+        spec.check(model.state_dict())
+    groups = list(spec.groups.values())
+    observer = Observer([model_a, model_b], [group.site for group in groups])
+    moments = [CrossMoments() for _ in groups]
+    for x in inputs_of(batches, model_b):
+        for number, outputs in observer.run(x):
+            units_a, units_b = (rows(output, groups[number].site) for output in outputs)
+            moments[number].add(units_a, units_b)
+    perms, objective = {}, {}
+    for group, moment in zip(groups, moments, strict=True):
+        try:
+            perms[group.name], objective[group.name] = assign(_by_unit(moment.correlation(), group.site.block))
+        except ValueError as error:
+            raise ValueError(f"group {group.name!r}: {error}") from error
+    return MatchResult(Permutation(spec, perms), objective)
+
+
+def _blocks(rows: Tensor) -> Tensor:
+    """Cut rows (n, C) into (ceil(n / BLOCK), BLOCK, C), the last block filled up with zeros."""
+    n, size = rows.shape
+    if n <= BLOCK:
+        return rows[None]
+    missing = -n % BLOCK
+    if missing:
+        rows = torch.cat([rows, rows.new_zeros(missing, size)])
+    return rows.view(-1, BLOCK, size)
+
+
+def _by_unit(correlation: np.ndarray, block: int) -> np.ndarray:
+    """Average the correlations of the `block` channels of each unit, each with its counterpart: (C, C) to (units, units)."""
+    if block == 1:
+        return correlation
+    units = len(correlation) // block
+    return np.einsum("itjt->ij", correlation.reshape(units, block, units, block)) / block

@@ -1,0 +1,6 @@
+"""Which weights are pruned, and masks in the form of `torch.nn.utils.prune`."""
+
+from raylth.core.pruning.magnitude import num_landing_alive, prune_global_magnitude, trunk_counts
+from raylth.core.pruning.torch_prune import from_torch_prune, to_torch_prune
+
+__all__ = ["from_torch_prune", "num_landing_alive", "prune_global_magnitude", "to_torch_prune", "trunk_counts"]

@@ -1,0 +1,1 @@
+"""Training of one network, of several as one program, and by several processes."""

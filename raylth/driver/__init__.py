@@ -1,0 +1,1 @@
+"""Runs a sweep or a search from its settings to its report: prepare, compute, summarise."""

@@ -1,0 +1,278 @@
+"""The model card (README.md) and config.json of an exported network: what it is, how good, and where it came from."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from raylth.arms import arm_of
+from raylth.config.sweep import NOT_SCIENCE
+from raylth.export.load_script import snippet
+from raylth.export.stored_network import Network, Origin
+
+__all__ = ["card", "config"]
+
+INTRODUCTION = """\
+Trained by [raylth](https://arxiv.org/abs/2505.05143)'s study of sparse training: a mask found on network A by iterative
+magnitude pruning, on weights of A or of another initialisation B, with or without the permutation of units that lines A up
+with B (Adnan et al., *Sparse Training from Random Initialization: Aligning Lottery Ticket Masks using Weight Symmetry*, ICML
+2025)."""
+
+STAGES = {
+    "dense": "network {network}, trained densely",
+    "imp": "network {network}, pruned by round {imp_round} of iterative magnitude pruning and fine-tuned",
+    "mask": "a pruned network that was brought to the sweep as a file",
+}
+FILES = {
+    "safetensors": {
+        "model.safetensors": "the weights and batch norm's statistics, by the names of the network; pruned weights are 0",
+        "mask.safetensors": "1 alive, 0 pruned (uint8), for each prunable weight",
+        "model.pt2": "the same network with its architecture, for `torch.export.load`",
+    },
+    "torch-prune": {
+        "model.pt": "a state dict as `torch.nn.utils.prune` has it: `_orig` and `_mask` for each pruned weight",
+    },
+    "onnx": {
+        "model.onnx": "input `input`, output `logits`, float32, any batch; batch norms are folded into convolutions",
+    },
+}
+FILES["hf"] = FILES["safetensors"]
+DATA_SETTINGS = ("layout", "resolution", "augment", "num_train", "num_test", "holdout")
+COMMON = {"config.json": "what this card says, for programs", "load.py": "loads the network; no raylth is needed"}
+
+
+def card(network: Network, kind: str) -> str:
+    """Return the text of README.md; the format `hf` begins with what the Hugging Face hub reads."""
+    parts = [
+        f"# {_title(network)}",
+        f"{_what(network)[0].upper()}{_what(network)[1:]}. {INTRODUCTION}",
+        *_section("What it is", _table(_cell(network))),
+        *_section("How good it is", _table(_numbers(network))),
+        *_section("Where it comes from", _provenance(network)),
+        *_section("Data", _data(network)),
+        *_section("Use it", f"`load.py`, which lies beside this file:\n\n```python\n{snippet(network, kind)}```"),
+        *_section("Files", _files(network, kind)),
+        *_section("Versions", _table(_versions(network))),
+        *_section("The sweep's settings", f"```yaml\n{_yaml(_science(network.manifest['config']))}```"),
+    ]
+    return (_front_matter(network) if kind == "hf" else "") + "\n\n".join(parts) + "\n"
+
+
+def config(network: Network, kind: str) -> str:
+    """Return the text of config.json."""
+    row, scale = network.row, network.scale
+    asked = ("stage", "network", "arm", "sparsity", "rewind_epoch", "match_method", "match_epoch", "replicate")
+    body = {
+        "model": row["model"],
+        "width": row["width"],
+        "num_classes": network.model["num_classes"],
+        "in_shape": list(network.in_shape),
+        "input": "(x - mean) / std per channel, float32" if scale.mean else "the samples, float32",
+        "normalisation": {"units": scale.units, "mean": list(scale.mean), "std": list(scale.std)},
+        "key": network.key,
+        **{name: row[name] for name in asked},
+        "mask_sparsity": row["mask_sparsity"],
+        "test_accuracy": row["test_accuracy"],
+        "dataset": row["dataset"],
+        "data_sha256": row["data_sha256"],
+        "format": kind,
+    }
+    return json.dumps(body, indent=2) + "\n"
+
+
+def _title(network: Network) -> str:
+    row = network.row
+    name = row["arm"] or row["stage"]
+    sparsity = f", {100 * row['mask_sparsity']:.4g} % sparse" if network.mask is not None else ""
+    return f"{row['model']} (width {row['width']:g}) on {row['dataset']}: {name}{sparsity}"
+
+
+def _what(network: Network) -> str:
+    row = network.row
+    return arm_of(row["arm"]).summary if row["arm"] else STAGES[row["stage"]].format(**row)
+
+
+def _cell(network: Network) -> dict[str, Any]:
+    row = network.row
+    return {
+        "key": f"`{network.key}`",
+        "sweep, run": f"{row['sweep']}, `{row['run']}`",
+        "architecture": f"`raylth.core.models.build_model({_arguments(network)})`",
+        "stage": row["stage"],
+        "arm": row["arm"],
+        "sparsity asked for": row["sparsity"],
+        "rewind epoch k": row["rewind_epoch"],
+        "learning rate schedule": row["schedule"],
+        "replicate": row["replicate"],
+        "member of an ensemble": row["member"],
+        "seeds of A, B": f"{row['seed_a']}, {row['seed_b']}",
+        **_own_seeds(network),
+    }
+
+
+def _arguments(network: Network) -> str:
+    model = network.model
+    settings = f"width={model['width']:g}, num_classes={model['num_classes']}, in_shape={network.in_shape}"
+    init = ', init="torch"' if model["init"] == "torch" else ""
+    return f'"{model["name"]}", {settings}{init}'
+
+
+def _own_seeds(network: Network) -> dict[str, Any]:
+    if isinstance(network.origin, str):
+        return {}
+    settings = network.origin.stage.settings
+    return {
+        "seed of the initialisation": settings.get("init_seed"),
+        "seed of order and augmentation": settings.get("seed"),
+        "seed of the mask's shuffle or permutation": settings.get("mask_transform", {}).get("seed"),
+    }
+
+
+def _numbers(network: Network) -> dict[str, Any]:
+    row, count = network.row, sum(tensor.numel() for tensor in network.module().parameters())
+    alive = round(count * (1 - row["model_sparsity"]))
+    split = _split(network)
+    return {
+        f"{split} accuracy": _number(row["test_accuracy"], " %"),
+        f"{split} accuracy, top 5": _number(row["test_top5"], " %"),
+        f"{split} loss": _number(row["test_loss"], " nats"),
+        "training loss, last epoch": _number(row["train_loss"], " nats"),
+        "sparsity of the prunable weights": _number(row["mask_sparsity"]),
+        "sparsity of the whole network": _number(row["model_sparsity"]),
+        "parameters, not pruned": f"{count:,}, {alive:,}",
+        "epochs of this training": row["epochs"],
+        "trained on": f"{row['device']}, {row['seconds']:.4g} s" if row["seconds"] else None,
+    }
+
+
+def _split(network: Network) -> str:
+    """Name the samples that the network was evaluated on; a holdout is of the training split."""
+    return "holdout" if network.manifest["config"]["data"].get("holdout") else "test"
+
+
+def _number(value: float | None, unit: str = "") -> str | None:
+    return None if value is None else f"{value:.6g}{unit}"
+
+
+def _provenance(network: Network) -> str:
+    """Say which networks this one was made from, and by which permutation its mask was moved."""
+    origin, row = network.origin, network.row
+    lines = [_moved(network)]
+    if isinstance(origin, str):
+        return f"{lines[0]}\n\nThe keys of its parents are not known: {origin}."
+    entries = {role: _named(origin, key) for role, key in origin.stage.parents.items()}
+    if origin.match is not None:
+        lines.append(_table(_permutation(origin)))
+        entries |= {f"{end.upper()}, as it was matched": _named(origin, key) for end, key in origin.match.parents.items()}
+    if entries:
+        lines.append("Parents, by their keys in the store:\n\n" + _table(entries))
+    recipe = origin.stage.settings.get("recipe")
+    if recipe:
+        lines.append(f"Training:\n\n```yaml\n{_yaml({**recipe, 'augment': origin.stage.settings['augment']})}```")
+    if row["stage"] == "mask":
+        lines.append(f"The file's SHA-256: `{origin.stage.settings['sha256']}`")
+    return "\n\n".join(lines)
+
+
+def _moved(network: Network) -> str:
+    """Say in a sentence how the network came by its mask."""
+    row = network.row
+    if row["arm"] == "permuted":
+        found = f"{row['match_method']} matching found between A and B at epoch {row['match_epoch']} of B"
+        return f"The mask is A's, moved by the permutation that {found}."
+    if row["arm"]:
+        return "No permutation was matched for it."
+    return "No permutation is part of it."
+
+
+def _permutation(origin: Origin) -> dict[str, Any]:
+    """Describe a match: its settings and what it measured."""
+    match = origin.match
+    assert match is not None
+    settings = {name: value for name, value in match.settings.items() if name not in ("model", "data")}
+    told = {"key of the permutation": f"`{match.key}`", "epoch of B": match.labels["match_epoch"], **settings}
+    if origin.matched is not None:
+        objective, fixed = (list(origin.matched[name].values()) for name in ("objective", "fixed_share"))
+        told |= {
+            "groups of units": len(objective),
+            "objective (correlation, by weights cosine), mean": f"{sum(objective) / len(objective):.4f}",
+            "share of units that stay in place, mean": f"{sum(fixed) / len(fixed):.4f}",
+        }
+    return told
+
+
+def _named(origin: Origin, key: str) -> str:
+    return f"`{key}`: {origin.names.get(key, 'not of this plan')}"
+
+
+def _data(network: Network) -> str:
+    data, row, scale = network.manifest["config"]["data"], network.row, network.scale
+    settings = {} if isinstance(network.origin, str) else network.origin.stage.settings["data"]
+    size = ", ".join(f"{name} {value}" for name, value in {**data, **settings}.items() if value and name in DATA_SETTINGS)
+    table = _table({"name": row["dataset"], "settings": size, "SHA-256 as raylth reads it": f"`{row['data_sha256']}`"})
+    if not scale.mean:
+        return f"{table}\n\nThe network takes {scale.units}."
+    where = " By 255 these are mean and deviation of pixels in 0..1." if "255" in scale.units else ""
+    mean, std = list(scale.mean), list(scale.std)
+    return (
+        f"{table}\n\nThe network takes (x - mean) / std per channel, as float32, where x are {scale.units}, mean = {mean} "
+        f"and std = {std}. `normalise` in load.py does so; the network does not do it itself.{where}"
+    )
+
+
+def _files(network: Network, kind: str) -> str:
+    found = {name: what for name, what in FILES[kind].items() if network.mask is not None or not name.startswith("mask")}
+    return _table({f"`{name}`": what for name, what in {**found, **COMMON}.items()})
+
+
+def _versions(network: Network) -> dict[str, Any]:
+    manifest = network.manifest
+    packages = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items() if version)
+    machine = manifest["hardware"]["machine"]
+    return {"python": manifest["python"], "packages": packages, "raylth's commit": manifest["git_commit"], "machine": machine}
+
+
+def _front_matter(network: Network) -> str:
+    """Return what the Hugging Face hub reads of a card: https://huggingface.co/docs/hub/model-cards."""
+    row, is_image, split = network.row, len(network.in_shape) == 3, _split(network)
+    task = "image-classification" if is_image else "other"
+    accuracy = {"type": "accuracy", "value": round(row["test_accuracy"] / 100, 6), "name": f"{split} accuracy"}
+    result = {
+        "task": {"type": task, "name": "classification"},
+        "dataset": {"type": row["dataset"], "name": row["dataset"], "split": split},
+        "metrics": [accuracy],
+    }
+    matter = {
+        "library_name": "pytorch",
+        "license": "other",
+        "license_name": "unknown",
+        **({"pipeline_tag": task} if is_image else {}),
+        "tags": ["raylth", "sparse", "pruning", "lottery-ticket", row["model"], *filter(None, [row["arm"]])],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": _title(network), "results": [result]}],
+    }
+    return f"---\n{_yaml(matter)}---\n\n"
+
+
+def _science(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out where a sweep ran and what it cost: storage, resources, prices, logs, the folder of the data."""
+    found = {}
+    for name, value in config.items():
+        hidden = NOT_SCIENCE.get(name, set())
+        if isinstance(hidden, set):
+            found[name] = {key: each for key, each in value.items() if key not in hidden} if hidden else value
+    return found
+
+
+def _section(title: str, text: str) -> list[str]:
+    return [f"## {title}", text]
+
+
+def _table(entries: Mapping[str, Any]) -> str:
+    rows = [f"| {name} | {value} |" for name, value in entries.items() if value is not None]
+    return "\n".join(["| | |", "| --- | --- |", *rows])
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, width=120)

@@ -1,0 +1,92 @@
+"""What lines and planes have in common: the networks that they go through, and how one of their points is measured."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from raylth.config.analyses import PI
+from raylth.core.layerwise import reset_and_predict
+from raylth.core.permutation import Permutation, derive_spec
+from raylth.core.repair import repair, site_statistics
+from raylth.core.training.loop import evaluate, score
+from raylth.core.training.schedule import even_batch_size
+from raylth.stages.context import Context
+from raylth.stages.stage import Stage
+from raylth.stages.training import load_network
+
+__all__ = ["Gauge", "Measured", "load_ends", "load_permutation"]
+
+IMAGES = 125  # of one forward pass: their activations stay in a CPU's cache; no result depends on it
+SIGNALS = 1000  # of one forward pass, where samples are vectors
+REPAIR_BATCH = 500  # samples whose statistics correct the layers before the one that is measured
+
+Measured = dict[str, tuple[float, float]]  # split -> (loss in nats, error in percent)
+
+
+def load_permutation(stage: Stage, context: Context, network: nn.Module) -> Permutation:
+    """Return the permutation among a stage's parents."""
+    spec = derive_spec(network, context.train.probe(2))
+    perms = context.load(stage.parents["permutation"], "permutation")
+    return Permutation(spec, {group: torch.tensor(perm) for group, perm in perms.items()})
+
+
+def load_ends(stage: Stage, context: Context) -> list[nn.Module]:
+    """Load the networks `a`, `b` (and `c`) of a stage, moved by pi or pi^-1 as its settings say; unsaid, pi moves `a`."""
+    moves = stage.settings.get("moves", {"a": PI} if "permutation" in stage.parents else {})
+    networks = []
+    for role in (role for role in "abc" if role in stage.parents):
+        network = load_network(stage.settings, context, stage.parents[role])
+        if (move := moves.get(role)) is not None:
+            permutation = load_permutation(stage, context, network)
+            permutation = permutation if move == PI else permutation.inverse()
+            network.load_state_dict(permutation.apply(network.state_dict()))
+        networks.append(_channels_last(network) if context.train.is_images else network)
+    return networks
+
+
+class Gauge:
+    """Measures networks on training samples, classes in proportion, and on the test split, as they are or corrected."""
+
+    def __init__(self, context: Context, samples: int) -> None:
+        self.train, self.test = context.train.take(samples), context.test
+        self.chunk = IMAGES if self.train.is_images else SIGNALS
+
+    def inputs(self, size: int) -> list[Tensor]:
+        """Return the training samples as batches of at most `size`, without augmentation, none of them much smaller."""
+        batches = [x for x, _ in self.train.batches(even_batch_size(len(self.train), size))]
+        return [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in batches]
+
+    def plain(self, network: nn.Module) -> Measured:
+        """Measure a network as it is."""
+        found = {name: evaluate(network, split, self.chunk) for name, split in (("train", self.train), ("test", self.test))}
+        return {name: (score.loss, 100.0 - score.accuracy) for name, score in found.items()}
+
+    def reset(self) -> Callable[[nn.Module, float], Measured]:
+        """Return what measures a network's batch-norm statistics anew, on the training samples, and then the network."""
+        inputs = self.inputs(self.chunk)
+
+        def measure(network: nn.Module, alpha: float) -> Measured:
+            if not any(isinstance(module, _BatchNorm) for module in network.modules()):
+                return self.plain(network)
+            loss, accuracy = score(reset_and_predict(network, inputs), self.train.y)
+            test = evaluate(network, self.test, self.chunk)
+            return {"train": (loss, 100.0 - accuracy), "test": (test.loss, 100.0 - test.accuracy)}
+
+        return measure
+
+    def repair(self, a: nn.Module, b: nn.Module) -> Callable[[nn.Module, float], Measured]:
+        """Return what REPAIRs a network at alpha between `a` and `b`, and then measures it."""
+        inputs = self.inputs(REPAIR_BATCH)
+        ends = [site_statistics(network, inputs) for network in (a, b)]
+
+        def measure(network: nn.Module, alpha: float) -> Measured:
+            repair(network, ends[0], ends[1], alpha, inputs)
+            return self.plain(network)
+
+        return measure
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    return network.to(memory_format=torch.channels_last)

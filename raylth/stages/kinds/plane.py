@@ -1,0 +1,53 @@
+"""Stage `plane`: three networks -> loss and error over the plane through them (paper, Figure 4b)."""
+
+import copy
+import time
+
+import torch
+
+from raylth.core.interpolate import Plane
+from raylth.stages.context import Context
+from raylth.stages.endpoints import Gauge, load_ends
+from raylth.stages.stage import Artefact, Stage
+
+__all__ = ["plane"]
+
+
+def plane(stage: Stage, context: Context) -> dict[str, Artefact]:
+    """Measure a grid over the plane through `a`, `b` and `c`, moved as the stage says, and the three themselves.
+
+    The three are measured as the grid is, and without correction beside.
+
+    Loss in nats, error in percent, on the training samples and on the test split; x and y are distances of weights in the
+    plane's orthonormal coordinates, `a` at the origin, `b` on the axis of x.
+    """
+    start = time.perf_counter()
+    settings = stage.settings
+    networks = load_ends(stage, context)
+    gauge = Gauge(context, settings["samples"])
+    measure = gauge.reset() if settings["correction"] == "reset" else lambda network, alpha: gauge.plain(network)
+    names = [name for name, _ in networks[0].named_parameters()]
+    a, b, c = (network.state_dict() for network in networks)
+    found = Plane(a, b, c, coordinates_of=names)
+    points = []
+    between = copy.deepcopy(networks[0])
+    for role, (x, y), network in zip("abc", found.corners, networks, strict=True):
+        between.load_state_dict(network.state_dict())
+        plain = gauge.plain(between)
+        for row in _rows(x, y, measure(between, 0.0), role):
+            loss, error = plain[str(row["split"])]
+            points.append({**row, "plain_loss": loss, "plain_error": error})
+    for y in found.ticks(1, settings["resolution"], settings["margin"]):
+        for x in found.ticks(0, settings["resolution"], settings["margin"]):
+            with torch.no_grad():
+                between.load_state_dict(found.at(x, y))
+            points += _rows(x, y, measure(between, 0.0), None)
+    metrics = {"points": points, "seconds": time.perf_counter() - start, "epochs": 0}
+    return {stage.key: Artefact({}, metrics)}
+
+
+def _rows(x: float, y: float, measured: dict[str, tuple[float, float]], corner: str | None) -> list[dict[str, object]]:
+    return [
+        {"corner": corner, "split": split, "x": x, "y": y, "loss": loss, "error": error}
+        for split, (loss, error) in measured.items()
+    ]

@@ -1,0 +1,1 @@
+"""From a sweep's settings to its stages, and what they will need, known before anything runs."""

@@ -1,0 +1,173 @@
+"""Tries the networks of a plan before anything is trained, each once for a store."""
+
+import contextlib
+import importlib.metadata
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from raylth.core.checking import BadNetwork, Uses, check_network, why_not_one_sample
+from raylth.core.data.dataset import part_of
+from raylth.core.models import MODELS, OURS, init_model
+from raylth.core.training.recipe import Recipe
+from raylth.core.training.schedule import steps_per_epoch
+from raylth.stages.planning.disk_estimate import in_units
+from raylth.stages.planning.plan import Plan
+from raylth.stages.planning.shapes import bytes_to_try, can_be_built
+from raylth.stages.stage import Stage
+from raylth.store import Store, fingerprint
+
+__all__ = ["check_networks", "keep_checked"]
+
+VERSION = 1  # of the checks
+FOLDER = "checked"  # of the store
+PERMUTED = ("permute", "random_permutation")
+
+_passed: set[str] = set()  # in this process
+
+
+def check_networks(plan: Plan, store: Store) -> list[str]:
+    """Build the network of each width and try it as the plan's stages will; nothing is written.
+
+    Returns the keys of what passed, for `keep_checked`; what the store keeps is not tried again. Raises ValueError, which
+    starts with the setting's key path, for a network that cannot be trained, evaluated, permuted or corrected as planned,
+    and for a batch of one sample on which it cannot be trained.
+    """
+    keys = []
+    for stages in _by_network(plan.stages):
+        settings = stages[0].settings["model"]
+        uses, single = _uses(plan, stages), _single(plan, stages)
+        known = {
+            "version": VERSION,
+            "model": settings,
+            "uses": asdict(uses),
+            "single": single,
+            "libraries": _libraries(),
+        }
+        key = fingerprint(known)
+        keys.append(key)
+        if key in _passed or (store.root / FOLDER / key).exists():
+            continue
+        try:
+            if not can_be_built(settings):
+                raise MemoryError  # where memory is promised that is not there, the system would end this process
+            _try(settings, uses, single)
+        except MemoryError:  # of this machine, which need not be one that trains
+            named = f"{settings['name']}, width {settings['width']:g}"
+            warnings.warn(
+                f"model.name: {named} was not tried: that takes about {in_units(bytes_to_try(settings))} of memory, more "
+                "than is free here; whether it can be trained shows when it is",
+                stacklevel=2,
+            )
+            continue
+        _passed.add(key)
+    return keys
+
+
+def keep_checked(store: Store, keys: Iterable[str]) -> None:
+    """Note in the store which networks passed; where it does not answer they are tried again next time."""
+    with contextlib.suppress(OSError):
+        for key in keys:
+            place = store.root / FOLDER / key
+            if key in _passed and not place.exists():
+                place.write(b"{}")
+
+
+def _try(settings: dict[str, Any], uses: Uses, single: dict[str, str]) -> None:
+    build = _builder(settings)
+    named = f"{settings['name']}, width {settings['width']:g}" if settings["width"] != 1 else settings["name"]
+    try:
+        check_network(build, uses)
+    except BadNetwork as error:
+        raise ValueError(f"model.name: {named}: {error}") from error
+    if single and (why := why_not_one_sample(build, uses.in_shapes)) is not None:
+        setting, numbers = next(iter(single.items()))
+        raise ValueError(f"{setting}: {numbers} of one sample, on which {named} cannot be trained: {why}")
+
+
+def _builder(settings: dict[str, Any]) -> Callable[[int], nn.Module]:
+    return lambda seed: init_model(seed, **{**settings, "in_shape": tuple(settings["in_shape"])})
+
+
+def _by_network(stages: Iterable[Stage]) -> list[list[Stage]]:
+    """Gather the stages of each network."""
+    found: dict[str, list[Stage]] = {}
+    for stage in stages:
+        if "model" in stage.settings:
+            found.setdefault(fingerprint(stage.settings["model"]), []).append(stage)
+    return list(found.values())
+
+
+def _uses(plan: Plan, stages: list[Stage]) -> Uses:
+    """Return what the stages of one network do with it."""
+    model, config = stages[0].settings["model"], plan.config
+    is_known = MODELS[model["name"]] in OURS  # what this package's own can do, its tests show
+    shapes, corrections, is_permuted, is_half = [tuple(model["in_shape"])], set[str](), False, False
+    for stage in stages:
+        settings = stage.settings
+        is_permuted |= stage.kind == "match" or settings.get("mask_transform", {}).get("name") in PERMUTED
+        corrections |= {*settings.get("corrections", ()), settings.get("correction", "plain")} - {"plain"}
+        if stage.epochs:
+            recipe = Recipe(**settings["recipe"])
+            is_half |= recipe.precision == "bf16" and getattr(config.resources, stage.kind).gpus == 0
+            if recipe.first_resolution:
+                shapes.append((*model["in_shape"][:1], recipe.first_resolution, recipe.first_resolution))
+    return Uses(
+        model["num_classes"],
+        tuple(dict.fromkeys(shapes)),
+        is_permuted and not is_known,
+        () if is_known else tuple(sorted(corrections)),
+        is_half,
+        config.imp.prune_shortcuts,
+    )
+
+
+def _single(plan: Plan, stages: list[Stage]) -> dict[str, str]:
+    """Return, by setting, in which numbers a training has a batch, or a worker's part of one, of one sample."""
+    found: dict[str, str] = {}
+    for stage in stages:
+        settings = stage.settings
+        if stage.epochs:
+            section = "dense" if stage.labels.get("schedule") == "rewound" else stage.kind
+            numbers = _one_sample(Recipe(**settings["recipe"]), settings["data"]["num_train"])
+            if numbers is not None:
+                found.setdefault(f"{section}.batch_size", numbers)
+        elif settings.get("samples") == 1 and settings.get("method") == "learned":
+            found.setdefault("match.samples", "learned matching on 1 sample has a batch")
+        elif settings.get("samples") == 1 and "repair" in settings.get("corrections", ()):
+            asked = plan.config.connect
+            field = "connect.samples" if asked and asked.samples == 1 else "analyses"
+            found.setdefault(field, "REPAIR by 1 sample has a batch")
+    return found
+
+
+def _one_sample(recipe: Recipe, samples: int) -> str | None:
+    """Say from which numbers a batch of one sample comes; None where no batch has but one."""
+    steps = steps_per_epoch(samples, recipe.batch_size, drop_last=recipe.drop_last)
+    last = min(samples, steps * recipe.batch_size) - (steps - 1) * recipe.batch_size
+    whole, workers = min(recipe.batch_size, samples), recipe.unsynced_workers or 1
+    if min(whole, last) // workers > 1:
+        return None
+    parts = {
+        part.stop - part.start for size in (whole, last) for part in (part_of(size, (n, workers)) for n in range(workers))
+    }
+    if 1 not in parts:
+        return None
+    shared = f", shared by {workers} workers," if workers > 1 else ""
+    left = " with drop_last: false" if last < whole else ""
+    return f"{recipe.batch_size} of {samples:,} samples{left}{shared} leaves a batch"
+
+
+def _libraries() -> Mapping[str, str]:
+    """Return the versions of what networks come from."""
+    found = {"torch": str(torch.__version__)}
+    for name in ("torchvision", "timm"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

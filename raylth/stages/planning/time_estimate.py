@@ -1,0 +1,126 @@
+"""How long the trainings ahead will hold GPUs and cores: by what this plan measured, else by counted operations."""
+
+import functools
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from raylth.core.data import DATASETS
+from raylth.core.models import build_shapes, init_model
+from raylth.stages.graph import Graph
+from raylth.stages.planning.plan import Plan
+from raylth.stages.planning.shapes import can_be_built
+from raylth.stages.stage import Stage
+from raylth.store import Store
+
+__all__ = ["RATES", "Hours", "Rate", "hours"]
+
+BACKWARD = 3  # operations of a training step, in forward passes
+RESNET50 = 2 * 4.09e9  # operations of its forward pass at 224 px
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Operations per second that a training reached, and where that was found."""
+
+    operations: float
+    source: str
+
+
+PUBLISHED = "images/s of ResNet-50 that NVIDIA's DeepLearningExamples gives for one"
+RATES = {  # precision -> of one GPU
+    "bf16": Rate(2470 * BACKWARD * RESNET50, f"the 2,470 {PUBLISHED} A100 in mixed precision"),
+    "tf32": Rate(938 * BACKWARD * RESNET50, f"the 938 {PUBLISHED} A100 in TF32"),
+    "float32": Rate(367 * BACKWARD * RESNET50, f"the 367 {PUBLISHED} V100 in float32"),
+}
+CORE = Rate(481 * BACKWARD * 2 * 42.9e6 / 2, "the 481 images/s of ResNet-20 on two AMD EPYC cores (benchmarks/train_cpu.py)")
+
+
+@dataclass(frozen=True)
+class Hours:
+    """What trainings that wait will hold, in hours, and how that is known."""
+
+    gpus: float
+    cpus: float  # cores of trainings without a GPU
+    num_measured: int  # trainings whose like this plan has timed
+    num_counted: int
+    sources: tuple[str, ...]  # of those
+    num_unknown: int = 0  # whose operations cannot be counted here; their hours are in none of these
+
+
+def hours(plan: Plan, graph: Graph, store: Store, share_of: Callable[[str], tuple[int, float]]) -> Hours:
+    """Estimate the hours of all trainings that wait; `share_of` tells a kind's cores and GPUs (of all its workers together).
+
+    A network trained alone that is too small for a GPU takes several times what its operations say.
+    """
+    timed = _timed(plan, graph, store)
+    gpus = cpus = 0.0
+    measured, counted, unknown, sources = 0, 0, 0, dict[str, None]()
+    for stage in plan.stages:
+        if stage.epochs == 0 or graph.states[stage.key] != "waiting":
+            continue
+        cores, share = share_of(stage.kind)
+        found = timed.get((_class(stage), share > 0))
+        if found is not None:
+            measured += 1
+            gpus += stage.epochs * found * share / 3600
+            cpus += 0 if share else stage.epochs * found * cores / 3600
+            continue
+        if (operations := _operations(plan, stage)) is None:
+            unknown += 1
+            continue
+        counted += 1
+        rate = RATES[stage.settings["recipe"].get("precision", "float32")] if share else CORE
+        sources[rate.source] = None
+        taken = stage.epochs * operations / rate.operations / 3600
+        gpus += taken if share else 0
+        cpus += 0 if share else taken
+    return Hours(gpus, cpus, measured, counted, tuple(sources), unknown)
+
+
+def _timed(plan: Plan, graph: Graph, store: Store) -> dict[tuple[str, bool], float]:
+    """Return the median seconds of an epoch by class and whether it was on a GPU, of this plan's trainings in the store."""
+    found: dict[tuple[str, bool], list[float]] = {}
+    for stage in plan.stages:
+        if stage.epochs and graph.states[stage.key] == "done":
+            metrics = store.metrics(stage.key)
+            if metrics.get("seconds") and metrics.get("epochs"):
+                place = (_class(stage), metrics.get("device", "cpu") != "cpu")
+                found.setdefault(place, []).append(metrics["seconds"] / metrics["epochs"])
+    return {place: statistics.median(seconds) for place, seconds in found.items()}
+
+
+def _class(stage: Stage) -> str:
+    recipe = stage.settings["recipe"]
+    return json.dumps([stage.settings["model"], recipe["batch_size"], recipe.get("precision", "float32")], sort_keys=True)
+
+
+def _operations(plan: Plan, stage: Stage) -> float | None:
+    """Count the operations of one epoch of training; None where they cannot be counted on this machine."""
+    data = plan.config.data
+    samples = data.num_train or DATASETS[data.name].num_train
+    forward = _forward(json.dumps(stage.settings["model"], sort_keys=True))
+    return None if forward is None else BACKWARD * samples * forward
+
+
+@functools.cache
+def _forward(model: str) -> int | None:
+    """Count the operations of one sample's forward pass (a multiplication and an addition are two)."""
+    settings: dict[str, Any] = json.loads(model)
+    shape = tuple(settings["in_shape"])
+    network = build_shapes(**{**settings, "in_shape": shape}).eval()
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.empty((1, *shape), device=next(network.parameters()).device))
+    except Exception:  # of someone else's network, which may look at values: those of a meta tensor are not there
+        if not can_be_built(settings):
+            return None
+        network = init_model(0, **{**settings, "in_shape": shape}).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.zeros(1, *shape))
+    return int(counter.get_total_flops())

@@ -1,0 +1,102 @@
+"""The status of sweeps, and rows that are written while a sweep runs."""
+
+import json
+import time
+
+import pytest
+
+from raylth.cli.status import main
+from raylth.driver.progress import StatusFile
+from raylth.driver.run_record import Recorder, Run
+from raylth.report import load_curves, load_results
+from raylth.stages import Graph, make_plan, result_rows, run_plan
+from raylth.store import Store, locate
+from raylth.store.tables import append_rows, compact_table
+from tests.conftest import tiny_sweep
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = tiny_sweep(sparse={"arms": ["lth", "naive"], "sparsities": [0.5]}, match={"epochs": None})
+    plan, store = make_plan(config), Store(tmp_path_factory.mktemp("store"))
+    graph = run_plan(plan, store)
+    assert not graph.errors
+    return plan, store, graph
+
+
+def test_rows_are_there_while_the_sweep_runs_and_joined_in_its_order_at_the_end(finished):
+    plan, store, done = finished
+    run = Run.open(plan.config, store)
+    graph = Graph(plan.stages)
+    recorder = Recorder(run, plan, graph, batch=3, seconds=1e9)
+    ended = list(reversed(plan.stages))  # whatever order they end in
+    for number, stage in enumerate(ended, start=1):
+        graph.finish(stage.key)
+        if stage.key == ended[3].key:
+            graph.retry(stage.key)  # lost, and made again
+            graph.finish(stage.key)
+        recorder.update()
+        if number == 7:
+            half = load_results(run.folder)
+            written = graph.ended[: recorder.num_written]
+            assert len(written) >= 6, "two batches"
+            assert set(half["key"]) == {key for key in written if graph.stages[key].kind != "match"}
+            assert half["key"].is_unique
+    recorder.close()
+    files = sorted(path.name for path in (store.root.path / "results").iterdir())
+    assert files == [f"{run.name}.parquet"], "no part is left"
+    frame = load_results(run.folder)
+    expected = result_rows(plan, done, store, run.name)
+    assert frame["key"].tolist() == [row["key"] for row in expected["results"]]
+    assert len(load_curves(run.folder)) == len(expected["curves"])
+    assert load_curves(run.folder)["epoch"].tolist() == [row["epoch"] for row in expected["curves"]]
+
+
+def test_status_shows_every_sweep_and_says_when_one_is_lost(finished, tmp_path, capsys, monkeypatch):
+    plan, _, _ = finished
+    assert main([str(tmp_path)]) == 2
+    assert "no sweep has run here" in capsys.readouterr().err
+    graph = Graph(plan.stages)
+    first = graph.next_ready()
+    graph.fail(first.key, "RuntimeError: no")
+    graph.incidents["preempted"] = 2
+    file = StatusFile(locate(tmp_path) / "runs/a-1")
+    file.update(graph, 5)
+    everything = Graph(plan.stages, [key for stage in plan.stages for key in stage.produces])
+    StatusFile(locate(tmp_path) / "runs/b-2").update(everything, 9, state="finished")
+    assert main([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "a-1: running, told 0 s ago" in shown
+    assert "b-2: finished" in shown
+    assert "RuntimeError: no; blocks " in shown
+    assert "2 preempted" in shown
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert main([str(tmp_path), "--json"]) == 0
+    told = {entry["run"]: entry for entry in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert told["a-1"]["state"] == "lost"
+    assert told["b-2"]["state"] == "finished"
+    assert sum(counts.get("done", 0) for counts in told["b-2"]["stages"].values()) == len(plan.stages)
+
+
+def test_two_drivers_of_one_run_lose_no_rows(tmp_path):
+    """Both write parts; the first joins all and removes them; the second joins its last ones."""
+    run, row = "r-1", {"run": "r-1", "stage": "sparse", "status": "done"}
+    root = locate(tmp_path)
+    order = {key: rank for rank, key in enumerate("abcd")}
+    append_rows(root, "results", run, [{**row, "key": "b"}], {})
+    append_rows(root, "results", run, [{**row, "key": "a", "status": "failed"}], {})
+    compact_table(root, "results", run, order, {})
+    append_rows(root, "results", run, [{**row, "key": "a"}, {**row, "key": "d"}], {})
+    compact_table(root, "results", run, order, {})
+    frame = load_results(tmp_path)
+    assert frame["key"].tolist() == ["a", "b", "d"]
+    assert set(frame["status"]) == {"done"}, "the later row of a stage counts"
+
+
+def test_a_harmed_status_hides_no_other(tmp_path, capsys):
+    for name, content in (("a-1", b'{"sta'), ("b-2", b"[]")):
+        (locate(tmp_path) / "runs" / name / "status.json").write(content)
+    StatusFile(locate(tmp_path) / "runs" / "c-3").update(Graph([]), 0)
+    assert main([str(tmp_path)]) == 0
+    assert "c-3: running" in capsys.readouterr().out

@@ -1,0 +1,181 @@
+"""Networks and data sets that others wrote: by import path, from libraries, and from an installed package."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from raylth.common.registry import UnknownName
+from raylth.config.load import BadSweep, read_sweep
+from raylth.config.sweep import SweepConfig
+from raylth.core.data import DATASETS
+from raylth.core.masks import full_mask
+from raylth.core.models import MODELS, build_model, build_shapes, code_of, init_model
+from raylth.core.permutation import derive_spec, random_permutation
+from raylth.report import load_results
+from raylth.stages import make_plan
+
+README = (Path(__file__).parents[3] / "README.md").read_text()
+(NETWORK,) = re.findall(r"```python\n(# mynets\.py\n.*?)```", README, re.DOTALL)
+DATA = """
+import numpy as np
+from raylth.core.data import ArrayDataset, DatasetInfo
+
+
+def load(**_):
+    draws = np.random.default_rng(0)
+    y = draws.integers(0, 3, 400)
+    x = draws.normal(size=(400, 8)).astype("float32") + np.eye(3, 8, dtype="float32")[y] * 4
+    return ArrayDataset(x[:300], y[:300], x[300:], y[300:])
+
+
+blobs = DatasetInfo((8,), 3, num_train=300, num_test=100, augment="none", from_files=False, load=load)
+"""
+SWEEP = {
+    "name": "own", "seeds": {"replicates": 1}, "dense": {"epochs": 3}, "imp": {"epochs_per_round": 1},
+    "sparse": {"arms": ["lth", "permuted", "naive"], "sparsities": [0.3], "rewinds": [1]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of one's own, importable here."""
+    (tmp_path / "mynets.py").write_text(NETWORK)
+    (tmp_path / "mydata.py").write_text(DATA)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in ("mynets", "mydata"):
+        sys.modules.pop(name, None)
+    for registry in (MODELS, DATASETS):
+        for name in [name for name in registry if ":" in name]:
+            del registry._entries[name]
+
+
+@pytest.mark.parametrize(("name", "in_shape"), [("torchvision:resnet18", (3, 32, 32)), ("timm:resnet10t", (3, 64, 64))])
+def test_networks_of_libraries_have_a_right_permutation(name, in_shape):
+    settings = {"width": 1, "num_classes": 10, "in_shape": in_shape}
+    network = init_model(0, name, **settings).eval()
+    x = torch.randn(4, *in_shape)
+    spec = derive_spec(network, x[:2])
+    moved = build_model(name, **settings).eval()
+    moved.load_state_dict(random_permutation(spec, 1).apply(network.state_dict()))
+    with torch.no_grad():
+        torch.testing.assert_close(moved(x), network(x), rtol=1e-4, atol=1e-4)
+    assert full_mask(build_shapes(name, **settings)).keys() == full_mask(network).keys()
+
+
+def test_what_a_library_cannot_be_is_said():
+    settings = {"num_classes": 10, "in_shape": (3, 32, 32)}
+    with pytest.raises(ValueError, match="the networks of timm have one width"):
+        build_model("timm:resnet10t", width=2, **settings)
+    with pytest.raises(ValueError, match="3 channels, not 1"):
+        build_model("torchvision:resnet18", num_classes=10, in_shape=(1, 32, 32))
+    for name in ("timm:resnet", "torchvision:nothing", "nowhere.at.all:fn", "math:nothing"):
+        with pytest.raises(UnknownName, match=f"model '{name}' cannot be imported"):
+            build_model(name, **settings)
+
+
+def test_the_code_of_ones_own_network_is_known_by_its_syntax(own):
+    settings = {"num_classes": 10, "in_shape": (40,)}
+    code = code_of("mynets:narrow", MODELS["mynets:narrow"])
+    assert code is not None
+    assert code_of("mlp", MODELS["mlp"]) is None
+    build_model("mynets:narrow", code=code, **settings)
+    file = own / "mynets.py"
+    file.write_text(NETWORK + "  # the end")
+    assert code_of("mynets:narrow", MODELS["mynets:narrow"]) == code, "a comment"
+    file.write_text(NETWORK.replace("nn.ReLU(), nn.Linear(hidden, hidden)", "nn.GELU(), nn.Linear(hidden, hidden)"))
+    with pytest.raises(RuntimeError, match="is not the same code here"):
+        build_model("mynets:narrow", code=code, **settings)
+
+
+def test_the_code_behind_a_partial_and_a_data_set_is_ones_own(own):
+    (own / "mynets.py").write_text(NETWORK + "\n\nfrom functools import partial\nhalf = partial(narrow)\n")
+    code = code_of("mynets:half", MODELS["mynets:half"])
+    assert code is not None
+    (own / "mynets.py").write_text(NETWORK + "\n\nfrom functools import partial\nhalf = partial(narrow, x=1)\n")
+    assert code_of("mynets:half", MODELS["mynets:half"]) != code
+    settings = {**SWEEP, "data": {"import": "mydata:blobs"}, "model": {"name": "mlp"}}
+    keys = []
+    for text in (DATA, DATA.replace("* 4", "* 0")):
+        (own / "mydata.py").write_text(text)
+        keys.append([stage.key for stage in make_plan(SweepConfig.model_validate(settings)).stages])
+    assert not set(keys[0]) & set(keys[1])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "line"),
+    [
+        ("mynets.py", "def narrow(", "SyntaxError"),
+        ("mynets.py", "narrow = 3", "TypeError"),
+        ("mynets.py", "def narrow(): pass", "TypeError"),
+        ("mydata.py", "blobs = 3", "not a raylth.core.data.DatasetInfo"),
+    ],
+)
+def test_what_is_wrong_with_ones_own_module_is_one_line(own, file, text, line):
+    (own / file).write_text(text)
+    settings = {**SWEEP, "data": {"import": "mydata:blobs"}, "model": {"import": "mynets:narrow"}}
+    (own / "own.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(BadSweep) as caught:
+        read_sweep(own / "own.yaml")
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def sweep(folder, *words, **environment):
+    command = [sys.executable, "-m", "raylth.sweep", *words]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_a_sweep_of_ones_own_network_and_data_by_import_path(own):
+    settings = {**SWEEP, "data": {"import": "mydata:blobs"}, "model": {"import": "mynets:narrow"}, "storage": "store"}
+    (own / "own.yaml").write_text(yaml.safe_dump(settings))
+    command = [str(Path(sys.executable).with_name("raylth")), "sweep", "own.yaml"]  # it looks here, too
+    done = subprocess.run(command, cwd=own, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = load_results(own / "store").query("stage == 'sparse'")
+    assert set(rows["arm"]) == {"lth", "permuted", "naive"}
+    assert set(rows["model"]) == {"mynets:narrow"}
+    assert rows["test_accuracy"].min() > 50, "three blobs are told apart"
+    wrong = sweep(own, "own.yaml", "model.import=mynets:wide")
+    assert wrong.returncode == 2
+    assert "model 'mynets:wide' cannot be imported" in wrong.stderr
+
+
+def test_a_plugin_brings_networks_under_names_of_its_own(tmp_path):
+    """A package with an entry point, installed by pip into a folder of its own."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "narrownets.py").write_text(NETWORK)
+    (package / "pyproject.toml").write_text(
+        textwrap.dedent("""
+        [project]
+        name = "narrownets"
+        version = "1"
+        [project.entry-points."raylth.models"]
+        narrow = "narrownets:narrow"
+        [build-system]
+        requires = ["hatchling"]
+        build-backend = "hatchling.build"
+        [tool.hatch.build.targets.wheel]
+        include = ["narrownets.py"]
+        """)
+    )
+    installed = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(installed), str(package)]
+    subprocess.run(pip, check=True, capture_output=True)
+    settings = {**SWEEP, "data": {"name": "digits"}, "model": {"name": "narrow"}, "storage": "store"}
+    (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(settings))
+    done = sweep(tmp_path, "plugin.yaml", PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(load_results(tmp_path / "store")["model"]) == {"narrow"}
+    without = sweep(tmp_path, "plugin.yaml")
+    assert "plugin.yaml" in without.stderr
+    assert "unknown model 'narrow'" in without.stderr
