@@ -20,10 +20,10 @@ from raylth.cluster.worker.gpu import total_bytes
 from raylth.cluster.worker.payload import Shared
 from raylth.common import signals
 from raylth.common.importing import uncollected
-from raylth.config.resources import ResourcesConfig
+from raylth.config.resources import ResourcesConfig, TrainingShare
 from raylth.config.types import AUTO
 from raylth.core.data import Dataset
-from raylth.stages import STAGES, Graph, Plan, forecast, in_units
+from raylth.stages import Graph, Plan, forecast, in_units
 from raylth.store import Location, Store
 
 if TYPE_CHECKING:
@@ -151,8 +151,7 @@ def gpu_table() -> list[tuple[str, int]]:
 
 def check_shares(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> None:
     """Refuse a share that no node could ever give, instead of waiting for it for ever."""
-    for kind in STAGES:
-        share = getattr(resources, kind)
+    for kind, share in resources.shares().items():
         slot = slot_of(share)
         for field, resource, asked in (("cpus", "CPU", slot.cpus), ("gpus", "GPU", slot.gpus)):
             largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
@@ -165,7 +164,7 @@ def check_shares(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]
         found = room(nodes, slot.cpus, slot.gpus)
         if not found:
             raise ClusterError(f"resources.{kind}: no node has both {slot.cpus} CPUs and {slot.gpus:g} GPU")
-        fewest = slot.workers if slot.workers == 1 else share.min_workers or slot.workers
+        fewest = (share.min_workers if isinstance(share, TrainingShare) else None) or slot.workers
         if found < fewest:
             each = replace(slot, workers=1)
             raise ClusterError(f"resources.{kind}.workers: {fewest} of {each} asked for, but there is room for {found}")

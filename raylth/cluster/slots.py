@@ -51,7 +51,7 @@ class Shares:
         """Return what a stage gets; of a kind that is `auto` and not measured yet, a whole GPU."""
         if stage.key in self.grown:
             return self.grown[stage.key]
-        share = getattr(self.resources, stage.kind)
+        share = self.resources.of(stage.kind)
         if share.gpus != AUTO:
             return slot_of(share)
         taken = self._taken(stage)
@@ -59,23 +59,23 @@ class Shares:
 
     def whole(self, stage: Stage) -> Slot:
         """Return what several of a stage's kind get as one program: a GPU to themselves where the share is `auto`."""
-        share = getattr(self.resources, stage.kind)
+        share = self.resources.of(stage.kind)
         return slot_of(share) if share.gpus == AUTO else self.of(stage)
 
     def fewest(self, stage: Stage) -> int:
         """Return with how few workers a stage may be trained."""
-        share = getattr(self.resources, stage.kind)
+        share = self.resources.of(stage.kind)
         workers = slot_of(share).workers
         return (share.min_workers or workers) if isinstance(share, TrainingShare) else workers
 
     def must_be_tried(self, stage: Stage) -> bool:
         """Whether a stage's training is to run a few steps first, to see what it takes."""
-        auto = getattr(self.resources, stage.kind).gpus == AUTO
+        auto = self.resources.of(stage.kind).gpus == AUTO
         return auto and stage.epochs > 0 and stage.key not in self.grown and self._taken(stage) is None
 
     def learn(self, stage: Stage, taken: int) -> None:
         """Take in the most bytes of GPU memory that a stage took while it had a GPU to itself."""
-        if getattr(self.resources, stage.kind).gpus != AUTO or taken <= (self._taken(stage) or 0):
+        if self.resources.of(stage.kind).gpus != AUTO or taken <= (self._taken(stage) or 0):
             return
         what = self._class(stage)
         self.measured[fingerprint(what)] = taken

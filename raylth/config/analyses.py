@@ -39,6 +39,12 @@ class Cells:
     match_epochs: Sequence[int]
     total: int  # T
     are_masks_brought: bool = False
+    has_rounds: bool = True  # whether A is pruned in rounds, so that there is a pruned and trained A
+
+    def check_rounds(self, field: str, name: str) -> None:
+        """Raise ValueError where A is not pruned in rounds."""
+        if not self.has_rounds:
+            raise ValueError(f"{field}: {name} is A pruned in rounds, which mask.finder: imp alone makes")
 
     def check_arm(self, field: str, name: str) -> None:
         """Raise ValueError for an arm that is not trained."""
@@ -125,13 +131,16 @@ class EnsembleConfig(CellConfig):
     def completed(self, cells: Cells, replicates: int) -> "EnsembleConfig":
         """Return the same with nothing left open; ValueError, with the field, for what the sweep does not have."""
         members = min(5, replicates) if self.members is None else self.members
-        sets: list[SetName] = self.sets or ["imp", *(name for name in SETS_OF_ARMS if name in cells.arms)]
+        imp: list[SetName] = ["imp"] if cells.has_rounds else []
+        sets: list[SetName] = self.sets or [*imp, *(name for name in SETS_OF_ARMS if name in cells.arms)]
         if members > replicates:
             raise ValueError(f"members: {members} asked for, and seeds.replicates is {replicates}")
         if self.repeats > replicates:
             raise ValueError(f"repeats: {self.repeats} asked for, and seeds.replicates is {replicates}")
         for name in sets:
-            if name != "imp":
+            if name == "imp":
+                cells.check_rounds("sets", name)
+            else:
                 cells.check_arm("sets", name)
         if "permuted" in sets:
             cells.check_match("sets", "permuted")
@@ -153,7 +162,9 @@ class _AmongNetworks(CellConfig):
             if list(names).count(name) > 1:
                 raise ValueError(f"{field}: {name} is named twice")
             end = parse_end(name)
-            if end.base not in ("A", "B", "imp"):
+            if end.base == "imp":
+                cells.check_rounds(field, name)
+            elif end.base not in BASES:
                 cells.check_arm(field, end.base)
             if end.move is not None or (end.base not in BASES and ARMS[end.base].needs_match):
                 cells.check_match(field, name)

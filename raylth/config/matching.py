@@ -4,11 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from raylth.config.types import Count, Epoch, Integer, Rate, Settings, unique
+from raylth.config.types import Count, Epoch, Integer, Rate, Settings, known, unique
+from raylth.core.matching.matcher import MATCHERS, Matcher
 
 __all__ = ["MatchConfig"]
 
-MatchMethod = Literal["activation", "weight", "learned", "identity", "random"]
+MatchMethod = Annotated[str, known(MATCHERS, Matcher)]
 
 
 def _listed(value: object) -> object:
@@ -27,7 +28,8 @@ class MatchConfig(Settings):
     ] = Field(
         ["activation"],
         description="How the permutation is found; several give one permuted arm each. activation: the paper's; weight: Git "
-        "Re-Basin, Algorithm 1; learned: its Algorithm 3; identity and random are controls.",
+        "Re-Basin, Algorithm 1; learned: its Algorithm 3; identity and random are controls; or one of an installed package's "
+        "entry points, or the import path package.module:object of a raylth.core.matching.Matcher of one's own.",
     )
     epochs: Annotated[list[Epoch], AfterValidator(unique)] | None = Field(
         None, min_length=1, description="Epochs of B at which the permutation is found; null is [T]. Below T: Table 15."

@@ -74,6 +74,7 @@ class ResourcesConfig(Settings):
 
     dense: TrainingShare = TrainingShare()
     imp: TrainingShare = TrainingShare()
+    find: Share = Share()
     mask: Share = Share()
     match: Share = Share()
     connect: Share = Share()
@@ -81,6 +82,7 @@ class ResourcesConfig(Settings):
     ensemble: Share = Share()
     plane: Share = Share()
     overlap: Share = Share()
+    analysis: Share = Field(Share(), description="What each stage of an analysis of one's own takes.")
     pack: PackSize = Field(
         AUTO,
         description="Networks that one worker trains as one program, where they are alike but for seeds and masks: a number, "
@@ -111,3 +113,11 @@ class ResourcesConfig(Settings):
     state_seconds: Real = Field(
         10.0, ge=0, description="Shortest time between two saved states: nearer ones would cost more than they save."
     )
+
+    def shares(self) -> dict[str, Share]:
+        """Return what stages take, by kind of stage."""
+        return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Share)}
+
+    def of(self, kind: str) -> Share:
+        """Return what a stage of a kind takes; those of an analysis of one's own take `analysis`."""
+        return self.shares().get(kind, self.analysis)

@@ -13,6 +13,7 @@ from raylth.config.budget import BudgetConfig, PricesConfig
 from raylth.config.data import DataConfig
 from raylth.config.matching import MatchConfig
 from raylth.config.model import ModelConfig
+from raylth.config.pruning import MaskConfig
 from raylth.config.resources import ResourcesConfig
 from raylth.config.search import SearchConfig
 from raylth.config.tracking import LogConfig
@@ -20,6 +21,7 @@ from raylth.config.training import DenseConfig, ImpConfig, SparseConfig
 from raylth.config.types import AUTO, Count, Integer, Settings, is_place
 from raylth.core.data import DATASETS
 from raylth.core.models import build_shapes
+from raylth.core.pruning.finder import ITERATIVE
 
 __all__ = ["NOT_SCIENCE", "SeedsConfig", "SweepConfig"]
 
@@ -53,6 +55,7 @@ class SweepConfig(Settings):
     data: DataConfig
     model: ModelConfig
     dense: DenseConfig = DenseConfig()
+    mask: MaskConfig = MaskConfig()
     imp: ImpConfig = ImpConfig()
     match: MatchConfig = MatchConfig()
     connect: MatchedLineConfig | None = Field(None, description="Lines and barriers between pi(A) and B; null is none.")
@@ -80,7 +83,10 @@ class SweepConfig(Settings):
         """What analyses may name."""
         sparse = self.sparse
         brought = sparse.mask_from is not None
-        return Cells(sparse.sparsities, sparse.rewinds, sparse.arms, self.match_epochs, self.dense.epochs, brought)
+        has_rounds = not brought and self.mask.finder == ITERATIVE
+        return Cells(
+            sparse.sparsities, sparse.rewinds, sparse.arms, self.match_epochs, self.dense.epochs, brought, has_rounds
+        )
 
     @property
     def measured(self) -> AnalysesConfig:
@@ -90,6 +96,8 @@ class SweepConfig(Settings):
             for field, why in (("ensemble.sets", asked.ensemble), ("overlap.own", asked.overlap and asked.overlap.own)):
                 if why:
                     raise ValueError(f"{field}: need A's own masks, and sparse.mask_from brings others")
+        elif self.mask.finder != ITERATIVE and asked.imp_line is not None:
+            raise ValueError(f"imp_line: needs rounds of pruning, and mask.finder is {self.mask.finder}")
         return asked.completed(self.cells, self.seeds.replicates)
 
     @model_validator(mode="before")
@@ -112,6 +120,8 @@ class SweepConfig(Settings):
         total = self.dense.epochs
         if self.budget is not None and self.budget.usd is not None and self.prices is None:
             raise ValueError("budget.usd: needs prices, and the file has none")
+        if self.sparse.mask_from is not None and self.mask.finder != ITERATIVE:
+            raise ValueError("mask.finder: sparse.mask_from takes its place: leave out one of them")
         for rewind in self.sparse.rewinds:
             if rewind >= total:
                 raise ValueError(f"sparse.rewinds: {rewind} is not below dense.epochs = {total}: no epoch would be left")
@@ -122,6 +132,19 @@ class SweepConfig(Settings):
             _ = self.measured
         except ValueError as error:
             raise ValueError(f"analyses.{error}") from error
+        self._check_network()
+        if self.match.augment and self.augment == "none":
+            raise ValueError("match.augment: training images are not augmented (data.augment): leave it out")
+        num_train = (self.data.num_train or DATASETS[self.data.name].num_train) - self.data.holdout
+        if self.match.samples is not None and self.match.samples > num_train:
+            raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
+        for kind in ("dense", "imp", "sparse"):
+            self._check_workers(kind)
+            self._check_resolution(kind)
+        return self
+
+    def _check_network(self) -> None:
+        """Raise ValueError for a network that cannot be built for these data at one of its widths."""
         info = DATASETS[self.data.name]
         for field, widths in (("model.name", [1.0]), ("model.widths", self.model.widths)):
             for width in widths:
@@ -129,15 +152,6 @@ class SweepConfig(Settings):
                     build_shapes(self.model.name, width=width, num_classes=info.num_classes, in_shape=self.data.in_shape)
                 except ValueError as error:
                     raise ValueError(f"{field}: {error}") from error
-        if self.match.augment and self.augment == "none":
-            raise ValueError("match.augment: training images are not augmented (data.augment): leave it out")
-        num_train = (self.data.num_train or info.num_train) - self.data.holdout
-        if self.match.samples is not None and self.match.samples > num_train:
-            raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
-        for kind in ("dense", "imp", "sparse"):
-            self._check_workers(kind)
-            self._check_resolution(kind)
-        return self
 
     def _check_workers(self, kind: str) -> None:
         """Raise ValueError for a number of workers that batch norm cannot have."""

@@ -12,14 +12,7 @@ from raylth.core.training.recipe import Interval, Recipe
 __all__ = ["DenseConfig", "ImpConfig", "OptimizerConfig", "SparseConfig"]
 
 
-def _is_arm(name: str) -> str:
-    """Refuse what an import path names that is no arm."""
-    if not isinstance(ARMS[name], Arm):
-        raise ValueError(f"{name!r} is a {type(ARMS[name]).__name__}, not a raylth.arms.Arm")
-    return name
-
-
-ArmName = Annotated[str, known(ARMS), AfterValidator(_is_arm)]
+ArmName = Annotated[str, known(ARMS, Arm)]
 
 
 Asked = Literal["float32", "tf32", "bf16", "auto"]

@@ -5,7 +5,18 @@ import unicodedata
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    PositiveInt,
+)
+from pydantic_core import core_schema
 
 from raylth.common.paths import expanded
 from raylth.common.registry import Registry, UnknownName
@@ -46,17 +57,28 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def known(registry: Registry[Any]) -> AfterValidator:
-    """Return the check that a name is in a registry."""
+class known:
+    """The check that a name is in a registry, and that what it names is of a class; editors complete the names."""
 
-    def check(name: str) -> str:
+    def __init__(self, registry: Registry[Any], kind: type = object) -> None:
+        self.registry, self.kind = registry, kind
+
+    def __call__(self, name: str) -> str:
+        """Return the name, or raise ValueError, one line, with what would be right."""
         try:
-            registry[name]
+            found = self.registry[name]
         except UnknownName as error:
             raise ValueError(str(error)) from error
+        if not isinstance(found, self.kind):
+            where = f"{self.kind.__module__}.{self.kind.__name__}"
+            raise ValueError(f"{name!r} is a {type(found).__name__}, not a {where}")
         return name
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"enum": list(self.registry)}, handler(schema)]}
 
 
 def unique(values: list[Any]) -> list[Any]:

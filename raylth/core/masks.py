@@ -17,6 +17,7 @@ __all__ = [
     "Mask",
     "MaskBroken",
     "apply_mask",
+    "as_mask",
     "check_mask",
     "full_mask",
     "jaccard",
@@ -36,6 +37,22 @@ SHORTCUT_NAMES = frozenset({"shortcut", "downsample"})  # ours, torchvision's: o
 
 class MaskBroken(RuntimeError):
     """A weight that the mask prunes is not zero; the text names the tensor and counts the weights."""
+
+
+def as_mask(found: object, like: Mask, whose: str) -> Mask:
+    """Return `found` on the devices of `like` if it is a mask of the same layers and shapes.
+
+    Raises TypeError, one line that begins with `whose` and says what was expected and what was found.
+    """
+    if not isinstance(found, Mapping) or found.keys() != like.keys():
+        shown = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise TypeError(f"{whose}: expected a mask of the layers {', '.join(like)}, found {shown}")
+    for layer, alive in like.items():
+        tensor = found[layer]
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool or tensor.shape != alive.shape:
+            shown = f"{tensor.dtype} of {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{whose}: {layer}: expected a bool tensor of {tuple(alive.shape)}, found {shown}")
+    return {layer: found[layer].to(alive.device) for layer, alive in like.items()}
 
 
 def prunable_names(model: nn.Module, *, prune_shortcuts: bool = False) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ def share_of(config: SweepConfig) -> Callable[[str], tuple[int, float]]:
     """Return what tells the cores and GPUs of a kind of stage, of all its workers together."""
 
     def share(kind: str) -> tuple[int, float]:
-        slot = slot_of(getattr(config.resources, kind))
+        slot = slot_of(config.resources.of(kind))
         return slot.cpus * slot.workers, slot.gpus * slot.workers
 
     return share

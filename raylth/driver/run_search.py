@@ -24,7 +24,7 @@ from raylth.driver.run_record import Run
 from raylth.driver.run_sweep import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_places, compute, run_sweep
 from raylth.driver.study_journal import opened_journal
 from raylth.driver.winners import SUMMARY, joined_plan, plan_of_winners, summary_of, winners_of
-from raylth.stages import MOST_STAGES, Graph, Plan, check_same_data, hours, keep_checked, load_data
+from raylth.stages import MOST_STAGES, Graph, Plan, check_same_data, hours, keep_checked, kind_of, load_data
 from raylth.store import Lease, Store, fingerprint
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _search(
 def _shared_by_trials(repeats: Sequence[SweepConfig]) -> Plan:
     """Plan what every trial starts from."""
     whole = joined_plan(repeats[0], [plan_of(config) for config in repeats])
-    return Plan(repeats[0], tuple(stage for stage in whole.stages if stage.kind in ("dense", "imp", "mask", "match")))
+    return Plan(repeats[0], tuple(stage for stage in whole.stages if kind_of(stage.kind).feeds_arms))
 
 
 def _science(config: SweepConfig) -> dict[str, Any]:

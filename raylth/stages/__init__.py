@@ -5,10 +5,11 @@ graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-
 """
 
 from raylth.stages.context import Context, load_data, make_context
-from raylth.stages.execute import STAGES, TRAININGS, StageFailed, divergence, run_plan, run_stage, run_together, scan
+from raylth.stages.execute import StageFailed, divergence, run_plan, run_stage, run_together, scan
 from raylth.stages.graph import Graph
-from raylth.stages.kinds.mask import export_mask
+from raylth.stages.kinds import KINDS, kind_of
 from raylth.stages.kinds.sparse import Given
+from raylth.stages.mask_files import export_mask
 from raylth.stages.planning.disk_estimate import Forecast, forecast, free_bytes, in_units
 from raylth.stages.planning.network_checks import check_networks, keep_checked
 from raylth.stages.planning.plan import MOST_STAGES, Plan, make_plan
@@ -20,9 +21,8 @@ from raylth.stages.same_data import check_same_data, load_same_data
 from raylth.stages.stage import Artefact, Stage
 
 __all__ = [
+    "KINDS",
     "MOST_STAGES",
-    "STAGES",
-    "TRAININGS",
     "Artefact",
     "Context",
     "Forecast",
@@ -43,6 +43,7 @@ __all__ = [
     "hours",
     "in_units",
     "keep_checked",
+    "kind_of",
     "load_data",
     "load_same_data",
     "make_context",

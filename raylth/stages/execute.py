@@ -13,15 +13,7 @@ from raylth.core.training.loop import Diverged
 from raylth.stages.async_writes import Uploads
 from raylth.stages.context import Context, make_context
 from raylth.stages.graph import Graph
-from raylth.stages.kinds.connect import connect
-from raylth.stages.kinds.dense import dense
-from raylth.stages.kinds.ensemble import ensemble
-from raylth.stages.kinds.imp import imp
-from raylth.stages.kinds.mask import mask
-from raylth.stages.kinds.match import match
-from raylth.stages.kinds.overlap import overlap
-from raylth.stages.kinds.plane import plane
-from raylth.stages.kinds.sparse import sparse
+from raylth.stages.kinds import kind_of
 from raylth.stages.planning.network_checks import check_networks, keep_checked
 from raylth.stages.planning.plan import Plan
 from raylth.stages.same_data import load_same_data
@@ -29,35 +21,7 @@ from raylth.stages.stage import Artefact, Stage, finite
 from raylth.stages.training import Trainee, fit
 from raylth.store import BrokenArtefact, DiskLocation, Store
 
-__all__ = ["STAGES", "TRAININGS", "StageFailed", "divergence", "run_plan", "run_stage", "run_together", "scan"]
-
-TRAININGS: dict[str, Callable[[Stage, Context], Trainee]] = {"dense": dense, "imp": imp, "sparse": sparse}
-
-
-def _alone(prepare: Callable[[Stage, Context], Trainee]) -> Callable[[Stage, Context], dict[str, Artefact]]:
-    """Return the stage that trains one network by itself; what it returns raises Diverged as `train` does."""
-
-    def run(stage: Stage, context: Context) -> dict[str, Artefact]:
-        trainee = prepare(stage, context)
-        (found,) = fit([trainee], context)
-        if isinstance(found, Diverged):
-            raise found
-        return trainee.finish(found)
-
-    return run
-
-
-STAGES: dict[str, Callable[[Stage, Context], dict[str, Artefact]]] = {
-    "dense": _alone(dense),
-    "imp": _alone(imp),
-    "mask": mask,
-    "match": match,
-    "connect": connect,
-    "sparse": _alone(sparse),
-    "plane": plane,
-    "overlap": overlap,
-    "ensemble": ensemble,
-}
+__all__ = ["StageFailed", "divergence", "run_plan", "run_stage", "run_together", "scan"]
 
 
 class StageFailed(RuntimeError):
@@ -77,7 +41,7 @@ def run_stage(stage: Stage, context: Context) -> str | None:
     _check_parents(stage, context)
     with Uploads() as uploads:
         try:
-            artefacts = STAGES[stage.kind](stage, _behind(context, uploads, stage.kind))
+            artefacts = _computed(stage, _behind(context, uploads, stage.kind))
         except Diverged as error:
             reason, artefacts = str(error), _diverged(stage, error)
     _publish(artefacts, stage, context)
@@ -101,7 +65,7 @@ def run_together(stages: Sequence[Stage], context: Context) -> list[str | Except
                     outcomes[stage.key] = reason
                 else:
                     _check_parents(stage, context)
-                    trainees.append(TRAININGS[stage.kind](stage, behind))
+                    trainees.append(_prepared(stage, behind))
             except Exception as error:  # of this stage alone
                 outcomes[stage.key] = error
         found = fit(trainees, behind) if trainees else []
@@ -116,6 +80,25 @@ def run_together(stages: Sequence[Stage], context: Context) -> list[str | Except
         except Exception as error:  # of this stage alone
             outcomes[stage.key] = error
     return [outcomes[stage.key] for stage in stages]
+
+
+def _computed(stage: Stage, context: Context) -> dict[str, Artefact]:
+    """Compute a stage by itself; a training that diverges raises Diverged."""
+    kind = kind_of(stage.kind)
+    if kind.compute is not None:
+        return kind.compute(stage, context)
+    trainee = _prepared(stage, context)
+    (found,) = fit([trainee], context)
+    if isinstance(found, Diverged):
+        raise found
+    return trainee.finish(found)
+
+
+def _prepared(stage: Stage, context: Context) -> Trainee:
+    prepare = kind_of(stage.kind).prepare
+    if prepare is None:
+        raise StageFailed(f"{stage.name} is no training")
+    return prepare(stage, context)
 
 
 def _already(stage: Stage, context: Context) -> tuple[bool, str | None]:

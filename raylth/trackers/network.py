@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylth.stages import Graph
-from raylth.stages.result_rows import LABELS, MEASURED
+from raylth.stages.network_rows import MEASURED
+from raylth.stages.result_rows import LABELS
 
 __all__ = ["Network", "networks"]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from raylth.core.models import init_model
 from raylth.core.permutation import PermutationSpec, derive_spec, random_permutation
 from raylth.core.pruning import num_landing_alive
 from raylth.stages import Stage, load_data, make_context, make_plan, result_rows, run_plan, scan
-from raylth.stages.execute import STAGES, run_stage
+from raylth.stages.execute import run_stage
+from raylth.stages.kinds import KINDS
 from raylth.stages.kinds.match import PermutationBroken, _prove
 from raylth.store import Store
 from tests.conftest import tiny_sweep
@@ -175,10 +177,10 @@ def test_a_failed_stage_blocks_only_its_descendants(finished, tmp_path, monkeypa
     def fail_early_match(stage, context):
         if stage.labels["match_epoch"] == 2:
             raise RuntimeError("no alignment today\nsecond line")
-        return match(stage, context)
+        return match.compute(stage, context)
 
-    match = STAGES["match"]
-    monkeypatch.setitem(STAGES, "match", fail_early_match)
+    match = KINDS["match"]
+    monkeypatch.setitem(KINDS, "match", replace(match, compute=fail_early_match))
     graph = run_plan(plan, Store(tmp_path))
     assert list(graph.errors.values()) == ["RuntimeError: no alignment today"]
     blocked = {graph.stages[key].labels["match_epoch"] for key in graph.blockers}

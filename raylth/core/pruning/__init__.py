@@ -1,6 +1,16 @@
 """Which weights are pruned, and masks in the form of `torch.nn.utils.prune`."""
 
+from raylth.core.pruning.finder import FINDERS, FinderInputs, MaskFinder
 from raylth.core.pruning.magnitude import num_landing_alive, prune_global_magnitude, trunk_counts
 from raylth.core.pruning.torch_prune import from_torch_prune, to_torch_prune
 
-__all__ = ["from_torch_prune", "num_landing_alive", "prune_global_magnitude", "to_torch_prune", "trunk_counts"]
+__all__ = [
+    "FINDERS",
+    "FinderInputs",
+    "MaskFinder",
+    "from_torch_prune",
+    "num_landing_alive",
+    "prune_global_magnitude",
+    "to_torch_prune",
+    "trunk_counts",
+]

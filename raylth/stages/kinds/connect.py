@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from raylth.core.interpolate import barrier, line, middle_rise
 from raylth.stages.context import Context
 from raylth.stages.endpoints import Gauge, Measured, load_ends
+from raylth.stages.kind import PER_POINT, Finished, Rows, StageKind
 from raylth.stages.stage import Artefact, Stage
 
-__all__ = ["connect"]
+__all__ = ["KIND", "connect"]
 
 
 def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
@@ -71,3 +72,21 @@ def _walk(
         return measure(between, alpha)
 
     return line(a.state_dict(), b.state_dict(), alphas, at)
+
+
+def _rows(finished: Finished) -> Rows:
+    labels, metrics = finished.stage.labels, finished.metrics
+    own = {"between": labels["between"], "carries_masks": labels.get("carries_masks")}
+    return {
+        "barriers": [{**own, **found} for found in metrics.get("barriers", [])],
+        "lines": [{**own, **found} for found in metrics.get("line", [])],
+    }
+
+
+KIND = StageKind(
+    name="connect",
+    rank=60,
+    compute=connect,
+    rows=_rows,
+    num_bytes=lambda stage, network: PER_POINT * 2 * stage.settings["points"] * len(stage.settings["corrections"]),
+)

@@ -6,10 +6,12 @@ from torch import Tensor
 
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
+from raylth.stages.kind import StageKind
+from raylth.stages.network_rows import network_rows
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import Trainee, new_network
 
-__all__ = ["dense"]
+__all__ = ["KIND", "dense"]
 
 
 def dense(stage: Stage, context: Context) -> Trainee:
@@ -30,3 +32,13 @@ def dense(stage: Stage, context: Context) -> Trainee:
     missing = [int(epoch) for epoch, key in stage.checkpoints.items() if not context.store.has(key)]
     keep(0, network.state_dict())
     return Trainee(stage, network, finish, on_epoch=keep, not_beyond=min(missing, default=None))
+
+
+KIND = StageKind(
+    name="dense",
+    rank=10,
+    prepare=dense,
+    rows=network_rows,
+    num_bytes=lambda stage, network: network.weights * len(stage.produces),
+    feeds_arms=True,
+)

@@ -9,10 +9,11 @@ from raylth.core.data import Split
 from raylth.core.ensemble import ensemble_metrics
 from raylth.core.modes import in_mode
 from raylth.stages.context import Context
+from raylth.stages.kind import Finished, Rows, StageKind
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import load_network
 
-__all__ = ["ensemble"]
+__all__ = ["KIND", "ensemble"]
 
 BATCH_SIZE = 1000
 
@@ -31,3 +32,11 @@ def _predict(network: nn.Module, split: Split) -> Tensor:
     with in_mode(network, training=False):
         logits = [network(x) for x, _ in split.batches(BATCH_SIZE)]
     return torch.cat(logits).double().softmax(dim=1)
+
+
+def _rows(finished: Finished) -> Rows:
+    found = finished.metrics.get("ensemble")
+    return {"ensembles": [{"set_number": finished.stage.labels["set_number"], **found}] if found else []}
+
+
+KIND = StageKind(name="ensemble", rank=90, compute=ensemble, rows=_rows)

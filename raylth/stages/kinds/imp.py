@@ -7,10 +7,12 @@ sparsity. Each round is a stage of its own, so every sparsity shares the trunk a
 from raylth.core.masks import full_mask, num_alive
 from raylth.core.pruning import num_landing_alive, prune_global_magnitude
 from raylth.stages.context import Context
+from raylth.stages.kind import StageKind
+from raylth.stages.network_rows import network_rows
 from raylth.stages.stage import Stage
 from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
 
-__all__ = ["imp"]
+__all__ = ["KIND", "imp"]
 
 
 def imp(stage: Stage, context: Context) -> Trainee:
@@ -26,3 +28,13 @@ def imp(stage: Stage, context: Context) -> Trainee:
         target = num_landing_alive(sum(alive.numel() for alive in mask.values()), amount["sparsity"])
         pruned = prune_global_magnitude(network.state_dict(), mask, count=num_alive(mask) - target)
     return masked_trainee(stage, network, pruned)
+
+
+KIND = StageKind(
+    name="imp",
+    rank=20,
+    prepare=imp,
+    rows=network_rows,
+    num_bytes=lambda stage, network: network.weights + network.mask,
+    feeds_arms=True,
+)

@@ -1,141 +1,44 @@
-"""Stage `mask`: a mask, perhaps with its network, from a file made elsewhere -> an artefact like one of IMP's; and out again.
+"""Stage `mask`: a mask, perhaps with its network, from a file made elsewhere -> an artefact like one of IMP's."""
 
-A file is safetensors, or what `torch.save` wrote of a state dict (read with `weights_only`). It holds either masks alone,
-one tensor of 0 and 1 per weight, or the state dict of a network that `torch.nn.utils.prune` pruned.
-"""
-
-import hashlib
-import io
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from safetensors.torch import save
-from torch import Tensor, nn
-
-from raylth.common.paths import expanded
-from raylth.core.masks import Mask, full_mask, mask_sparsity, model_sparsity
-from raylth.core.pruning.torch_prune import complete_mask, from_plain_masks, from_torch_prune, is_torch_prune, to_torch_prune
-from raylth.core.state import like, load_tensors
+from raylth.core.masks import mask_sparsity, model_sparsity
+from raylth.core.state import load_tensors
 from raylth.core.training.loop import evaluate
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
+from raylth.stages.kind import StageKind
+from raylth.stages.mask_files import read_mask_file
+from raylth.stages.network_rows import network_rows
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import new_network
-from raylth.store import Store, decode_tensors, write_atomically
 
-__all__ = ["Brought", "export_mask", "mask", "read_mask_file"]
-
-FORMATS = (".safetensors", ".pt", ".pth")
-WRITTEN_BY_TORCH = (b"PK", b"\x80")  # a zip archive, or before torch 1.6 a pickle
-
-
-@dataclass(frozen=True)
-class Brought:
-    """What a file made elsewhere holds: a mask over every prunable weight, and the network's weights where it has them."""
-
-    mask: Mask
-    weights: dict[str, Tensor] | None
-    sha256: str
-
-
-def read_mask_file(path: str | Path, network: nn.Module, *, prune_shortcuts: bool = False) -> Brought:
-    """Read a mask for `network`, whose shapes alone matter; weights that the file does not name stay alive.
-
-    Raises ValueError, one line with the path, when the file cannot be read, is of another network, or holds no mask.
-    """
-    path = Path(expanded(str(path)))
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        tensors = _decode(path, data)
-        weights, found = from_torch_prune(tensors) if is_torch_prune(tensors) else (None, from_plain_masks(tensors))
-        complete = complete_mask(found, full_mask(network, prune_shortcuts=prune_shortcuts))
-        if weights is not None:
-            _check_weights(weights, network)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return Brought(complete, weights, hashlib.sha256(data).hexdigest())
+__all__ = ["KIND", "mask"]
 
 
 def mask(stage: Stage, context: Context) -> dict[str, Artefact]:
     """Take over the mask, and the network where the file has one, whose bytes the plan saw."""
     settings, path = stage.settings, stage.files["mask"]
     network = new_network(settings, 0, context.device)
-    brought = read_mask_file(path, network, prune_shortcuts=settings["prune_shortcuts"])
-    if brought.sha256 != settings["sha256"]:
+    found = read_mask_file(path, network, prune_shortcuts=settings["prune_shortcuts"])
+    if found.sha256 != settings["sha256"]:
         raise RuntimeError(f"{path} has changed since the sweep started: run it again")
-    tensors = {"mask": state_arrays(brought.mask)}
+    tensors = {"mask": state_arrays(found.mask)}
     metrics = {
         "epochs": 0,
-        "mask_sparsity": mask_sparsity(brought.mask),
-        "model_sparsity": model_sparsity(network, brought.mask),
+        "mask_sparsity": mask_sparsity(found.mask),
+        "model_sparsity": model_sparsity(network, found.mask),
     }
-    if brought.weights is not None:
-        load_tensors(network, brought.weights)
+    if found.weights is not None:
+        load_tensors(network, found.weights)
         tensors["weights"] = state_arrays(network.state_dict())
         metrics["test_loss"], metrics["test_accuracy"], metrics["test_top5"] = evaluate(network, context.test)
     return {stage.key: Artefact(tensors, metrics)}
 
 
-def export_mask(store: Store, key: str, path: str | Path, *, with_network: bool = False) -> None:
-    """Write the mask of an artefact (column `key` of the results) to a file that others can read, in one step.
-
-    The mask alone is one uint8 tensor of 0 and 1 per weight; with its network it is the state dict of
-    `torch.nn.utils.prune`. The ending decides the format: .safetensors, or .pt for `torch.load`.
-    Raises ValueError for another ending and for a key that the store does not hold, KeyError when the artefact has no mask.
-    """
-    path = Path(expanded(str(path)))
-    _check_ending(path)
-    if not store.has(key):
-        raise ValueError(
-            f"{store.root}: there is no artefact {key!r} here; the column `key` of its results names those that are"
-        )
-    alive = {name: torch.tensor(array) for name, array in store.tensors(key, "mask").items()}
-    if with_network:
-        state = {name: torch.tensor(array) for name, array in store.tensors(key, "weights").items()}
-        tensors = to_torch_prune(state, alive)
-    else:
-        tensors = {name: kept.to(torch.uint8) for name, kept in alive.items()}
-    if path.suffix == ".safetensors":
-        data = save(tensors)
-    else:
-        buffer = io.BytesIO()
-        torch.save(tensors, buffer)
-        data = buffer.getvalue()
-    write_atomically(path, data)
-
-
-def _decode(path: Path, data: bytes) -> dict[str, Tensor]:
-    _check_ending(path)
-    if path.suffix == ".safetensors":  # plain, or one of the store's own files with its packed bits
-        try:
-            return {name: torch.tensor(array) for name, array in decode_tensors(data).items()}
-        except ValueError as error:
-            raise ValueError(f"not a safetensors file: its {len(data)} bytes are damaged, or of another kind") from error
-    try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # what it makes of strange bytes can be anything
-        if data.startswith(WRITTEN_BY_TORCH):
-            raise ValueError("damaged, or it holds more than tensors: save the network's state_dict()") from error
-        raise ValueError(f"not a file that torch.save wrote: its {len(data)} bytes are of another kind") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError("expected a state dict (name -> tensor)")
-    return like(state, state)
-
-
-def _check_ending(path: Path) -> None:
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path.name}: the ending is none of {', '.join(FORMATS)}")
-
-
-def _check_weights(weights: dict[str, Tensor], network: nn.Module) -> None:
-    expected = network.state_dict()
-    for name in sorted(expected.keys() ^ weights.keys()):
-        where = "the file lacks" if name in expected else "the network does not have"
-        raise ValueError(f"{where} {name!r}")
-    for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
-            raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, the network's {tuple(tensor.shape)}")
+KIND = StageKind(
+    name="mask",
+    rank=30,
+    compute=mask,
+    rows=network_rows,
+    num_bytes=lambda stage, network: network.mask + (network.weights if stage.settings["has_network"] else 0),
+    feeds_arms=True,
+)

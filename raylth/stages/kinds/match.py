@@ -9,23 +9,21 @@ import torch
 from torch import nn
 
 from raylth.common.seeding import derive_seed
-from raylth.core.matching import MatchResult, match_activations
-from raylth.core.matching.straight_through import match_straight_through
-from raylth.core.matching.weight import match_weights
+from raylth.core.matching import MATCHERS, MatchInputs, MatchResult
+from raylth.core.modes import in_mode
 from raylth.core.permutation import (
     Permutation,
-    PermutationSpec,
     derive_spec,
     identity_permutation,
-    random_permutation,
 )
 from raylth.core.training.schedule import even_batch_size
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
+from raylth.stages.kind import Finished, Rows, StageKind
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import load_network, new_network
 
-__all__ = ["METHODS", "PermutationBroken", "match"]
+__all__ = ["KIND", "PermutationBroken", "match"]
 
 Settings = dict[str, Any]
 
@@ -43,7 +41,12 @@ def match(stage: Stage, context: Context) -> dict[str, Artefact]:
     network_a = load_network(stage.settings, context, stage.parents["a"])
     network_b = load_network(stage.settings, context, stage.parents["b"])
     spec = derive_spec(network_a, context.train.probe(2))
-    result = METHODS[stage.settings["method"]](network_a, network_b, spec, stage.settings, context)
+    inputs = MatchInputs(lambda: _batches(stage.settings, context), stage.settings.get("seed", 0), stage.settings)
+    method = stage.settings["method"]
+    with in_mode(network_a, training=False), in_mode(network_b, training=False):
+        result = MATCHERS[method].match(network_a, network_b, spec, inputs)
+    if not isinstance(result, MatchResult):
+        raise TypeError(f"matcher {method}: expected a raylth.core.matching.MatchResult, found {type(result).__name__}")
     moved = new_network(stage.settings, 0, context.device)
     _prove(network_a, moved, result.permutation, context.train.probe(64))
     metrics = {
@@ -56,37 +59,6 @@ def match(stage: Stage, context: Context) -> dict[str, Artefact]:
         "epochs": 0,
     }
     return {stage.key: Artefact({"permutation": state_arrays(dict(result.permutation.perms))}, metrics)}
-
-
-def _activation(a: nn.Module, b: nn.Module, spec: PermutationSpec, settings: Settings, context: Context) -> MatchResult:
-    watched = spec.watch(settings["sites"], settings["stream_site"])
-    result = match_activations(a, b, watched, (x for x, _ in _batches(settings, context)))
-    return MatchResult(Permutation(spec, result.permutation.perms), result.objective)
-
-
-def _weight(a: nn.Module, b: nn.Module, spec: PermutationSpec, settings: Settings, context: Context) -> MatchResult:
-    return match_weights(a.state_dict(), b.state_dict(), spec, settings["seed"])
-
-
-def _learned(a: nn.Module, b: nn.Module, spec: PermutationSpec, settings: Settings, context: Context) -> MatchResult:
-    batches = list(_batches(settings, context))
-    return match_straight_through(a, b, spec, batches, settings["seed"], epochs=settings["epochs"], lr=settings["lr"])
-
-
-def _control(a: nn.Module, b: nn.Module, spec: PermutationSpec, settings: Settings, context: Context) -> MatchResult:
-    """The identity or a random permutation; the objective is that of weight matching."""
-    is_random = settings["method"] == "random"
-    permutation = random_permutation(spec, settings["seed"]) if is_random else identity_permutation(spec)
-    return match_weights(a.state_dict(), b.state_dict(), spec, 0, start=permutation, max_sweeps=0)
-
-
-METHODS = {
-    "activation": _activation,
-    "weight": _weight,
-    "learned": _learned,
-    "identity": _control,
-    "random": _control,
-}
 
 
 def _batches(settings: Settings, context: Context) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -126,3 +98,25 @@ def _difference(network: nn.Module, moved: nn.Module, permutation: Permutation, 
     expected, found = network.eval()(x), moved.eval()(x)
     error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     return float("inf") if math.isnan(error) else error
+
+
+def _rows(finished: Finished) -> Rows:
+    """Return a row for each symmetry group."""
+    labels, metrics = finished.stage.labels, finished.metrics
+    return {
+        "permutations": [
+            {
+                "unit_group": group,
+                "carries_masks": labels["carries_masks"],
+                "correlation": correlation,
+                "fixed_share": metrics["fixed_share"][group],
+                "samples": metrics.get("samples"),
+            }
+            for group, correlation in metrics.get("objective", {}).items()
+        ]
+    }
+
+
+KIND = StageKind(
+    name="match", rank=40, compute=match, rows=_rows, num_bytes=lambda stage, network: 8 * network.units, feeds_arms=True
+)

@@ -8,10 +8,11 @@ from torch import Tensor
 from raylth.core.masks import jaccard, num_pruned_units
 from raylth.stages.context import Context
 from raylth.stages.endpoints import load_permutation
+from raylth.stages.kind import StageKind
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import load_mask, new_network
 
-__all__ = ["overlap"]
+__all__ = ["KIND", "overlap"]
 
 ALL = "all"  # layers together
 
@@ -49,3 +50,8 @@ def overlap(stage: Stage, context: Context) -> dict[str, Artefact]:
 
 def _part(mask: dict[str, Tensor], layer: str) -> list[Tensor]:
     return list(mask.values()) if layer == ALL else [mask[layer]]
+
+
+KIND = StageKind(
+    name="overlap", rank=80, compute=overlap, rows=lambda finished: {"masks": list(finished.metrics.get("layers", []))}
+)

@@ -8,9 +8,10 @@ import torch
 from raylth.core.interpolate import Plane
 from raylth.stages.context import Context
 from raylth.stages.endpoints import Gauge, load_ends
+from raylth.stages.kind import PER_POINT, Finished, Rows, StageKind
 from raylth.stages.stage import Artefact, Stage
 
-__all__ = ["plane"]
+__all__ = ["KIND", "plane"]
 
 
 def plane(stage: Stage, context: Context) -> dict[str, Artefact]:
@@ -51,3 +52,21 @@ def _rows(x: float, y: float, measured: dict[str, tuple[float, float]], corner: 
         {"corner": corner, "split": split, "x": x, "y": y, "loss": loss, "error": error}
         for split, (loss, error) in measured.items()
     ]
+
+
+def _measured(finished: Finished) -> Rows:
+    """Return a row for each point; corners have the names of their networks instead of their roles."""
+    stage = finished.stage
+    own = {"between": stage.labels["between"], "correction": stage.settings["correction"]}
+    corners = dict(zip("abc", stage.labels["between"].split(", "), strict=True))
+    points = finished.metrics.get("points", [])
+    return {"planes": [{**own, **found, "corner": corners.get(found["corner"], found["corner"])} for found in points]}
+
+
+KIND = StageKind(
+    name="plane",
+    rank=70,
+    compute=plane,
+    rows=_measured,
+    num_bytes=lambda stage, network: PER_POINT * 2 * stage.settings["resolution"] ** 2,
+)

@@ -6,18 +6,20 @@ The arms are a table (`raylth.arms`): whose weights, and what happens to A's mas
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from raylth.arms import ARMS
-from raylth.core.masks import Mask, shuffle_mask
+from raylth.core.masks import Mask, as_mask, shuffle_mask
 from raylth.core.permutation import Permutation, PermutationSpec, derive_spec, random_permutation
 from raylth.stages.context import Context
 from raylth.stages.endpoints import load_permutation
+from raylth.stages.kind import Finished, Rows, StageKind
+from raylth.stages.lineage import lineage
+from raylth.stages.network_rows import network_rows
 from raylth.stages.stage import Stage
 from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
 
-__all__ = ["Given", "sparse"]
+__all__ = ["KIND", "Given", "sparse"]
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,19 @@ def _by_ones_own(name: str, mask: Mask, given: Given) -> Mask:
     transform = ARMS[name].transform
     assert callable(transform)
     found = transform({layer: alive.clone() for layer, alive in mask.items()}, given)
-    if not isinstance(found, Mapping) or found.keys() != mask.keys():
-        raise TypeError(f"arm {name}: expected a mask of the layers {', '.join(mask)}, found {_named(found)}")
-    for layer, alive in mask.items():
-        is_mask = isinstance(found[layer], torch.Tensor) and found[layer].dtype == torch.bool
-        if not is_mask or found[layer].shape != alive.shape:
-            raise TypeError(
-                f"arm {name}: {layer}: expected a bool tensor of {tuple(alive.shape)}, found {_shown(found[layer])}"
-            )
-    return {layer: found[layer].to(alive.device) for layer, alive in mask.items()}
+    return as_mask(found, mask, f"arm {name}")
 
 
-def _named(found: object) -> str:
-    return ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+def _rows(finished: Finished) -> Rows:
+    rows = network_rows(finished)
+    rows["results"][0] |= lineage(finished.stage, finished.graph)
+    return rows
 
 
-def _shown(found: object) -> str:
-    return f"{found.dtype} of {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+KIND = StageKind(
+    name="sparse",
+    rank=50,
+    prepare=sparse,
+    rows=_rows,
+    num_bytes=lambda stage, network: network.weights + network.mask,
+)

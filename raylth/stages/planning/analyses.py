@@ -7,13 +7,14 @@ from typing import Any
 from raylth.common.seeding import derive_seed
 from raylth.config.analyses import EnsembleConfig, parse_end
 from raylth.config.sweep import SweepConfig
-from raylth.stages.planning.replicate import Pair
+from raylth.core.matching.matcher import MATCHERS
+from raylth.stages.planning.replicate import Replicate
 from raylth.stages.stage import Stage, stage_key
 
 __all__ = ["measures"]
 
 
-def measures(config: SweepConfig, pairs: Sequence[Pair]) -> list[Stage]:
+def measures(config: SweepConfig, pairs: Sequence[Replicate]) -> list[Stage]:
     """Plan the analyses of all pairs of one width, which are planned themselves.
 
     Raises ValueError, which starts with the setting's key path, for networks that this sweep does not make.
@@ -23,7 +24,7 @@ def measures(config: SweepConfig, pairs: Sequence[Pair]) -> list[Stage]:
     return planned + (_ensembles(config, asked.ensemble, pairs) if asked.ensemble else [])
 
 
-def _of_pair(config: SweepConfig, pair: Pair) -> list[Stage]:
+def _of_pair(config: SweepConfig, pair: Replicate) -> list[Stage]:
     asked, planned = config.measured, list[Stage]()
     if config.connect and config.connect.unmatched and {("A", total := config.dense.epochs), ("B", total)} <= set(pair.theta):
         ends = {"a": pair.theta["A", total], "b": pair.theta["B", total]}
@@ -63,7 +64,7 @@ def _stage(kind: str, settings: dict[str, Any], parents: dict[str, str], labels:
 
 
 def _ends(
-    pair: Pair, field: str, names: Sequence[str], sparsity: float, rewind: int
+    pair: Replicate, field: str, names: Sequence[str], sparsity: float, rewind: int
 ) -> tuple[dict[str, Any], dict[str, str], list[Stage]]:
     """Return settings and parents of a stage that loads the named networks, and the match that it needs, if any."""
     ends = [parse_end(name) for name in names]
@@ -81,13 +82,13 @@ def _ends(
     return {} if is_usual else {"moves": moves}, parents, needed
 
 
-def _overlaps(config: SweepConfig, pair: Pair, *, own: bool) -> list[Stage]:
+def _overlaps(config: SweepConfig, pair: Replicate, *, own: bool) -> list[Stage]:
     """Plan the comparison of masks at every sparsity, and B's own masks where they are asked for."""
     planned: list[Stage] = []
     masks_of_b: dict[float, str] = {}
     try:
         if own:
-            planned, masks_of_b = pair.imp_of("B")
+            planned, masks_of_b = pair.masks_of("B")
         for sparsity, mask in pair.masks.items():
             match = pair.best_match(sparsity)
             parents = {"a": mask, "permutation": match.key}
@@ -103,12 +104,12 @@ def _overlaps(config: SweepConfig, pair: Pair, *, own: bool) -> list[Stage]:
     return planned
 
 
-def _match_quality(config: SweepConfig, pair: Pair) -> list[Stage]:
+def _match_quality(config: SweepConfig, pair: Replicate) -> list[Stage]:
     """Plan matches from fewer samples and at other epochs of B, each with the line from pi(A) to the trained B."""
     asked, total = config.measured.match_quality, config.dense.epochs
     assert asked is not None
     method = config.match.method[0]
-    if asked.samples and method not in ("activation", "learned"):
+    if asked.samples and not MATCHERS[method].reads_samples:
         raise ValueError(f"analyses.match_quality.samples: matching by {method}, the first of match.method, takes no samples")
     planned = []
     try:
@@ -123,7 +124,7 @@ def _match_quality(config: SweepConfig, pair: Pair) -> list[Stage]:
     return planned
 
 
-def _ensembles(config: SweepConfig, asked: EnsembleConfig, pairs: Sequence[Pair]) -> list[Stage]:
+def _ensembles(config: SweepConfig, asked: EnsembleConfig, pairs: Sequence[Replicate]) -> list[Stage]:
     """Plan the sets of Table 1 at one width, with the networks that they need beyond the cells.
 
     Set number i has the mask of pair i, and its members are of that pair and those after it, the first after the last.
@@ -153,7 +154,9 @@ def _ensembles(config: SweepConfig, asked: EnsembleConfig, pairs: Sequence[Pair]
     return stages
 
 
-def _members(name: str, config: SweepConfig, asked: EnsembleConfig, pairs: Sequence[Pair]) -> tuple[list[str], list[Stage]]:
+def _members(
+    name: str, config: SweepConfig, asked: EnsembleConfig, pairs: Sequence[Replicate]
+) -> tuple[list[str], list[Stage]]:
     """Return the keys of the members of one of Table 1's sets, and the stages that they need beyond the cells.
 
     imp: the pruned A of each pair. lth: A's mask and early weights of the first pair, each member with an order of batches of

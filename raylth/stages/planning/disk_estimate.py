@@ -13,6 +13,8 @@ from raylth.core.data import DATASETS
 from raylth.core.masks import prunable_names
 from raylth.core.models import build_shapes
 from raylth.stages.graph import Graph
+from raylth.stages.kind import NetworkBytes
+from raylth.stages.kinds import kind_of
 from raylth.stages.planning.plan import Plan
 from raylth.stages.stage import Stage
 from raylth.store import DiskLocation, Location
@@ -21,7 +23,6 @@ __all__ = ["Forecast", "forecast", "free_bytes", "in_units"]
 
 MANIFEST = 1100  # bytes of one without its curve
 PER_EPOCH = 130  # bytes of a curve's point in the manifest
-PER_POINT = 110  # bytes of a point of a line or a plane, on both splits together
 PER_TENSOR = 110  # bytes of a tensor's entry in a file's header
 
 
@@ -40,16 +41,9 @@ class Forecast:
         return sum(self.published.values()) + self.states
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    weights: int
-    mask: int
-    units: int  # of all symmetry groups at most: every output of every layer
-
-
 def forecast(plan: Plan, graph: Graph, running: int) -> Forecast:
     """Forecast what the stages that wait take, with `running` trainings at a time."""
-    sizes: dict[str, _Sizes] = {}
+    sizes: dict[str, NetworkBytes] = {}
     published: dict[str, int] = {}
     largest = 0
     for stage in plan.stages:
@@ -85,24 +79,16 @@ def in_units(count: int) -> str:
     return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:.0f} {units[0]}"
 
 
-def _bytes_of(stage: Stage, sizes: _Sizes) -> int:
-    made = {
-        "dense": sizes.weights * len(stage.produces),
-        "imp": sizes.weights + sizes.mask,
-        "sparse": sizes.weights + sizes.mask,
-        "mask": sizes.mask + (sizes.weights if stage.settings.get("has_network") else 0),
-        "match": 8 * sizes.units,
-        "plane": PER_POINT * 2 * stage.settings.get("resolution", 0) ** 2,
-        "connect": PER_POINT * 2 * stage.settings.get("points", 0) * len(stage.settings.get("corrections", ())),
-    }
-    return made.get(stage.kind, 0) + MANIFEST * len(stage.produces) + PER_EPOCH * stage.epochs
+def _bytes_of(stage: Stage, network: NetworkBytes) -> int:
+    published = kind_of(stage.kind).num_bytes(stage, network)
+    return published + MANIFEST * len(stage.produces) + PER_EPOCH * stage.epochs
 
 
-def _sizes(model: dict[str, Any]) -> _Sizes:
+def _sizes(model: dict[str, Any]) -> NetworkBytes:
     network = build_shapes(**{**model, "in_shape": tuple(model["in_shape"])})
     state = network.state_dict()
     prunable = [state[name] for name in prunable_names(network)]
-    return _Sizes(
+    return NetworkBytes(
         weights=sum(tensor.numel() * tensor.element_size() + PER_TENSOR for tensor in state.values()),
         mask=sum(-(-tensor.numel() // 8) + PER_TENSOR for tensor in prunable),
         units=sum(tensor.shape[0] for tensor in prunable),

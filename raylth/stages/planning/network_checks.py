@@ -113,7 +113,7 @@ def _uses(plan: Plan, stages: list[Stage]) -> Uses:
         corrections |= {*settings.get("corrections", ()), settings.get("correction", "plain")} - {"plain"}
         if stage.epochs:
             recipe = Recipe(**settings["recipe"])
-            is_half |= recipe.precision == "bf16" and getattr(config.resources, stage.kind).gpus == 0
+            is_half |= recipe.precision == "bf16" and config.resources.of(stage.kind).gpus == 0
             if recipe.first_resolution:
                 shapes.append((*model["in_shape"][:1], recipe.first_resolution, recipe.first_resolution))
     return Uses(

@@ -4,25 +4,15 @@ from dataclasses import dataclass
 
 from raylth.arms import ARMS
 from raylth.config.sweep import SweepConfig
+from raylth.stages.kinds import kind_of
 from raylth.stages.planning.analyses import measures
-from raylth.stages.planning.replicate import Pair
+from raylth.stages.planning.replicate import Replicate
 from raylth.stages.planning.shapes import check_stream_site
 from raylth.stages.stage import Stage
 
 __all__ = ["MOST_STAGES", "Plan", "make_plan"]
 
 MOST_STAGES = 100_000  # whose plan is in memory, and shown, in seconds
-KIND_ORDER = (
-    "dense",
-    "imp",
-    "mask",
-    "match",
-    "sparse",
-    "connect",
-    "plane",
-    "overlap",
-    "ensemble",
-)  # of scheduling: what others wait for first
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ def make_plan(config: SweepConfig) -> Plan:
     for width in config.model.widths:
         pairs, planned = [], list[Stage]()
         for replicate in range(config.seeds.replicates):
-            pairs.append(Pair(config, width, replicate))
+            pairs.append(Replicate(config, width, replicate))
             if replicate == 0:  # the networks of the others have the same units
                 check_stream_site(pairs[0].model, config.match)
             planned += pairs[-1].stages()
@@ -58,7 +48,7 @@ def make_plan(config: SweepConfig) -> Plan:
         for stage in [*planned, *measures(config, pairs)]:
             stages.setdefault(stage.key, stage)
     ahead = _epochs_ahead(list(stages.values()))
-    ordered = sorted(stages.values(), key=lambda stage: (KIND_ORDER.index(stage.kind), -ahead[stage.key]))
+    ordered = sorted(stages.values(), key=lambda stage: (kind_of(stage.kind).rank, -ahead[stage.key]))
     return Plan(config, tuple(ordered))
 
 

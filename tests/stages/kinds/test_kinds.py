@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from raylth.core.masks import full_mask
 from raylth.core.models import init_model
 from raylth.core.pruning import prune_global_magnitude
-from raylth.stages import STAGES, load_data, make_context, make_plan, result_rows, run_plan, run_stage
+from raylth.stages import KINDS, load_data, make_context, make_plan, result_rows, run_plan, run_stage
 from raylth.store import Store, fingerprint
 from tests.conftest import tiny_sweep
 
@@ -80,7 +80,7 @@ def test_golden_keys_of_every_kind(plans):
     for plan in plans:
         for stage in plan.stages:
             keys.setdefault(stage.kind, set()).update(stage.produces)
-    assert set(keys) == set(STAGES)
+    assert set(keys) == set(KINDS)
     assert {kind: fingerprint(sorted(found))[:16] for kind, found in keys.items()} == GOLDEN, "in any order"
 
 

@@ -1,0 +1,21 @@
+"""How A's mask is found."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from raylth.config.types import Settings, known
+from raylth.core.pruning.finder import FINDERS, ITERATIVE, MaskFinder
+
+__all__ = ["MaskConfig"]
+
+
+class MaskConfig(Settings):
+    """How A's mask is found."""
+
+    finder: Annotated[str, known(FINDERS, MaskFinder)] = Field(
+        ITERATIVE,
+        description="imp: iterative magnitude pruning as the section `imp` says; oneshot: the smallest magnitudes of the "
+        "trained A, pruned at once; one of an installed package's entry points, or the import path package.module:object of "
+        "a raylth.core.pruning.MaskFinder of one's own.",
+    )

@@ -1,0 +1,97 @@
+"""What a way of matching is, and the table of them. A sweep file names them in `match.method`.
+
+A matcher of one's own is one more object of `Matcher`, named by its import path (`package.module:object`) or by an entry
+point of the group `raylth.matchers`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from raylth.common.registry import Registry
+from raylth.core.matching.activation import MatchResult, match_activations
+from raylth.core.matching.straight_through import match_straight_through
+from raylth.core.matching.weight import match_weights
+from raylth.core.permutation import Permutation, PermutationSpec, identity_permutation, random_permutation
+
+__all__ = ["MATCHERS", "MatchInputs", "Matcher"]
+
+
+@dataclass(frozen=True)
+class MatchInputs:
+    """What a matcher may read besides the two networks and their symmetry."""
+
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]  # (inputs, labels) of the samples, where it `reads_samples`
+    seed: int  # for random numbers, where it `needs_seed`
+    settings: Mapping[str, Any]  # those that its `settings` name
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """One way of finding the permutation of A's units that aligns A to B.
+
+    `match(network_a, network_b, spec, inputs)` returns a `raylth.core.matching.MatchResult`: the permutation, with
+    `perm[i]` the unit of A that is placed at position i of B, and for each symmetry group how well its units match, at most
+    1. Both networks are in evaluation mode and must not be changed.
+    """
+
+    match: Callable[[nn.Module, nn.Module, PermutationSpec, MatchInputs], MatchResult]
+    summary: str
+    reads_samples: bool = False  # whether `match.samples` and `match.augment` matter to it
+    needs_seed: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)  # name in `MatchInputs.settings` -> field of `match`
+
+
+MATCHERS: Registry[Matcher] = Registry("matcher", group="raylth.matchers")
+
+
+def _activation(a: nn.Module, b: nn.Module, spec: PermutationSpec, inputs: MatchInputs) -> MatchResult:
+    watched = spec.watch(inputs.settings["sites"], inputs.settings["stream_site"])
+    result = match_activations(a, b, watched, (x for x, _ in inputs.batches()))
+    return MatchResult(Permutation(spec, result.permutation.perms), result.objective)
+
+
+def _weight(a: nn.Module, b: nn.Module, spec: PermutationSpec, inputs: MatchInputs) -> MatchResult:
+    return match_weights(a.state_dict(), b.state_dict(), spec, inputs.seed)
+
+
+def _learned(a: nn.Module, b: nn.Module, spec: PermutationSpec, inputs: MatchInputs) -> MatchResult:
+    epochs, lr = inputs.settings["epochs"], inputs.settings["lr"]
+    return match_straight_through(a, b, spec, list(inputs.batches()), inputs.seed, epochs=epochs, lr=lr)
+
+
+def _identity(a: nn.Module, b: nn.Module, spec: PermutationSpec, inputs: MatchInputs) -> MatchResult:
+    return _measured(a, b, identity_permutation(spec))
+
+
+def _random(a: nn.Module, b: nn.Module, spec: PermutationSpec, inputs: MatchInputs) -> MatchResult:
+    return _measured(a, b, random_permutation(spec, inputs.seed))
+
+
+def _measured(a: nn.Module, b: nn.Module, permutation: Permutation) -> MatchResult:
+    """Return a permutation with the objective of weight matching."""
+    return match_weights(a.state_dict(), b.state_dict(), permutation.spec, 0, start=permutation, max_sweeps=0)
+
+
+MATCHERS.register("activation")(
+    Matcher(
+        _activation,
+        "by the correlation of activations (paper, section 3.2)",
+        reads_samples=True,
+        settings={"sites": "sites", "stream_site": "stream_site"},
+    )
+)
+MATCHERS.register("weight")(Matcher(_weight, "by weights (Git Re-Basin, Algorithm 1)", needs_seed=True))
+MATCHERS.register("learned")(
+    Matcher(
+        _learned,
+        "learned by a straight-through estimator (Git Re-Basin, Algorithm 3)",
+        reads_samples=True,
+        needs_seed=True,
+        settings={"epochs": "learned_epochs", "lr": "learned_lr"},
+    )
+)
+MATCHERS.register("identity")(Matcher(_identity, "none: every unit stays where it is"))
+MATCHERS.register("random")(Matcher(_random, "none: a random permutation", needs_seed=True))

@@ -1,0 +1,65 @@
+"""Stage `find`: a network, trained or not -> its mask at one sparsity, by any finder but iterative magnitude pruning."""
+
+import torch
+
+from raylth.core.masks import Mask, as_mask, full_mask, mask_sparsity, model_sparsity, num_alive
+from raylth.core.modes import in_mode
+from raylth.core.pruning import num_landing_alive
+from raylth.core.pruning.finder import FINDERS, FinderInputs
+from raylth.core.training.schedule import even_batch_size
+from raylth.stages.arrays import state_arrays
+from raylth.stages.context import Context
+from raylth.stages.kind import StageKind
+from raylth.stages.network_rows import network_rows
+from raylth.stages.stage import Artefact, Stage
+from raylth.stages.training import load_network
+
+__all__ = ["KIND", "find"]
+
+BATCH_SIZE = 500  # most samples of a batch that a finder is given
+
+
+def find(stage: Stage, context: Context) -> dict[str, Artefact]:
+    """Find the mask and check it: a bool tensor for each prunable weight, exactly as many alive as the sparsity asks for."""
+    settings = stage.settings
+    network = load_network(settings, context, stage.parents["network"])
+    everything = full_mask(network, prune_shortcuts=settings["prune_shortcuts"])
+    wanted = num_landing_alive(num_alive(everything), settings["sparsity"])
+    inputs = FinderInputs(
+        {name: alive.clone() for name, alive in everything.items()},
+        wanted,
+        lambda: context.train.batches(even_batch_size(len(context.train), BATCH_SIZE)),
+        settings.get("seed", 0),
+    )
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with in_mode(network, training=False):
+        found = FINDERS[settings["finder"]].find(network, inputs)
+    mask = _checked(settings["finder"], found, everything, wanted)
+    changed = [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])]
+    if changed:
+        raise RuntimeError(f"mask finder {settings['finder']}: it changed the network: {', '.join(changed[:3])}")
+    metrics = {
+        "epochs": 0,
+        "mask_sparsity": mask_sparsity(mask),
+        "model_sparsity": model_sparsity(network, mask),
+    }
+    return {stage.key: Artefact({"mask": state_arrays(mask)}, metrics)}
+
+
+def _checked(name: str, found: object, everything: Mask, wanted: int) -> Mask:
+    """Return a finder's mask on the network's device; TypeError or ValueError, one line, for what is none."""
+    mask = as_mask(found, everything, f"mask finder {name}")
+    kept = num_alive(mask)
+    if kept != wanted:
+        raise ValueError(f"mask finder {name}: {kept:,} weights are alive, and {wanted:,} have to be (inputs.num_alive)")
+    return mask
+
+
+KIND = StageKind(
+    name="find",
+    rank=25,
+    compute=find,
+    rows=network_rows,
+    num_bytes=lambda stage, network: network.mask,
+    feeds_arms=True,
+)

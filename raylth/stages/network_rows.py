@@ -1,0 +1,23 @@
+"""The rows of a trained network: one in `results`, and its learning curve."""
+
+from raylth.stages.kind import Finished, Rows
+from raylth.stages.lineage import LINEAGE
+
+__all__ = ["MEASURED", "network_rows"]
+
+MEASURED = (
+    "mask_sparsity", "model_sparsity", "epochs", "test_accuracy", "test_top5", "test_loss", "train_loss", "seconds", "device",
+    "pack", "engine", "workers", "precision",
+)  # fmt: skip
+
+
+def network_rows(finished: Finished) -> Rows:
+    """Return a network's row, also when it diverged or failed (`status`, with the reason in `error`), and its curve."""
+    stage, metrics = finished.stage, finished.metrics
+    result = {
+        **{name: metrics.get(name) for name in MEASURED},
+        **dict.fromkeys(LINEAGE),
+        "status": finished.state,
+        "error": finished.graph.errors.get(stage.key),
+    }
+    return {"results": [result], "curves": list(metrics.get("curve", []))}

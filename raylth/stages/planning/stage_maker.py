@@ -1,0 +1,244 @@
+"""Makes the stages of one replicate at one width: which settings, parents and labels each has, and so its key."""
+
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from raylth.arms import ARMS
+from raylth.common.seeding import derive_seed
+from raylth.config.analyses import ConnectConfig
+from raylth.config.sweep import SweepConfig
+from raylth.core.data import DATASETS
+from raylth.core.masks import mask_sparsity
+from raylth.core.matching.matcher import MATCHERS
+from raylth.core.models import MODELS, code_of
+from raylth.core.pruning.finder import FINDERS
+from raylth.stages.mask_files import read_mask_file
+from raylth.stages.planning.shapes import shapes_of
+from raylth.stages.stage import Stage, stage_key
+
+__all__ = ["StageMaker"]
+
+SPARSITY_TOLERANCE = 5e-4  # between a mask made elsewhere and the sparsity that its file is said to have
+
+
+class StageMaker:
+    """Knows a replicate's network, data and seeds; a method for each kind of stage."""
+
+    def __init__(self, config: SweepConfig, width: float, replicate: int) -> None:
+        self.config, self.replicate = config, replicate
+        info = DATASETS[config.data.name]
+        self.model: dict[str, Any] = {
+            "name": config.model.name,
+            "width": width,
+            "init": config.model.init,
+            "num_classes": info.num_classes,
+            "in_shape": list(config.data.in_shape),
+        }
+        if (code := code_of(config.model.name, MODELS[config.model.name])) is not None:
+            self.model["code"] = code
+        self.augment = config.augment
+        self.train_data: dict[str, Any] = {
+            "name": config.data.name,
+            "layout": info.layout(config.data.layout),
+            "normalisation": config.data.normalisation,
+            "num_train": (config.data.num_train or info.num_train) - config.data.holdout,
+        }
+        if (code := code_of(config.data.name, info.load)) is not None:
+            self.train_data["code"] = code
+        if info.is_streamed:
+            self.train_data["resolution"] = config.data.in_shape[-1]
+        held = config.data.holdout
+        self.test_data = {"holdout": held} if held else {"num_test": config.data.num_test or info.num_test}
+        base = config.seeds.base
+        self.seeds = {name: derive_seed(base, "replicate", replicate, name) % 2**32 for name in ("A", "B")}
+        seeds = {"seed_a": self.seeds["A"], "seed_b": self.seeds["B"]}
+        self.labels = {"width": width, "replicate": replicate, **seeds}
+        self.finder = FINDERS[config.mask.finder]
+        self.order_seed = derive_seed(base, "replicate", replicate, "sparse data") % 2**32
+        self.control_seed = derive_seed(base, "replicate", replicate, "control") % 2**32
+        self.match_seed = derive_seed(base, "replicate", replicate, "match") % 2**32
+
+    def dense(self, network: str, epochs: list[int]) -> Stage:
+        """Plan the dense training of A or B, whose weights are kept after each of `epochs`."""
+        dense = self.config.dense
+        seed = self.seeds[network]
+        settings = {
+            **self._training(dense.recipe(dense.epochs, dense.lr), derive_seed(seed, "data")),
+            "init_seed": derive_seed(seed, "init"),
+        }
+
+        def key(epoch: int) -> str:
+            return stage_key("dense", {**settings, "epoch": epoch}, {})
+
+        early = sorted({epoch for epoch in epochs if epoch < dense.epochs})
+        return Stage(
+            "dense",
+            key(dense.epochs),
+            settings,
+            parents={},
+            labels={**self.labels, "network": network, "sparsity": 0.0},
+            epochs=dense.epochs,
+            checkpoints={str(epoch): key(epoch) for epoch in early},
+        )
+
+    def round(self, network: str, number: int, parent: str, amount: dict[str, float], sparsity: float) -> Stage:
+        """Plan a round of iterative magnitude pruning, which prunes by `amount` and then reaches `sparsity`."""
+        imp = self.config.imp
+        settings = {
+            **self._training(imp.recipe(imp.epochs_per_round, imp.lr), derive_seed(self.seeds[network], "imp", number)),
+            "amount": amount,
+            "prune_shortcuts": imp.prune_shortcuts,
+        }
+        labels = {
+            **self.labels,
+            "network": network,
+            "imp_round": number,
+            "sparsity": sparsity,
+            "landing": "sparsity" in amount,
+        }
+        parents = {"network": parent}
+        return Stage("imp", stage_key("imp", settings, parents), settings, parents, labels, imp.epochs_per_round)
+
+    def find_mask(self, network: str, start: str, sparsity: float) -> Stage:
+        """Plan the search for a network's mask at one sparsity, by any finder but iterative pruning."""
+        name = self.config.mask.finder
+        settings: dict[str, Any] = {
+            "model": self.model,
+            "data": self.train_data,
+            "finder": name,
+            "sparsity": sparsity,
+            "prune_shortcuts": self.config.imp.prune_shortcuts,
+        }
+        if (code := code_of(name, self.finder.find)) is not None:
+            settings["code"] = code
+        if self.finder.needs_seed:
+            settings["seed"] = derive_seed(self.seeds[network], "finder") % 2**32
+        parents = {"network": start}
+        labels = {**self.labels, "network": network, "sparsity": sparsity}
+        return Stage("find", stage_key("find", settings, parents), settings, parents, labels)
+
+    def mask_file(self, sparsity: float) -> Stage:
+        """Read A's mask for one sparsity from its file; the file's bytes, not its place, decide the key."""
+        prune_shortcuts = self.config.imp.prune_shortcuts
+        path = self._mask_path(sparsity)
+        try:
+            brought = read_mask_file(path, shapes_of(self.model), prune_shortcuts=prune_shortcuts)
+        except ValueError as error:
+            raise ValueError(f"sparse.mask_from: {error}") from error
+        found = mask_sparsity(brought.mask)
+        if abs(found - sparsity) > SPARSITY_TOLERANCE:
+            raise ValueError(
+                f"sparse.sparsities: {sparsity:g} asked for, but {path} prunes {found:.4f} of the prunable weights"
+            )
+        settings = {
+            "model": self.model,
+            "data": {**self.train_data, **self.test_data},
+            "sha256": brought.sha256,
+            "has_network": brought.weights is not None,
+            "prune_shortcuts": prune_shortcuts,
+        }
+        labels = {**self.labels, "network": "A", "sparsity": sparsity}
+        key = stage_key("mask", settings, {})
+        return Stage("mask", key, settings, parents={}, labels=labels, files={"mask": str(path)})
+
+    def match(self, method: str, dense_a: str, dense_b: str, epoch: int, *, samples: int | None = None) -> Stage:
+        """Plan the permutation from A's weights to those of B at an epoch, on `samples` if not on what the sweep says."""
+        match = self.config.match
+        matcher = MATCHERS[method]
+        settings: dict[str, Any] = {"model": self.model, "data": self.train_data, "method": method}
+        if (code := code_of(method, matcher.match)) is not None:
+            settings["code"] = code
+        if matcher.reads_samples:
+            settings["samples"] = samples or match.samples or self.train_data["num_train"]
+            if match.augment:
+                settings["augment"] = self.augment
+        settings |= {name: getattr(match, field) for name, field in matcher.settings.items()}
+        if matcher.needs_seed or "augment" in settings:
+            settings["seed"] = self.match_seed
+        parents = {"a": dense_a, "b": dense_b}
+        labels = {**self.labels, "match_epoch": epoch, "match_method": method, "carries_masks": False}
+        labels["match_samples"] = settings.get("samples")
+        return Stage("match", stage_key("match", settings, parents), settings, parents, labels)
+
+    def line(
+        self,
+        asked: ConnectConfig,
+        parents: dict[str, str],
+        labels: dict[str, Any],
+        between: str,
+        moves: dict[str, Any] | None = None,
+    ) -> Stage:
+        """Plan a line between two networks; `moves` are further settings where the first is not moved by pi."""
+        settings = {
+            **self.evaluation(asked.samples), "points": asked.points, "corrections": asked.corrections, **(moves or {}),
+        }  # fmt: skip
+        return Stage("connect", stage_key("connect", settings, parents), settings, parents, {**labels, "between": between})
+
+    def evaluation(self, samples: int | None) -> dict[str, Any]:
+        """The settings of what measures networks on `samples` training samples (None: all) and the test split."""
+        num_train = self.train_data["num_train"]
+        data = {**self.train_data, **self.test_data}
+        return {"model": self.model, "data": data, "samples": min(samples, num_train) if samples else num_train}
+
+    def sparse(
+        self,
+        name: str,
+        parents: dict[str, str],
+        sparsity: float,
+        rewind: int,
+        match: Stage | None,
+        *,
+        order_seed: int | None = None,
+        labels: dict[str, Any] | None = None,
+    ) -> Stage:
+        """Plan one arm in one cell; `order_seed` is that of its batches (the pair's own), `labels` are added to its row's."""
+        sparse, dense, arm = self.config.sparse, self.config.dense, ARMS[name]
+        epochs = dense.epochs - rewind
+        if sparse.schedule == "fresh":
+            recipe = sparse.recipe(epochs, sparse.lr)
+        else:
+            recipe = dense.recipe(epochs, dense.lr, schedule_epochs=dense.epochs, schedule_start=rewind)
+        seed = self.order_seed if order_seed is None else order_seed
+        transform: dict[str, Any] = {"name": arm.transform}
+        if callable(arm.transform):
+            transform = {"name": name, "code": code_of(name, arm.transform)}
+        if arm.needs_seed:
+            transform["seed"] = self.control_seed
+        settings = {**self._training(recipe, seed), "mask_transform": transform}
+        named = {
+            **self.labels,
+            "network": arm.weights_from,
+            "arm": name,
+            "sparsity": sparsity,
+            "rewind_epoch": rewind,
+            "match_epoch": match.labels["match_epoch"] if match else None,
+            "match_method": match.labels["match_method"] if match else None,
+            "schedule": sparse.schedule,
+            **(labels or {}),
+        }
+        return Stage("sparse", stage_key("sparse", settings, parents), settings, parents, named, epochs)
+
+    def _mask_path(self, sparsity: float) -> Path:
+        """Fill in the places of `sparse.mask_from`."""
+        template = self.config.sparse.mask_from
+        assert template is not None
+        places = {"replicate": self.labels["replicate"], "width": f"{self.labels['width']:g}", "sparsity": f"{sparsity:g}"}
+        try:
+            named = [(name, spec or "") for _, name, spec, _ in Formatter().parse(template) if name is not None]
+            if all(name in places and len(spec) <= 3 for name, spec in named):  # {width:9999999999} would fill memory
+                return Path(template.format(**places)).absolute()
+            error = None
+        except (KeyError, IndexError, ValueError) as found:
+            error = found
+        raise ValueError(f"sparse.mask_from: {template!r} may hold {{replicate}}, {{sparsity}} and {{width}} only") from error
+
+    def _training(self, recipe: Any, seed: int) -> dict[str, Any]:
+        """The settings of anything that trains."""
+        return {
+            "model": self.model,
+            "data": {**self.train_data, **self.test_data},
+            "augment": self.augment,
+            "recipe": recipe.settings(),
+            "seed": seed,
+        }
