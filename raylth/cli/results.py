@@ -34,15 +34,7 @@ examples:
   python -m raylth.results raylth-store/runs/RUN "SELECT * FROM curves JOIN results USING (key)" --csv curves.csv
 """
 LOADERS: dict[str, Callable[[Location], pd.DataFrame]] = {
-    "results": results.load_results,
-    "curves": results.load_curves,
-    "permutations": results.load_permutations,
-    "barriers": results.load_barriers,
-    "lines": results.load_lines,
-    "planes": results.load_planes,
-    "masks": results.load_masks,
-    "ensembles": results.load_ensembles,
-    "arms": results.load_arms,
+    name: getattr(results, f"load_{name}") for name in (*DATASETS, "arms")
 }
 TABLES: dict[str, pa.Schema] = {**DATASETS, "arms": DATASETS["results"].append(pa.field("settings", pa.string()))}
 

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
+LONGEST = 60  # characters of a name in a message
 ALMOST = 0.8  # difflib's ratio from which a name with a colon is one that was misspelt, not an import path
 
 __all__ = ["Registry", "UnknownName", "nearest"]
@@ -71,7 +72,8 @@ class Registry(Generic[T]):
             if found is not None:
                 return self._entries.setdefault(name, found)
             known = ", ".join(self)
-            raise UnknownName(f"unknown {self.kind} {name!r}{nearest(name, self._suggestions())} (known: {known})")
+            shown = repr(name) if len(name) <= LONGEST else f"{name[:LONGEST]!r}..."
+            raise UnknownName(f"unknown {self.kind} {shown}{nearest(name, self._suggestions())} (known: {known})")
         return self._entries[name]
 
     def _brought(self, name: str) -> T | None:

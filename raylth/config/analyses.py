@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
+from raylth.analyses import ANALYSES, Analysis
 from raylth.arms import ARMS
+from raylth.config.plugin_settings import read_plugins
 from raylth.config.types import NUMBER, Count, Epoch, Integer, Real, Settings, Sparsity, unique
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "LineConfig",
     "MatchQualityConfig",
     "MatchedLineConfig",
+    "NetworksConfig",
     "OverlapConfig",
     "PlaneConfig",
     "parse_end",
@@ -222,6 +225,18 @@ class PlaneConfig(_AmongNetworks):
         return self._checked(cells, "through", names).model_copy(update={"through": names}) if names else None
 
 
+class NetworksConfig(_AmongNetworks):
+    """Which networks an analysis of one's own is about; a subclass has the settings of its own besides."""
+
+    networks: Annotated[list[EndName], Field(min_length=1, max_length=26)] = Field(
+        ["lth", "permuted"], description="Networks of one cell, named as in analyses.lines."
+    )
+
+    def completed(self, cells: Cells) -> Self:
+        """Return the same with its cell filled in; ValueError, with the field, for what the sweep does not have."""
+        return self._checked(cells, "networks", self.networks)
+
+
 class OverlapConfig(Settings):
     """How alike masks are: A's, A's after the permutation, and B's own."""
 
@@ -254,6 +269,17 @@ class AnalysesConfig(Settings):
         None, description="Matches from fewer samples and earlier epochs; null is none."
     )
 
+    custom: Annotated[
+        dict[str, SerializeAsAny[NetworksConfig]],
+        BeforeValidator(
+            lambda raw: read_plugins(raw, ANALYSES, Analysis, NetworksConfig), json_schema_input_type=dict[str, Any]
+        ),
+    ] = Field(
+        {},
+        description="Analyses of one's own and their settings: the name of an installed package's entry point, or the import "
+        "path package.module:object of a raylth.analyses.Analysis.",
+    )
+
     def completed(self, cells: Cells, replicates: int) -> "AnalysesConfig":
         """Return the same with nothing left open; ValueError, with the key path, for what the sweep does not have."""
         found: dict[str, Any] = {}
@@ -267,6 +293,10 @@ class AnalysesConfig(Settings):
                 with _below(f"{field}.{number}"):
                     completed = asked.completed(cells)
                 found[field] += [completed] if completed else []
+        found["custom"] = {}
+        for name, own in self.custom.items():
+            with _below(f"custom.{name}"):
+                found["custom"][name] = own.completed(cells)
         if self.overlap is not None:
             with _below("overlap"):
                 cells.check_match("own", "pi(A)")

@@ -1,5 +1,6 @@
 """Reads a sweep file into a SweepConfig; whatever is wrong becomes one line: file, line, key path, what would be legal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import AliasChoices, BaseModel, ValidationError
 
-from raylth.common.registry import nearest
+from raylth.config.mistakes import BelowKey, as_written, message_of
 from raylth.config.sweep import SweepConfig
 
 __all__ = ["BadSweep", "Places", "read_sweep", "read_sweep_and_places"]
@@ -18,20 +19,6 @@ COMMAND_LINE = "command line"
 MOST_DEEP, MOST_VALUES = 60, 100_000  # of a file, with all that its aliases repeat
 MOST_BITS = 1000  # of a whole number: a float can hold it, and Python writes it
 MOST_MISTAKES = 20  # that are shown
-EXPECTED = {  # pydantic's kind of error -> what should be there; what is missing here reads well in its own words
-    "int_type": "should be a whole number",
-    "int_parsing": "should be a whole number",
-    "int_from_float": "should be a whole number",
-    "float_type": "should be a number",
-    "float_parsing": "should be a number",
-    "bool_type": "should be true or false",
-    "bool_parsing": "should be true or false",
-    "string_type": "should be text (in quotes, if need be)",
-    "string_too_short": "should not be empty",
-    "string_pattern_mismatch": "should be of small letters, digits, - and _, the first a letter or a digit",
-    "list_type": "should be a list such as [a, b]",
-    "too_short": "must have at least one entry",
-}
 
 
 class BadSweep(ValueError):
@@ -124,7 +111,9 @@ def _override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -
             below = {}
             sources[path[:depth]] = COMMAND_LINE
         if not isinstance(below, dict):
-            raise BadSweep(f"{COMMAND_LINE}: {key}: {_dotted(path[:depth])} is {_shown(below)}, there is nothing below it")
+            raise BadSweep(
+                f"{COMMAND_LINE}: {key}: {_dotted(path[:depth])} is {as_written(below)}, there is nothing below it"
+            )
         node[part] = node = dict(below)  # another key may be an alias of the same settings
     replaced = [path, *((*path[:-1], word) for word in _other_words(path))]
     for word in replaced:
@@ -138,44 +127,22 @@ def _override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -
 def _describe(error: Any, places: Places) -> str:
     """Turn one of pydantic's errors into "file:line: key.path: what is wrong and what would be right"."""
     path = tuple(part for part in error["loc"] if part != "[key]")
-    kind, context, found = error["type"], error.get("ctx", {}), error.get("input")
-    if kind in ("extra_forbidden", "invalid_key"):
-        known = list(_model_at(path[:-1]).model_fields)
-        others = _other_words(path)
-        if others:  # an alias, and pydantic took the other word
-            other = _dotted((*path[:-1], others[0]))
-            return (
-                f"{places.find(path)}: {_dotted(path)}: is another word for {other}, which is set, too: leave out one of them"
-            )
-        message = f"unknown key{nearest(str(path[-1]), known)} (known: {', '.join(known)})"
-    elif kind == "missing":
-        message = "is required"
-    elif kind == "literal_error":
-        legal = [name.strip().strip("'") for name in context["expected"].replace(" or ", ", ").split(",")]
-        message = f"{_shown(found)} is unknown{nearest(str(found), legal)} (known: {', '.join(legal)})"
-    elif kind == "value_error":
-        message = str(context["error"])
-    elif kind in ("model_type", "model_attributes_type", "dict_type"):
-        message = f"expected settings below this key, found {_shown(found)}"
-    else:
-        own_words = error["msg"].removeprefix("Input ").removeprefix("String ")
-        message = f"{EXPECTED.get(kind, own_words[0].lower() + own_words[1:])}, found {_shown(found)}"
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in ("extra_forbidden", "invalid_key") and (others := _other_words(path)):  # of an alias
+        other = _dotted((*path[:-1], others[0]))
+        return f"{places.find(path)}: {_dotted(path)}: is another word for {other}, which is set, too: leave out one of them"
+    if kind == "value_error" and isinstance(context["error"], BelowKey):
+        path = (*path, *context["error"].path)
+        return f"{places.find(path)}: {_dotted(path)}: {context['error']}"
+    message = message_of(error, list(_model_at(path[:-1]).model_fields))
     field, separator, rest = message.partition(": ")
-    if kind == "value_error" and separator and field.replace(".", "_").isidentifier():  # a check over several keys
+    if kind == "value_error" and separator and re.fullmatch(r"[\w.:-]+", field):  # a check over several keys
         path, message = (*path, *field.split(".")), rest
     return f"{places.find(path)}: {_dotted(path)}: {message}"
 
 
 def _dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
-
-
-def _shown(value: object) -> str:
-    """Write a value much as a sweep file does, at most a line long."""
-    if value is None:
-        return "nothing"
-    text = str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_setting(path: KeyPath) -> bool:
@@ -277,7 +244,7 @@ class _Loader(yaml.SafeLoader):
         except yaml.YAMLError:
             raise
         except Exception as error:
-            shown = _shown(node.value) if isinstance(node.value, str) else "this"
+            shown = as_written(node.value) if isinstance(node.value, str) else "this"
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
                 None, None, f"{shown} cannot be read as {kind} (in quotes it is text)", node.start_mark
@@ -288,7 +255,7 @@ class _Loader(yaml.SafeLoader):
         elif isinstance(value, set):
             why = "a set, which has no order: write a list such as [a, b]"
         elif isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            why = f"{_shown(value)} holds half a character"
+            why = f"{as_written(value)} holds half a character"
         if why is not None:
             raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
         return value

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
+from raylth.common.omit import omit_defaults
 from raylth.config.analyses import AnalysesConfig, Cells, MatchedLineConfig
 from raylth.config.budget import BudgetConfig, PricesConfig
 from raylth.config.data import DataConfig
@@ -30,6 +31,7 @@ NOT_SCIENCE = {
     **dict.fromkeys(("storage", "resources", "budget", "prices", "search", "log"), True),
     "data": {"root", "download"},
 }
+LATER = {"mask": ()}  # sections that came later, by which no earlier run is renamed
 
 
 class SeedsConfig(Settings):
@@ -66,6 +68,12 @@ class SweepConfig(Settings):
     budget: BudgetConfig | None = Field(None, description="What the sweep may use before no stage is started any more.")
     prices: PricesConfig | None = Field(None, description="What the cluster costs; null: no money is counted.")
     log: LogConfig = LogConfig()
+
+    def science(self) -> dict[str, Any]:
+        """Return the settings that decide results as plain data: what names a run, and a search."""
+        dumped = self.model_dump(mode="json", exclude=NOT_SCIENCE)  # type: ignore[arg-type]
+        dumped["analyses"] = omit_defaults(dumped["analyses"], {"custom": {}}, {"custom": ()})
+        return omit_defaults(dumped, {"mask": MaskConfig().model_dump(mode="json")}, LATER)
 
     @property
     def match_epochs(self) -> list[int]:

@@ -1,14 +1,18 @@
 """What is recorded on the way, and where else it is written: settings that change no result."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from raylth.common.paths import expanded
+from raylth.common.registry import Registry
+from raylth.config.plugin_settings import read_plugins
 from raylth.config.types import Folder, Integer, Settings
 
-__all__ = ["LogConfig", "WandbConfig"]
+__all__ = ["TRACKERS", "LogConfig", "Tracker", "WandbConfig"]
 
 TRACKING = r"sqlite:///.+|file:.+|https?://[^/]+.*|(postgresql|mysql|mssql)(\+\w+)?://.+"
 
@@ -43,6 +47,23 @@ class WandbConfig(Settings):
     folder: Folder = Field("raylth-wandb", description="Folder of the driver's machine for W&B's files.")
 
 
+@dataclass(frozen=True)
+class Tracker:
+    """An experiment tracker of one's own, named in `log.custom`.
+
+    `open(settings, sweep, run)` returns an object with a `name` and a method `write(network)`, which is called in a thread of
+    its own with each `raylth.trackers.Network` whose training has ended; what `write` raises is worth another try, and three
+    failures in a row switch the tracker off. It is to write no network twice: a sweep that goes on hands over those that it
+    handed over before.
+    """
+
+    open: Callable[[Any, str, str], Any]  # (settings, name of the sweep, name of the run)
+    settings: type[Settings]
+
+
+TRACKERS: Registry[Tracker] = Registry("tracker", group="raylth.trackers")
+
+
 class LogConfig(Settings):
     """What is recorded on the way; nothing here changes a result."""
 
@@ -54,4 +75,12 @@ class LogConfig(Settings):
     wandb: WandbConfig | None = Field(None, description="Weights & Biases, a run per network; null is none.")
     mlflow: Annotated[str, AfterValidator(_is_tracking)] | None = Field(
         None, description="MLflow's tracking URI, such as sqlite:///mlflow.db or a server, a run per network; null is none."
+    )
+    custom: Annotated[
+        dict[str, SerializeAsAny[Settings]],
+        BeforeValidator(lambda raw: read_plugins(raw, TRACKERS, Tracker, Settings), json_schema_input_type=dict[str, Any]),
+    ] = Field(
+        {},
+        description="Trackers of one's own and their settings: the name of an installed package's entry point, or the import "
+        "path package.module:object of a raylth.trackers.Tracker.",
     )

@@ -1,14 +1,77 @@
 """From a sweep's settings to what can be started: plan, checks of networks and disk, and what the store holds."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from raylth.cluster.nodes.budget_meter import Meter
 from raylth.cluster.slots import slot_of
 from raylth.config.load import BadSweep
 from raylth.config.sweep import SweepConfig
-from raylth.stages import Forecast, Graph, Plan, check_networks, in_units, make_plan, scan
+from raylth.core.data import Dataset
+from raylth.driver.progress import StatusFile
+from raylth.driver.run_record import Recorder, Run
+from raylth.stages import (
+    Forecast,
+    Graph,
+    Plan,
+    check_networks,
+    in_units,
+    keep_checked,
+    load_same_data,
+    make_plan,
+    scan,
+)
 from raylth.store import Store
+from raylth.trackers import check_exporters
 
-__all__ = ["check_space", "in_hours", "plan_of", "scan_of", "share_of", "tried"]
+__all__ = ["Prepared", "check_places", "check_space", "in_hours", "plan_of", "prepare", "scan_of", "share_of", "tried"]
+
+
+@dataclass
+class Prepared:
+    """A sweep that can start: all that was checked, read and opened before anything is trained."""
+
+    plan: Plan
+    run: Run
+    graph: Graph
+    dataset: Dataset | None  # None where there is nothing to train
+    networks: list[str]  # that were tried, for `keep_checked`
+    recorder: Recorder
+    status: StatusFile
+    meter: Meter
+
+    def update(self, graph: Graph, epochs: int) -> list[str]:
+        """Record what has ended, and how far the sweep is; returns messages for people."""
+        keep_checked(self.run.store, self.networks)  # only now is the sweep sure to start
+        self.networks.clear()
+        self.recorder.update()
+        self.status.update(graph, epochs, self.meter.used)
+        return self.recorder.take_notes()
+
+
+def prepare(
+    config: SweepConfig,
+    say: Callable[[str], None],
+    plan: Plan | None = None,
+    run: Run | None = None,
+    meter: Meter | None = None,
+) -> Prepared:
+    """Plan a sweep, try its networks, check its places, read what its store holds and its data; `say` is given notes.
+
+    A search has a plan, a run and a count of its cost of its own. Raises DataError, NewerStore or BadSweep.
+    """
+    store = Store(config.storage)
+    plan, run = plan or plan_of(config), run or Run.open(config, store)
+    networks = tried(plan, store)
+    check_places(config, store)
+    graph = scan_of(plan, store, say)
+    dataset = load_same_data(plan, graph, store, say)
+    try:
+        recorder = Recorder(run, plan, graph)
+    except ValueError as error:  # of a tracker that cannot be opened
+        raise BadSweep(str(error)) from error
+    meter = meter or Meter(config.budget, config.prices, run.folder / "used.json")
+    return Prepared(plan, run, graph, dataset, networks, recorder, StatusFile(run.folder), meter)
 
 
 def share_of(config: SweepConfig) -> Callable[[str], tuple[int, float]]:
@@ -64,3 +127,15 @@ def scan_of(plan: Plan, store: Store, note: Callable[[str], None]) -> Graph:
         return scan(plan, store, note)
     except OSError as error:
         raise BadSweep(f"storage: {plan.config.storage} cannot be read: {error.strerror or error}") from error
+
+
+def check_places(config: SweepConfig, store: Store) -> None:
+    """Raise BadSweep for exporters that cannot work here, and for a store that cannot be written."""
+    try:
+        check_exporters(config.log)
+    except ValueError as error:
+        raise BadSweep(str(error)) from error
+    try:
+        store.root.check_writable()
+    except OSError as error:
+        raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror or error}") from error

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from raylth.config.sweep import NOT_SCIENCE, SweepConfig
+from raylth.config.sweep import SweepConfig
 from raylth.stages import Graph, Plan, result_rows
 from raylth.store import Location, Store, fingerprint
 from raylth.store.tables import DATASETS, append_rows, compact_table, set_aside_harmed, write_table
@@ -37,8 +37,7 @@ class Run:
     @classmethod
     def open(cls, config: SweepConfig, store: Store) -> "Run":
         """Name the run after its science settings, so that the same sweep always finds its own folder."""
-        science = config.model_dump(mode="json", exclude=NOT_SCIENCE)  # type: ignore[arg-type]
-        return cls(config, store, f"{config.name}-{fingerprint(science)[:8]}")
+        return cls(config, store, f"{config.name}-{fingerprint(config.science())[:8]}")
 
     @property
     def folder(self) -> Location:

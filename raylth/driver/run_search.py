@@ -16,12 +16,13 @@ from raylth.config.analyses import AnalysesConfig
 from raylth.config.load import BadSweep
 from raylth.config.overrides import changed
 from raylth.config.search import judging_base
-from raylth.config.sweep import NOT_SCIENCE, SweepConfig
+from raylth.config.sweep import SweepConfig
 from raylth.core.data import Dataset
-from raylth.driver.prepare import in_hours, plan_of, scan_of, share_of, tried
+from raylth.driver.compute import compute
+from raylth.driver.prepare import check_places, in_hours, plan_of, scan_of, share_of, tried
 from raylth.driver.progress import StatusFile
 from raylth.driver.run_record import Run
-from raylth.driver.run_sweep import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, check_places, compute, run_sweep
+from raylth.driver.run_sweep import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, run_sweep
 from raylth.driver.study_journal import opened_journal
 from raylth.driver.winners import SUMMARY, joined_plan, plan_of_winners, summary_of, winners_of
 from raylth.stages import MOST_STAGES, Graph, Plan, check_same_data, hours, keep_checked, kind_of, load_data
@@ -79,7 +80,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
             console.print(Text(line, style="yellow"), soft_wrap=True)
     final = final_of(config)
     plan = plan_of_winners(final, winners)
-    name = f"{config.name}-{fingerprint([_science(final), [winner.identity for winner in winners]])[:8]}"
+    name = f"{config.name}-{fingerprint([final.science(), [winner.identity for winner in winners]])[:8]}"
     run = Run(final, store, name)
     (run.folder / SUMMARY).write(json.dumps(summary_of(studies), indent=1).encode())
     return run_sweep(final, command, joining, plan, run, meter)
@@ -263,10 +264,6 @@ def _shared_by_trials(repeats: Sequence[SweepConfig]) -> Plan:
     return Plan(repeats[0], tuple(stage for stage in whole.stages if kind_of(stage.kind).feeds_arms))
 
 
-def _science(config: SweepConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=NOT_SCIENCE)  # type: ignore[arg-type]
-
-
 def _fingerprint(config: SweepConfig, data_sha256: str) -> str:
     """Tell searches apart whose trials could not be compared; more trials or repeats of the same are the same search.
 
@@ -274,7 +271,7 @@ def _fingerprint(config: SweepConfig, data_sha256: str) -> str:
     """
     assert config.search is not None
     search = config.search.model_dump(mode="json", exclude=OF_THE_SAME_SEARCH)
-    return fingerprint([_science(config), search, sorted(stage.key for stage in plan_of(config).stages), data_sha256])
+    return fingerprint([config.science(), search, sorted(stage.key for stage in plan_of(config).stages), data_sha256])
 
 
 def _line(error: Exception) -> str:

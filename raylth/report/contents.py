@@ -1,33 +1,16 @@
 """What a report shows, in its order: figures and tables, each with what a reader must know of it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
-
 import pandas as pd
-from matplotlib.figure import Figure
 
 from raylth.report.compact import compact_barriers, compact_contrasts, compact_ensembles, compact_shares, with_units
 from raylth.report.costs import cost_table
 from raylth.report.curves import learning_curves
+from raylth.report.entry import Entry, FigureEntry, TableEntry
 from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot
 from raylth.report.landscape import barrier_vs_width, imp_barriers, line_plot, plane_plot
-from raylth.report.lost import lost_note
 from raylth.report.matching import mask_overlap, match_effort, match_quality
 from raylth.report.paper import beside_paper, ensembles_beside_paper
-from raylth.report.recipe import Recipe, recipe_of
-from raylth.report.results import (
-    load_barriers,
-    load_curves,
-    load_ensembles,
-    load_lines,
-    load_manifest,
-    load_masks,
-    load_permutations,
-    load_planes,
-    load_results,
-)
-from raylth.report.searches import load_search, search_figure, search_table
+from raylth.report.searches import search_figure, search_table
 from raylth.report.statistics import contrast_cells, mean_effects, recovered
 from raylth.report.tables import (
     accuracy_table,
@@ -39,67 +22,10 @@ from raylth.report.tables import (
     permutation_table,
     wide_accuracy,
 )
-from raylth.store import Location
-from raylth.store.tables import DATASETS
 
-__all__ = ["FIGURES", "TABLES", "Entry", "Frames", "notes_of"]
+__all__ = ["FIGURES", "TABLES"]
 
-Make = TypeVar("Make")
-
-
-@dataclass(frozen=True)
-class Frames:
-    """All that a run has written, as data frames; what it has nothing of is empty."""
-
-    results: pd.DataFrame
-    barriers: pd.DataFrame
-    lines: pd.DataFrame
-    planes: pd.DataFrame
-    permutations: pd.DataFrame
-    masks: pd.DataFrame
-    ensembles: pd.DataFrame
-    search: pd.DataFrame
-    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
-    manifest: dict[str, Any] | None = field(default=None)
-
-    @property
-    def recipe(self) -> Recipe:
-        """What the run differs in from the paper's recipe."""
-        return recipe_of(self.manifest, searched=not self.search.empty)
-
-    @classmethod
-    def load(cls, run: Location) -> "Frames":
-        """Load a run's datasets; a run of an older version may lack some, but not its results."""
-        loaders = {
-            "barriers": load_barriers, "lines": load_lines, "planes": load_planes, "permutations": load_permutations,
-            "masks": load_masks, "ensembles": load_ensembles, "curves": load_curves,
-        }  # fmt: skip
-        found = {}
-        for name, load in loaders.items():
-            try:
-                found[name] = load(run)
-            except FileNotFoundError:
-                found[name] = pd.DataFrame()
-            found[name] = found[name].reindex(columns=DATASETS[name].names)
-        return cls(load_results(run), **found, search=load_search(run), manifest=load_manifest(run))
-
-
-@dataclass(frozen=True)
-class Entry(Generic[Make]):
-    """One figure or table of the page."""
-
-    name: str  # of its files
-    title: str
-    text: str  # what a reader must know of it
-    make: Make
-    has_place: Callable[[Frames], bool] = lambda frames: True  # whether a page of these shows it at all
-    notes: Callable[[Frames], list[str]] = lambda frames: []  # what else must be known, a line each
-    shown: Callable[[Frames, pd.DataFrame], pd.DataFrame] = lambda frames, table: table  # on the page; its files have all
-    lacks: tuple[str, ...] = ()  # stages whose lost networks are missing in it
-    nothing: str = "nothing was measured"  # why the table is empty, where it is
-
-
-FIGURES: tuple[Entry[Callable[[Frames, str], Figure]], ...] = (
+FIGURES: tuple[FigureEntry, ...] = (
     Entry(
         "accuracy_vs_rewind",
         "Accuracy against the rewind point",
@@ -190,7 +116,7 @@ BIASED = (
 NETWORKS = ("dense", "imp", "sparse")
 
 
-TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
+TABLES: tuple[TableEntry, ...] = (
     Entry(
         "accuracy",
         "Accuracy",
@@ -338,9 +264,3 @@ TABLES: tuple[Entry[Callable[[Frames], pd.DataFrame]], ...] = (
         nothing="nothing was matched",
     ),
 )
-
-
-def notes_of(entry: Entry[Callable[[Frames], pd.DataFrame]], frames: Frames) -> list[str]:
-    """Return what else must be known of a table: its notes, and the networks that it lacks."""
-    lost = lost_note(frames.results, entry.lacks) if entry.lacks else ""
-    return [*entry.notes(frames), *([f"{lost[0].upper()}{lost[1:]}"] if lost else [])]

@@ -14,12 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from raylth.report.contents import FIGURES, TABLES, Frames, notes_of
 from raylth.report.display import View, as_view
+from raylth.report.entry import Frames
 from raylth.report.findings import findings
 from raylth.report.links import data_files
 from raylth.report.results import load_manifest
 from raylth.report.searches import search_findings
+from raylth.report.sections import figures_of, notes_of, tables_of
 from raylth.store import Location
 
 __all__ = ["write_report"]
@@ -93,7 +94,7 @@ def _not_done(manifest: dict[str, Any]) -> str:
 
 def _figures(frames: Frames, name: str, out: Location) -> Contents:
     contents = Contents()
-    for entry in (entry for entry in FIGURES if entry.has_place(frames)):
+    for entry in figures_of(frames):
         file, title = entry.name, entry.title
         try:
             figure = entry.make(frames, f"{name}: {title[0].lower()}{title[1:]}")
@@ -113,7 +114,7 @@ def _figures(frames: Frames, name: str, out: Location) -> Contents:
 
 def _tables(frames: Frames, out: Location) -> Contents:
     contents = Contents()
-    for entry in TABLES:
+    for entry in tables_of(frames):
         file, title, notes = entry.name, entry.title, notes_of(entry, frames)
         frame = entry.make(frames) if entry.has_place(frames) else pd.DataFrame()
         if frame.empty:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from raylth.report.measurements import wide_measurements
 from raylth.store import Location, locate
 from raylth.store.tables import read_table
 
@@ -149,6 +150,12 @@ def load_planes(run_dir: str | Path | Location) -> pd.DataFrame:
 def load_masks(run_dir: str | Path | Location) -> pd.DataFrame:
     """Load one row per layer of a mask (`other` is missing) and of two masks together; layer "all" is the whole network."""
     return _load(run_dir, "masks", ["sweep", "key", "mask", "other", "layer"])
+
+
+def load_measurements(run_dir: str | Path | Location, analysis: str | None = None) -> pd.DataFrame:
+    """Load what analyses of one's own measured: one row per quantity, or, of the `analysis` named, one per measured row."""
+    found = _load(run_dir, "measurements", ["sweep", "key", "row", "quantity"])
+    return found if analysis is None else wide_measurements(found, analysis)
 
 
 def load_ensembles(run_dir: str | Path | Location) -> pd.DataFrame:

@@ -33,10 +33,10 @@ def load_permutation(stage: Stage, context: Context, network: nn.Module) -> Perm
 
 
 def load_ends(stage: Stage, context: Context) -> list[nn.Module]:
-    """Load the networks `a`, `b` (and `c`) of a stage, moved by pi or pi^-1 as its settings say; unsaid, pi moves `a`."""
+    """Load the networks `a`, `b`, ... of a stage, moved by pi or pi^-1 as its settings say; unsaid, pi moves `a`."""
     moves = stage.settings.get("moves", {"a": PI} if "permutation" in stage.parents else {})
     networks = []
-    for role in (role for role in "abc" if role in stage.parents):
+    for role in sorted(stage.parents.keys() - {"permutation"}):
         network = load_network(stage.settings, context, stage.parents[role])
         if (move := moves.get(role)) is not None:
             permutation = load_permutation(stage, context, network)

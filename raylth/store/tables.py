@@ -157,6 +157,17 @@ DATASETS = {
             ("expected_jaccard", pa.float64()),  # of two masks of these densities that have nothing to do with each other
         ]
     ),
+    "measurements": pa.schema(  # of analyses of one's own
+        [
+            *_NETWORK,
+            ("analysis", pa.string()),  # its name in the sweep file
+            ("networks", pa.string()),  # that it was measured on
+            ("row", pa.int64()),  # of those that one measurement gave, from 0
+            ("quantity", pa.string()),
+            ("value", pa.float64()),  # of a number or a bool
+            ("text", pa.string()),  # of a text
+        ]
+    ),
     "ensembles": pa.schema(
         [
             *_NETWORK,

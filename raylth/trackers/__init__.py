@@ -1,15 +1,16 @@
-"""Where else a sweep's networks are told of: TensorBoard, Weights & Biases, MLflow."""
+"""Experiment trackers to which trained networks are written: TensorBoard, Weights & Biases, MLflow, and one's own."""
 
 import importlib.util
 
-from raylth.config.tracking import LogConfig
+from raylth.config.tracking import TRACKERS, LogConfig, Tracker
+from raylth.config.types import Settings
 from raylth.trackers.background import Background, Exporter
 from raylth.trackers.mlflow import Mlflow, packages
 from raylth.trackers.network import Network, networks
 from raylth.trackers.tensorboard import TensorBoard
 from raylth.trackers.wandb import Wandb, check_login
 
-__all__ = ["Background", "Exporter", "Network", "check_exporters", "make_exporters", "networks"]
+__all__ = ["Background", "Exporter", "Network", "Tracker", "check_exporters", "make_exporters", "networks"]
 
 
 def check_exporters(log: LogConfig) -> None:
@@ -33,4 +34,20 @@ def make_exporters(log: LogConfig, sweep: str, run: str) -> list[Exporter]:
         exporters.append(Wandb(log.wandb, sweep, run))
     if log.mlflow:
         exporters.append(Mlflow(log.mlflow, sweep, run))
+    for name, settings in log.custom.items():
+        exporters.append(_opened(name, settings, sweep, run))
     return exporters
+
+
+def _opened(name: str, settings: Settings, sweep: str, run: str) -> Exporter:
+    """Open a tracker of one's own; ValueError, one line, for whatever it raises and for what is no exporter."""
+    try:
+        exporter = TRACKERS[name].open(settings, sweep, run)
+    except Exception as error:  # of someone else's code
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"log.custom.{name}: cannot be opened: {why}") from error
+    if not callable(getattr(exporter, "write", None)):
+        raise ValueError(f"log.custom.{name}: opened a {type(exporter).__name__}, which has no method write(network)")
+    if not isinstance(getattr(exporter, "name", None), str):
+        exporter.name = name
+    return exporter

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from raylth.common.importing import uncollected
-from raylth.driver import run_sweep
+from raylth.driver import compute
 
 
 def test_the_collector_rests_and_is_as_it_was_afterwards():
@@ -29,8 +29,8 @@ def test_the_collector_rests_and_is_as_it_was_afterwards():
 def test_the_report_is_imported_once_the_last_stages_are_with_their_workers(monkeypatch):
     now, imported = [0.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(run_sweep, "_import_report", lambda: imported.append(now[0]))
-    ahead = run_sweep._Ahead()
+    monkeypatch.setattr(compute, "import_report", lambda: imported.append(now[0]))
+    ahead = compute.ImportAhead()
     for moment, states in (
         (1, "waiting"),
         (2, "running"),

@@ -18,7 +18,7 @@ from raylth.core.data.streamed.dataset import ImageFiles
 from raylth.export.command import main as export
 from raylth.report.command import main as report
 from raylth.stages import make_plan, run_plan
-from raylth.stages.kinds.mask import export_mask, read_mask_file
+from raylth.stages.mask_files import export_mask, read_mask_file
 from raylth.store import Store, locate
 from tests.conftest import tiny_sweep
 

@@ -41,7 +41,7 @@ BAD_OVERRIDES = [
     ("match.stream_site={1: -2}", "match.stream_site.1: should be text (in quotes, if need be), found 1"),
     ("sparse={1: 2}", "sparse.1: unknown key (known: batch_size, drop_last, momentum"),
     ("match.stream_site={" + "a" * 60 + ": []}", ": should be a whole number, found []"),
-    ("match.method=[" + "a" * 60 + "]", f"match.method.0: '{'a' * 56}... is unknown (known: activation"),
+    ("match.method=[" + "a" * 70 + "]", f"match.method.0: unknown matcher '{'a' * 60}'... (known: activation"),
     ("sparse.sparsities=[0.5, 1.2]", "sparse.sparsities.1: should be less than 1, found 1.2"),
     ("sparse.sparsities=[0.0]", "sparse.sparsities.0: should be greater than 0, found 0.0"),
     ("sparse.rewinds=[50]", "sparse.rewinds: 50 is not below dense.epochs = 40"),

@@ -142,7 +142,7 @@ def test_every_setting_that_makes_a_network_is_in_the_recipe_or_said_not_to_be(d
     classed = {setting for _, setting in settings_of(data, model)} | set(recipe["neutral"]) | set(recipe["open"][data])
     there = {
         f"{section}.{name}"
-        for section in ("data", "model", "dense", "imp", "match", "sparse")
+        for section in ("data", "model", "dense", "mask", "imp", "match", "sparse")
         for name in SweepConfig.model_fields[section].annotation.model_fields
     }
     assert not there - classed

@@ -1,10 +1,11 @@
 """How a training runs, and where one stands between two steps."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from torch import Tensor
 
+from raylth.common.omit import omit_defaults
 from raylth.core.precision import Precision
 
 __all__ = ["Interval", "Recipe", "TrainState"]
@@ -35,19 +36,18 @@ class Recipe:
     unsynced_workers: int = 0  # processes whose batch norms see their own part of a batch each; 0: they see all of it
 
     def settings(self) -> dict[str, Any]:
-        """Return the fields as plain data; those that came later stand there only where they are not as before."""
-        found = asdict(self)
-        if self.lr_interval == "step":
-            del found["lr_interval"]
-        if self.precision == "float32":
-            del found["precision"]
-        if not self.decay_every:
-            del found["decay_every"], found["decay_factor"]
-        if not self.first_resolution:
-            del found["first_resolution"], found["resolution_ramp"]
-        if not self.unsynced_workers:
-            del found["unsynced_workers"]
-        return found
+        """Return the fields as plain data, as keys hold them; fields that came later are omitted at their defaults."""
+        return omit_defaults(asdict(self), DEFAULTS, LATER)
+
+
+DEFAULTS = {each.name: each.default for each in fields(Recipe)}
+LATER = {  # field -> those that mean nothing while it has its default
+    "lr_interval": (),
+    "precision": (),
+    "decay_every": ("decay_factor",),
+    "first_resolution": ("resolution_ramp",),
+    "unsynced_workers": (),
+}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """Plans what `analyses` asks for: stages that measure networks, and the few networks that are there for that alone."""
 
+import string
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from raylth.analyses import ANALYSES
 from raylth.common.seeding import derive_seed
-from raylth.config.analyses import EnsembleConfig, parse_end
+from raylth.config.analyses import EnsembleConfig, NetworksConfig, parse_end
 from raylth.config.sweep import SweepConfig
 from raylth.core.matching.matcher import MATCHERS
+from raylth.core.models import code_of
 from raylth.stages.planning.replicate import Replicate
 from raylth.stages.stage import Stage, stage_key
 
@@ -56,7 +59,32 @@ def _of_pair(config: SweepConfig, pair: Replicate) -> list[Stage]:
         planned += _overlaps(config, pair, own=asked.overlap.own)
     if asked.match_quality:
         planned += _match_quality(config, pair)
+    for name, own in asked.custom.items():
+        planned += _custom(name, own, pair)
     return planned
+
+
+def _custom(name: str, asked: NetworksConfig, pair: Replicate) -> list[Stage]:
+    """Plan an analysis of one's own, in the cell that its settings name."""
+    assert asked.sparsity is not None
+    assert asked.rewind is not None
+    moves, parents, needed = _ends(pair, f"custom.{name}.networks", asked.networks, asked.sparsity, asked.rewind)
+    settings: dict[str, Any] = {
+        **pair.evaluation(None),
+        **moves,
+        "analysis": name,
+        "settings": asked.model_dump(mode="json"),
+        "seed": pair.analysis_seed,
+    }
+    if (code := code_of(name, ANALYSES[name].measure)) is not None:
+        settings["code"] = code
+    labels = {
+        **pair.labels,
+        "sparsity": asked.sparsity,
+        "rewind_epoch": asked.rewind,
+        "between": f"{name} of {', '.join(asked.networks)}",
+    }
+    return [*needed, _stage("analysis", settings, parents, labels)]
 
 
 def _stage(kind: str, settings: dict[str, Any], parents: dict[str, str], labels: dict[str, Any]) -> Stage:
@@ -68,7 +96,7 @@ def _ends(
 ) -> tuple[dict[str, Any], dict[str, str], list[Stage]]:
     """Return settings and parents of a stage that loads the named networks, and the match that it needs, if any."""
     ends = [parse_end(name) for name in names]
-    roles = "abc"[: len(ends)]
+    roles = string.ascii_lowercase[: len(ends)]
     needed = []
     try:
         parents = {role: pair.find(end.base, sparsity, rewind) for role, end in zip(roles, ends, strict=True)}

@@ -58,6 +58,7 @@ class StageMaker:
         self.order_seed = derive_seed(base, "replicate", replicate, "sparse data") % 2**32
         self.control_seed = derive_seed(base, "replicate", replicate, "control") % 2**32
         self.match_seed = derive_seed(base, "replicate", replicate, "match") % 2**32
+        self.analysis_seed = derive_seed(base, "replicate", replicate, "analysis") % 2**32
 
     def dense(self, network: str, epochs: list[int]) -> Stage:
         """Plan the dense training of A or B, whose weights are kept after each of `epochs`."""

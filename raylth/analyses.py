@@ -1,0 +1,55 @@
+"""Analyses of one's own: what is measured on a sweep's networks, and how the report shows it.
+
+An analysis is one object of `Analysis`, which a sweep file names below `analyses.custom` by its import path
+(`package.module:object`) or by an entry point of the group `raylth.analyses`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raylth.common.registry import Registry, UnknownName
+
+__all__ = ["ANALYSES", "Analysis", "MeasureInputs", "analysis_of"]
+
+
+@dataclass(frozen=True)
+class MeasureInputs:
+    """What an analysis may read besides the networks."""
+
+    train: Any  # raylth.core.data.Split of the training samples: `batches(size)` yields (inputs, labels) on the device
+    test: Any  # likewise, of the test samples
+    device: str
+    seed: int  # for random numbers
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One kind of measurement on networks of one cell.
+
+    `measure(networks, settings, inputs)` returns rows, each a mapping from a quantity's name to a number, a text, a bool or
+    None. `networks` maps each name in `settings.networks` to its network, in evaluation mode and moved as the name says;
+    they are copies. `settings` is the class of its settings, a subclass of `raylth.config.analyses.NetworksConfig`.
+
+    `table(frame)` and `figure(frame, title)` are for the report; `frame` is what
+    `raylth.report.load_measurements(run, name)` gives: a line for each row, with its network's columns. Without `table` the
+    report has means over replicates, without `figure` no figure.
+    """
+
+    measure: Callable[[Mapping[str, Any], Any, MeasureInputs], Iterable[Mapping[str, Any]]]
+    settings: type
+    summary: str  # what is measured, with units: stands in the report
+    table: Callable[[Any], Any] | None = None  # data frame -> data frame
+    figure: Callable[[Any, str], Any] | None = None  # data frame -> matplotlib's Figure
+
+
+ANALYSES: Registry[Analysis] = Registry("analysis", group="raylth.analyses")
+
+
+def analysis_of(name: str) -> Analysis | None:
+    """Return an analysis for display; None where its module is not on this machine, as for a store from elsewhere."""
+    try:
+        found = ANALYSES[name]
+    except UnknownName:
+        return None
+    return found if isinstance(found, Analysis) else None

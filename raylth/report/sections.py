@@ -1,0 +1,48 @@
+"""The sections of a report: figures and tables of the package, and of analyses of one's own."""
+
+import re
+
+from matplotlib.figure import Figure
+
+from raylth.arms import short_name
+from raylth.report.contents import FIGURES, TABLES
+from raylth.report.entry import Entry, FigureEntry, Frames, TableEntry
+from raylth.report.lost import lost_note
+from raylth.report.measurements import analyses_in, measurement_figure, measurement_table, summary_of
+
+__all__ = ["figures_of", "notes_of", "tables_of"]
+
+
+def figures_of(frames: Frames) -> list[FigureEntry]:
+    """Return the figures that a page of these has a place for, those of analyses of one's own last."""
+    own = [_figure_of(name) for name in analyses_in(frames.measurements)]
+    return [entry for entry in (*FIGURES, *own) if entry.has_place(frames)]
+
+
+def tables_of(frames: Frames) -> list[TableEntry]:
+    """Return all tables, those of analyses of one's own last."""
+    return [*TABLES, *(_table_of(name) for name in analyses_in(frames.measurements))]
+
+
+def _figure_of(name: str) -> FigureEntry:
+    def make(frames: Frames, title: str) -> Figure:
+        return measurement_figure(frames.measurements, name, title)
+
+    return Entry(_file_of(name), short_name(name), summary_of(name), make)
+
+
+def _table_of(name: str) -> TableEntry:
+    return Entry(
+        _file_of(name), short_name(name), summary_of(name), lambda frames: measurement_table(frames.measurements, name)
+    )
+
+
+def _file_of(name: str) -> str:
+    """Return the name of the files of an analysis of one's own."""
+    return "analysis_" + re.sub(r"\W+", "_", name)
+
+
+def notes_of(entry: TableEntry, frames: Frames) -> list[str]:
+    """Return what else must be known of a table: its notes, and the networks that it lacks."""
+    lost = lost_note(frames.results, entry.lacks) if entry.lacks else ""
+    return [*entry.notes(frames), *([f"{lost[0].upper()}{lost[1:]}"] if lost else [])]
