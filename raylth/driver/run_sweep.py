@@ -197,7 +197,7 @@ class _Ahead:
 
 def _import_report() -> None:
     with uncollected():
-        import raylth.report  # noqa: F401
+        import raylth.report.page  # noqa: F401
 
 
 def _show_results(graph: Graph, run: Run, console: Console) -> None:

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from raylth.report.contents import FIGURES, TABLES, Frames, notes_of
 from raylth.report.display import View, as_view
-from raylth.report.findings import findings
 from raylth.report.links import data_files
 from raylth.report.results import load_manifest
 from raylth.report.searches import search_findings
+from raylth.report.sentences import findings
 from raylth.store import Location
 
 __all__ = ["write_report"]
