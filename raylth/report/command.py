@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from raylth.report.page import write_report
 from raylth.store import Location, locate
 
 __all__ = ["main", "make_parser"]
@@ -48,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write_all(place: Location, out: str | None, *, patient: bool) -> bool:
     """Write the report of every run; one that cannot be read is named and left out. Returns whether all were written."""
+    from raylth.report.page import write_report
+
     try:
         runs, whole = _runs(place), True
     except OSError as error:
