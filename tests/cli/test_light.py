@@ -22,10 +22,12 @@ from tests.conftest import tiny_sweep
 
 HEAVY = ("torch", "torchvision", "ray", "pandas", "pyarrow", "scipy", "matplotlib", "sklearn", "optuna", "pydantic")
 RUN = """
-import os, runpy, sys, traceback
+import os, runpy, signal, sys, traceback
 class Heavy:
     def find_spec(self, name, path=None, target=None):
         if any(f"{name}.".startswith(f"{heavy}.") for heavy in __HEAVY__):
+            if __INTERRUPT__:
+                os.kill(os.getpid(), signal.SIGINT)
             traceback.print_stack()
             print("imports", name, file=sys.stderr, flush=True)
             os._exit(99)  # an exception might be caught
@@ -41,9 +43,11 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 ROOT = Path(__file__).parents[2]
 
 
-def run(*words: object, heavy: tuple[str, ...] = HEAVY) -> subprocess.CompletedProcess[str]:
-    """Run `raylth ...`, or a module as `python -m` does, in a process that ends with status 99 when it imports `heavy`."""
-    code = RUN.replace("__HEAVY__", repr(heavy)).replace("__ROOT__", repr(str(ROOT)))
+def run(*words: object, heavy: tuple[str, ...] = HEAVY, interrupt: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run `raylth ...`, or a module as `python -m` does; it ends with status 99, or gets SIGINT, when it imports `heavy`."""
+    code = (
+        RUN.replace("__HEAVY__", repr(heavy)).replace("__INTERRUPT__", repr(interrupt)).replace("__ROOT__", repr(str(ROOT)))
+    )
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, words)],
@@ -100,6 +104,13 @@ def test_the_schema_imports_the_settings_alone():
     done = run("raylth.sweep", "--schema", heavy=aside)
     assert (done.returncode, done.stderr) == (0, "")
     assert "sparse" in json.loads(done.stdout)["properties"]
+
+
+@pytest.mark.parametrize("form", ["raylth.", "raylth "])
+@pytest.mark.parametrize("words", ["sweep a.yaml", "report none", "results none", "data imagenet none out", "export none 0"])
+def test_ctrl_c_in_the_seconds_of_imports_is_one_line(form, words):
+    done = run(*f"{form}{words}".split(), interrupt=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped before anything was started\n")
 
 
 def test_the_tab_key_starts_no_process(tmp_path):
