@@ -4,13 +4,12 @@ import argparse
 import importlib
 from collections.abc import Sequence
 from types import UnionType
-from typing import Union, get_args, get_origin
-
-import shtab
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Union, get_args, get_origin
 
 from raylth.cli.main import COMMANDS
-from raylth.config.sweep import SweepConfig
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 __all__ = ["main", "make_parser", "settings"]
 
@@ -29,12 +28,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the script."""
-    print(shtab.complete(whole_parser(), shell=make_parser().parse_args(arguments).shell))
+    options = make_parser().parse_args(arguments)
+    import shtab
+
+    print(shtab.complete(whole_parser(), shell=options.shell))
     return 0
 
 
 def whole_parser() -> argparse.ArgumentParser:
     """Return one parser with all commands below it; the script is made of it, and runs without Python."""
+    import shtab
+
+    from raylth.config.sweep import SweepConfig
+
     parser = argparse.ArgumentParser(prog="raylth")
     commands = parser.add_subparsers()
     for name, (module, purpose) in COMMANDS.items():
@@ -50,8 +56,10 @@ def whole_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def settings(model: type[BaseModel], before: str = "") -> list[str]:
+def settings(model: "type[BaseModel]", before: str = "") -> list[str]:
     """Return the key paths of all settings, in the order of the schema."""
+    from pydantic import BaseModel
+
     found = []
     for name, field in model.model_fields.items():
         is_one_of = get_origin(field.annotation) in (Union, UnionType)  # a dictionary's keys are the user's own

@@ -5,14 +5,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raylth.common import signals
+from raylth.common.importing import uncollected
 from raylth.common.paths import expanded
-from raylth.core.data import DataError
-from raylth.core.data.imagenet import FILES
-from raylth.core.data.streamed.convert import Encoding, convert, is_converted
-from raylth.core.data.streamed.dataset import has_ffcv
-from raylth.core.data.streamed.sources import Source, open_source
+
+if TYPE_CHECKING:
+    from raylth.core.data.streamed.sources import Source
 
 __all__ = ["main", "make_parser"]
 
@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    with uncollected():
+        from raylth.core.data.imagenet import FILES
+        from raylth.core.data.streamed.convert import Encoding, convert, is_converted
+        from raylth.core.data.streamed.dataset import has_ffcv
+        from raylth.core.data.streamed.sources import open_source
     signals.raise_in_order()
     if not (0 <= options.jpeg_share <= 1 and 1 <= options.quality <= 100 and options.max_side >= 1 and options.workers >= 1):
         parser.error("--jpeg-share is from 0 to 1, --quality from 1 to 100, --max-side and --workers are at least 1")
@@ -80,8 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check_classes(train: Source, val: Source, place: str) -> None:
+def _check_classes(train: "Source", val: "Source", place: str) -> None:
     """Raise DataError where the two splits number their classes differently, and for a class that nothing is trained on."""
+    from raylth.core.data import DataError
+
     if bool(train.classes) != bool(val.classes):
         raise DataError(
             f"{place}: one split is in folders, the other in Parquet, and which of their classes are the same is not known"

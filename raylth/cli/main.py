@@ -2,9 +2,9 @@
 
 import importlib
 import sys
-from importlib.metadata import version
 from typing import NoReturn
 
+from raylth import __version__
 from raylth.common import signals, terminal
 from raylth.common.importing import uncollected
 
@@ -25,14 +25,16 @@ COMMANDS = {  # name -> (module with a `main`, what it does)
 def main() -> int:
     """Hand the rest of the command line to the named command; returns its exit status."""
     if sys.argv[1:] == ["--version"]:
-        print(f"raylth {version('raylth')}")
+        print(f"raylth {__version__}")
         return 0
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         wanted = sys.argv[1] if len(sys.argv) > 1 else None
         asked_for_help = wanted in ("-h", "--help")
         stream = sys.stdout if asked_for_help else sys.stderr
         if wanted and not asked_for_help:
-            print(f"raylth: unknown command {wanted!r}", file=stream)
+            from raylth.common.registry import nearest
+
+            print(f"raylth: unknown command {wanted!r}{nearest(wanted, COMMANDS)}", file=stream)
         print("usage: raylth COMMAND ...", file=stream)
         for name, (_, purpose) in COMMANDS.items():
             print(f"  {name:10} {purpose} (raylth {name} --help)", file=stream)

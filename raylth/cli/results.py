@@ -2,22 +2,18 @@
 
 import argparse
 import csv
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import pandas as pd
-import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raylth.common.importing import uncollected
 from raylth.common.paths import expanded
-from raylth.report import results
 from raylth.store import Location, locate
-from raylth.store.tables import DATASETS
 
 __all__ = ["main", "make_parser"]
 
@@ -33,10 +29,6 @@ examples:
       match_method, match_epoch, avg(test_accuracy) AS accuracy, count(*) AS n FROM arms GROUP BY ALL ORDER BY ALL"
   python -m raylth.results raylth-store/runs/RUN "SELECT * FROM curves JOIN results USING (key)" --csv curves.csv
 """
-LOADERS: dict[str, Callable[[Location], pd.DataFrame]] = {
-    name: getattr(results, f"load_{name}") for name in (*DATASETS, "arms")
-}
-TABLES: dict[str, pa.Schema] = {**DATASETS, "arms": DATASETS["results"].append(pa.field("settings", pa.string()))}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,13 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.csv and not options.sql:
         parser.error("--csv needs SQL")
+    with uncollected():
+        from raylth.report.sql import ask, check_store
     try:
         place = locate(options.place)
-        _check(place)
+        check_store(place)
         if options.sql is None:
             _list(place, Console())
             return EXIT_OK
-        names, rows = _ask(place, options.sql)
+        names, rows = ask(place, options.sql)
         if options.csv is None:
             _show(names, rows, Console())
         elif options.csv == "-":
@@ -80,54 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def _check(place: Location) -> None:
-    """Raise FileNotFoundError when no sweep has written results there."""
-    is_run = place.parent.name == "runs" and (place / "manifest.json").exists()
-    root = place.parent.parent if is_run else place
-    if not any((root / name).names() for name in DATASETS):
-        raise FileNotFoundError(f"{place}: no results here; expected {root}/results/<run>.parquet")
-
-
-def _load(place: Location, name: str) -> pa.Table:
-    """Return a table with the columns that it has in this version; no rows when nothing was written."""
-    schema = TABLES[name]
-    try:
-        frame = LOADERS[name](place)
-    except FileNotFoundError:
-        return schema.empty_table()
-    return pa.Table.from_pandas(frame.reindex(columns=schema.names), schema=schema, preserve_index=False)
-
-
-def _ask(place: Location, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Return the columns and rows of a query, which sees the tables that it names and no file.
-
-    Raises ValueError, one line, for SQL that DuckDB refuses, and when DuckDB is not there.
-    """
-    try:
-        import duckdb
-    except ModuleNotFoundError:
-        raise ValueError("the package duckdb is not installed: pip install 'raylth[sql]'") from None
-    with duckdb.connect(":memory:") as connection:
-        computed = re.search(r"\bquery(_table)?\s*\(", sql, re.IGNORECASE)  # names that are not there to be read
-        for name, schema in TABLES.items():
-            is_named = computed or re.search(rf"\b{name}\b", sql, re.IGNORECASE)
-            connection.register(name, _load(place, name) if is_named else schema.empty_table())  # SHOW TABLES lists all
-        connection.execute("SET enable_external_access = false")  # no file, no network, none of Python's variables
-        try:
-            found = connection.execute(sql)
-            if found is None or found.description is None:
-                raise ValueError("the SQL asks nothing")
-            return [column[0] for column in found.description], found.fetchall()
-        except duckdb.Error as error:
-            raise ValueError(" ".join(str(error).partition("\nLINE ")[0].split())) from error
-
-
 def _list(place: Location, console: Console) -> None:
+    from raylth.report.sql import TABLES, load_table
+
     table = Table()
     for heading in ("table", "rows", "columns"):
         table.add_column(heading, justify="right" if heading == "rows" else "left", overflow="fold")
     for name, schema in TABLES.items():
-        table.add_row(name, f"{len(_load(place, name)):,}", ", ".join(schema.names))
+        table.add_row(name, f"{len(load_table(place, name)):,}", ", ".join(schema.names))
     console.print(table)
 
 

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raylth.driver.progress import duration, read_status, speed
-from raylth.stages.graph import STATES
+from raylth.driver.progress import STATES, duration, read_status, speed
 from raylth.store import locate
 from raylth.store.process import has_ended
 

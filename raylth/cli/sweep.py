@@ -2,27 +2,12 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 
 from raylth import __version__
-from raylth.common import importing, signals
-
-with importing.uncollected():
-    from raylth.cli.dry_run import print_plan
-    from raylth.cluster.address import LOCAL, ClusterError, Joining, choose_cluster
-    from raylth.cluster.submit import send
-    from raylth.common.paths import contracted, expanded
-    from raylth.config.load import BadSweep, read_sweep_and_places
-    from raylth.config.sweep import SweepConfig
-    from raylth.core.data import DataError
-    from raylth.driver.run_search import final_of, run_search, what_is_searched
-    from raylth.driver.run_sweep import run_sweep
-    from raylth.store import NewerStore
+from raylth.common import importing
 
 __all__ = ["main", "make_parser"]
-
-EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, signals.EXIT_INTERRUPTED
 
 ABOUT = """\
 Run a sweep file: train the networks, find the masks and permutations, write tables and figures.
@@ -64,57 +49,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _expanded(path: str) -> str:
-    try:
-        return expanded(path)
-    except ValueError as error:
-        raise BadSweep(str(error)) from error
-
-
-def _run(config: SweepConfig, options: argparse.Namespace, joining: Joining) -> int:
-    typed = [options.file, *options.overrides, *(["--address", options.address] if options.address else []), *joining.words]
-    try:
-        return (run_sweep if config.search is None else run_search)(config, typed, joining)
-    except KeyboardInterrupt:  # before the first training, or after the last one
-        why = signals.was_asked().why
-        print(f"stopped{why}; what was finished is saved, and the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = make_parser()
     options = parser.parse_intermixed_args(arguments)
     if options.schema:
+        with importing.uncollected():
+            from raylth.config.sweep import SweepConfig
         print(json.dumps(SweepConfig.model_json_schema(), indent=2))
-        return EXIT_OK
+        return 0
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
     if options.cluster and options.address:
         parser.error("--cluster sends the sweep to a cluster's head, --address joins a cluster from here: one of them")
-    try:
-        options.file, options.cluster = (each and _expanded(each) for each in (options.file, options.cluster))
-        address, note = (LOCAL, "") if options.cluster or options.dry_run else choose_cluster(options.address)
-        joining = Joining(address, options.without_token, options.verbose, note)
-        signals.raise_in_order()
-        config, places = read_sweep_and_places(options.file, options.overrides)
-        try:
-            if options.cluster and not options.dry_run:
-                words = [*options.overrides, *joining.words]
-                status, told = send(options.cluster, options.file, words, contracted(config.storage))
-                print(told, file=sys.stderr if status else sys.stdout)
-                return status
-            if options.dry_run:
-                print_plan(config if config.search is None else final_of(config))
-                if config.search is not None:
-                    print(what_is_searched(config))
-                return EXIT_OK
-            return _run(config, options, joining)
-        except (BadSweep, DataError, ClusterError) as error:
-            raise BadSweep(places.locate(error)) from error
-    except KeyboardInterrupt:
-        print(signals.STOPPED_EARLY, file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (BadSweep, ClusterError, NewerStore) as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
+    with importing.uncollected():  # seconds, in which Ctrl-C ends the process at once
+        from raylth.cli.start import start
+    return start(options)

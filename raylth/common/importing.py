@@ -1,10 +1,13 @@
-"""Importing without the garbage collector. Imports nothing heavy: it comes before the rest."""
+"""Importing without the garbage collector, and only when needed. Imports nothing heavy: it comes before the rest."""
 
 import contextlib
 import gc
-from collections.abc import Iterator
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-__all__ = ["uncollected"]
+__all__ = ["on_first_use", "uncollected"]
 
 
 @contextlib.contextmanager
@@ -17,3 +20,20 @@ def uncollected() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def on_first_use(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """Return a package's `__getattr__` (PEP 562), which imports `names`, module -> names in it, when one is first used.
+
+    No name may be that of a module of the package, which would take its place once it is imported.
+    """
+    modules = {name: module for module, defined in names.items() for name in defined}
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get

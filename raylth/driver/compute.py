@@ -86,4 +86,4 @@ class ImportAhead:
 def import_report() -> None:
     """Import what shows the results."""
     with uncollected():
-        import raylth.report  # noqa: F401
+        import raylth.report.page  # noqa: F401

@@ -7,9 +7,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raylth.driver.progress import Pace, duration, speed
+from raylth.driver.progress import STATES, Pace, duration, speed
 from raylth.stages import Graph
-from raylth.stages.graph import STATES
 
 __all__ = ["SweepView"]
 

@@ -5,14 +5,17 @@ import json
 import platform
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raylth.stages import Graph
 from raylth.store import Location
 from raylth.store.process import this_process
 
-__all__ = ["Pace", "StatusFile", "duration", "read_status", "speed"]
+if TYPE_CHECKING:  # `raylth.status` needs no stages, which import torch
+    from raylth.stages import Graph
 
+__all__ = ["STATES", "Pace", "StatusFile", "duration", "read_status", "speed"]
+
+STATES = ("waiting", "running", "done", "diverged", "failed", "blocked")  # of a stage in a Graph, as columns of a table
 WINDOW = 30.0  # seconds over which the speed is measured
 ENOUGH = 5.0  # seconds of training that an estimate of the time left needs
 WRITE_INTERVAL = 5.0  # seconds between two status files
@@ -71,7 +74,7 @@ class Pace:
         (first, before), (last, after) = self.samples[0], self.samples[-1]
         return (after - before) / (last - first) if last > first else 0.0
 
-    def left(self, graph: Graph) -> float | None:
+    def left(self, graph: "Graph") -> float | None:
         """Seconds that the epochs ahead take at this rate; None when that cannot be said, as in the first seconds."""
         if graph.finished or self.training_since is None or self.samples[-1][0] - self.training_since < ENOUGH:
             return None
@@ -94,7 +97,7 @@ class StatusFile:
         self.process = this_process()
 
     def update(
-        self, graph: Graph, epochs: int, used: dict[str, float] | None = None, *, state: str = "running", note: str = ""
+        self, graph: "Graph", epochs: int, used: dict[str, float] | None = None, *, state: str = "running", note: str = ""
     ) -> None:
         """Write what there is to tell, if the last time is long enough ago or the run is no longer "running"."""
         now = time.monotonic()

@@ -11,16 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raylth.common import signals
+from raylth.common.importing import uncollected
 from raylth.common.paths import expanded
-from raylth.core.masks import MaskBroken
-from raylth.export.formats import FORMATS, check_packages, write_network
-from raylth.export.load_script import snippet
-from raylth.export.model_card import card, config
-from raylth.export.stored_network import find_network
 from raylth.store import BrokenArtefact, NewerStore, Store
 
-__all__ = ["main", "make_parser"]
+__all__ = ["FORMATS", "main", "make_parser"]
 
+FORMATS = ("safetensors", "torch-prune", "onnx", "hf")
 ABOUT = """\
 Write one trained network into a folder.
 
@@ -58,6 +55,12 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = make_parser().parse_args(arguments)
+    with uncollected():
+        from raylth.core.masks import MaskBroken
+        from raylth.export.formats import check_packages, write_network
+        from raylth.export.load_script import snippet
+        from raylth.export.model_card import card, config
+        from raylth.export.stored_network import find_network
     signals.raise_in_order()
     try:
         check_packages(options.format)

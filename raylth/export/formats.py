@@ -13,9 +13,8 @@ from torch import Tensor
 from raylth.core.pruning.torch_prune import to_torch_prune
 from raylth.export.stored_network import Network
 
-__all__ = ["FORMATS", "check_packages", "write_network"]
+__all__ = ["check_packages", "write_network"]
 
-FORMATS = ("safetensors", "torch-prune", "onnx", "hf")
 NEEDED = {"onnx": ("onnx", "onnxscript")}  # packages that raylth itself does not need
 WRITTEN_BY = {"format": "pt"}  # what the Hugging Face hub asks of safetensors files
 

@@ -3,9 +3,10 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from raylth.report.page import write_report
+from raylth.common import signals
+from raylth.common.importing import uncollected
 from raylth.store import Location, locate
 
 __all__ = ["main", "make_parser"]
@@ -19,7 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m raylth.report",
         description="Write the report of a sweep, finished or not: report.html, figures and tables.\n\nexamples:\n"
         "  python -m raylth.report raylth-store\n  python -m raylth.report raylth-store/runs/RUN --out report --watch 60",
-        epilog="exit status: 0; 2 nothing is there to report",
+        epilog="exit status: 0; 2 nothing is there to report; 130 interrupted, unless with --watch",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("place", metavar="STORE_OR_RUN", help="a store, for all its sweeps, or one run, <store>/runs/<run>")
@@ -32,10 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 2 when there is nothing to report on."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    with uncollected():
+        from raylth.report.page import write_report
+    signals.raise_in_order()
     try:
         place = locate(options.place)
         while True:
-            written = _write_all(place, options.out, patient=options.watch is not None)
+            written = _write_all(write_report, place, options.out, patient=options.watch is not None)
             if options.watch is None:
                 return EXIT_OK if written else EXIT_NOTHING
             time.sleep(options.watch)
@@ -43,10 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_NOTHING
     except KeyboardInterrupt:
-        return EXIT_OK
+        if options.watch is not None:
+            return EXIT_OK
+        print("stopped; not everything was written", file=sys.stderr)
+        return signals.EXIT_INTERRUPTED
 
 
-def _write_all(place: Location, out: str | None, *, patient: bool) -> bool:
+def _write_all(write: Callable[[Location, Location], object], place: Location, out: str | None, *, patient: bool) -> bool:
     """Write the report of every run; one that cannot be read is named and left out. Returns whether all were written."""
     try:
         runs, whole = _runs(place), True
@@ -58,7 +65,7 @@ def _write_all(place: Location, out: str | None, *, patient: bool) -> bool:
     for run in runs:
         target = run / "report" if out is None else locate(out) / run.name if len(runs) > 1 else locate(out)
         try:
-            print(write_report(run, target), flush=True)
+            print(write(run, target), flush=True)
         except (OSError, ValueError) as error:
             print(f"{run}: no report: {error}", file=sys.stderr, flush=True)
             whole = False

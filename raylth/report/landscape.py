@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raylth.report.findings import DENSE
+from raylth.report.sentences import DENSE
 from raylth.report.style import (
     CORRECTION_STYLES,
     MARKERS,

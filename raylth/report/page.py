@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 
 from raylth.report.display import View, as_view
 from raylth.report.entry import Frames
-from raylth.report.findings import findings
 from raylth.report.links import data_files
 from raylth.report.results import load_manifest
 from raylth.report.searches import search_findings
 from raylth.report.sections import figures_of, notes_of, tables_of
+from raylth.report.sentences import findings
 from raylth.store import Location
 
 __all__ = ["write_report"]

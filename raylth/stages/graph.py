@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from raylth.stages.stage import Stage
 
-__all__ = ["STATES", "Graph"]
-
-STATES = ("waiting", "running", "done", "diverged", "failed", "blocked")
+__all__ = ["Graph"]
 
 
 class Graph:

@@ -10,9 +10,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from raylth.cli.results import LOADERS, TABLES, main
+from raylth.cli.results import main
 from raylth.driver.run_record import Recorder, Run
 from raylth.report import load_curves, load_permutations, load_results
+from raylth.report.sql import LOADERS, TABLES
 from raylth.stages import make_plan, run_plan, scan
 from raylth.store import Store, locate
 from raylth.store.tables import DATASETS, append_rows, compact_table

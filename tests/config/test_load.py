@@ -77,7 +77,7 @@ BAD_OVERRIDES = [
 
 @pytest.mark.parametrize(("override", "message"), BAD_OVERRIDES, ids=[override for override, _ in BAD_OVERRIDES])
 def test_a_bad_value_gives_one_line_that_says_what_would_be_legal(override, message, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "run_sweep", lambda *a, **k: pytest.fail("something was started"))
+    monkeypatch.setattr("raylth.cli.start.run_sweep", lambda *a, **k: pytest.fail("something was started"))
     assert sweep.main([str(QUICKSTART), override]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -387,8 +387,8 @@ def test_the_console_script_offers_the_same(tmp_path):
     run = subprocess.run([sys.executable, "-c", "from raylth.cli.main import main; raise SystemExit(main())", "sweeep"],
                          capture_output=True, text=True, check=False)  # fmt: skip
     assert run.returncode == 2
-    assert "unknown command 'sweeep'" in run.stderr
-    assert "sweep" in run.stderr
+    assert run.stderr.startswith("raylth: unknown command 'sweeep', did you mean 'sweep'?\n")
+    assert "  sweep " in run.stderr, "all are listed"
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])

@@ -368,7 +368,7 @@ def test_nothing_is_left_of_a_failure(store, tmp_path, monkeypatch, capsys, erro
         assert list(tmp_path.rglob("model.safetensors")), "the network was written"
         raise error
 
-    monkeypatch.setattr("raylth.export.command.card", fail)
+    monkeypatch.setattr("raylth.export.model_card.card", fail)
     options = [str(store.root), row_of(store, arm="lth")["key"], "--out", str(tmp_path / "a/b/out")]
     assert main(options) == (2 if isinstance(error, OSError) else 130)
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,7 @@ from raylth.store.tables import write_table
 from tests.report.test_recipe import TABLE_5, manifest_of
 from tests.report.test_report import row
 
+CONSOLE = "from raylth.cli.main import entry; entry()"
 ACCURACY = {"lth": (66.0, 67.0, 68.5), "permuted": (60.0, 62.0, 61.0), "naive": (52.0, 55.0, 51.0)}
 IDENTITY = {"dataset": "cifar10", "model": "resnet20", "sweep": "r"}
 MANIFEST = {
@@ -186,6 +189,16 @@ def test_the_command(run, tmp_path, capsys):
     assert (tmp_path / "elsewhere/report.html").exists()
     assert main([str(tmp_path / "nothing")]) == 2
     assert "expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [["-m", "raylth.report"], ["-c", CONSOLE, "report"]], ids=["python -m", "console script"])
+def test_ctrl_c_ends_a_report_that_is_written_again_and_again(run, form):
+    words = [sys.executable, *form, str(run), "--watch", "600"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == f"{run / 'report/report.html'}\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
 
 
 def test_a_sweep_that_asks_for_everything_has_every_figure_and_table(quickstart, tmp_path):
