@@ -305,5 +305,5 @@ class _Teller(Callback):
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        lines = str(trial.error_file and Path(trial.error_file).read_text()).strip().splitlines()
+        lines = str(ray_private.error_of_trial(trial) or "").strip().splitlines()
         self.told(f"{self.study.title}: a trial failed: {lines[-1] if lines else 'no reason known'}")
