@@ -10,6 +10,7 @@ import shtab
 from pydantic import BaseModel
 
 from raylth.cli.main import COMMANDS
+from raylth.common.exit_codes import ExitCode
 from raylth.config.sweep import SweepConfig
 
 __all__ = ["main", "make_parser", "settings"]
@@ -30,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the script."""
     print(shtab.complete(whole_parser(), shell=make_parser().parse_args(arguments).shell))
-    return 0
+    return ExitCode.OK
 
 
 def whole_parser() -> argparse.ArgumentParser:

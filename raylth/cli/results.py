@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raylth.common.exit_codes import ExitCode, describe
 from raylth.common.paths import expanded
 from raylth.report import results
 from raylth.store import Location, locate
@@ -21,7 +22,6 @@ from raylth.store.tables import DATASETS
 
 __all__ = ["main", "make_parser"]
 
-EXIT_OK, EXIT_BAD_INPUT = 0, 2
 SHOWN = 200  # rows of a table
 WIDE = 20  # characters that a text may have where room is short
 DESCRIPTION = """\
@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m raylth.results",
         description=DESCRIPTION,
+        epilog=describe({ExitCode.OK: "", ExitCode.BAD_INPUT: "a store or SQL that cannot be read"}),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("place", metavar="STORE", help="a store, for all its sweeps, or one run, <store>/runs/<run>")
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(place)
         if options.sql is None:
             _list(place, Console())
-            return EXIT_OK
+            return ExitCode.OK
         names, rows = _ask(place, options.sql)
         if options.csv is None:
             _show(names, rows, Console())
@@ -84,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return EXIT_OK
+        return ExitCode.BAD_INPUT
+    return ExitCode.OK
 
 
 def _check(place: Location) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from raylth import __version__
 from raylth.common import importing, signals
+from raylth.common.exit_codes import ExitCode, describe
 
 with importing.uncollected():
     from raylth.cli.dry_run import print_plan
@@ -22,8 +23,6 @@ with importing.uncollected():
 
 __all__ = ["main", "make_parser"]
 
-EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, signals.EXIT_INTERRUPTED
-
 ABOUT = """\
 Run a sweep file: train the networks, find the masks and permutations, write tables and figures.
 
@@ -34,10 +33,6 @@ examples:
   python -m raylth.sweep sweeps/fair_comparison.yaml search.trials=40
   python -m raylth.sweep sweeps/imagenet.yaml --cluster cluster.yaml
 """
-EPILOG = """\
-exit status: 0 every stage is done (a network that diverged is a result); 1 a stage failed or is blocked;
-2 bad input, nothing was started; 3 the budget is used up, and stages are left; 130 interrupted
-"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m raylth.sweep",
         description=ABOUT,
-        epilog=EPILOG,
+        epilog=describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="the sweep, as YAML")
@@ -78,7 +73,7 @@ def _run(config: SweepConfig, options: argparse.Namespace, joining: Joining) -> 
     except KeyboardInterrupt:  # before the first training, or after the last one
         why = signals.was_asked().why
         print(f"stopped{why}; what was finished is saved, and the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.schema:
         print(json.dumps(SweepConfig.model_json_schema(), indent=2))
-        return EXIT_OK
+        return ExitCode.OK
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
     if options.cluster and options.address:
@@ -108,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print_plan(config if config.search is None else final_of(config))
                 if config.search is not None:
                     print(what_is_searched(config))
-                return EXIT_OK
+                return ExitCode.OK
             return _run(config, options, joining)
         except (BadSweep, DataError, ClusterError) as error:
             raise BadSweep(places.locate(error)) from error
     except KeyboardInterrupt:
         print(signals.STOPPED_EARLY, file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     except (BadSweep, ClusterError, NewerStore) as error:
         print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return ExitCode.BAD_INPUT

@@ -13,6 +13,7 @@ from rich.text import Text
 from raylth.cluster.address import Joining
 from raylth.cluster.nodes.budget_meter import Meter
 from raylth.common import signals, terminal
+from raylth.common.exit_codes import ExitCode
 from raylth.common.importing import uncollected
 from raylth.config.load import BadSweep
 from raylth.config.sweep import SweepConfig
@@ -26,9 +27,8 @@ from raylth.stages import Graph, Plan, forecast, free_bytes, in_units, keep_chec
 from raylth.store import Store
 from raylth.trackers import check_exporters
 
-__all__ = ["EXIT_BUDGET", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "check_places", "compute", "run_sweep"]
+__all__ = ["check_places", "compute", "run_sweep"]
 
-EXIT_OK, EXIT_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 3, signals.EXIT_INTERRUPTED
 
 LAST_START_SECONDS = 1.0  # until the last stages are with their workers
 INTERRUPTED_SECONDS = 5.0  # for exporters to end after Ctrl-C
@@ -84,7 +84,7 @@ def run_sweep(
             why = signals.was_asked().why
             status.update(graph, 0, meter.used, state="stopped", note=f"stopped{why}" if why else "")
             console.print(f"\nstopped{why}: {_how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
-            return EXIT_INTERRUPTED
+            return ExitCode.INTERRUPTED
     status.update(graph, 0, meter.used, state="finished" if graph.finished else "stopped")
     try:
         recorder.close()
@@ -93,17 +93,17 @@ def run_sweep(
         _show_results(graph, run, console)
     except KeyboardInterrupt:
         console.print(f"stopped{signals.was_asked().why} while the results were written; the same command writes them")
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     except OSError as error:
         text = f"the results could not be written: {error.strerror or error}; the same command writes them"
         console.print(Text(text, style="red"), soft_wrap=True)
         _show_failures(graph, run, console)
-        return EXIT_FAILED
+        return ExitCode.FAILED
     _show_failures(graph, run, console)
     if not graph.finished:
         console.print(f"{meter.exhausted}; raise it. {_how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
-        return EXIT_BUDGET
-    return EXIT_FAILED if {"failed", "blocked"} & set(graph.states.values()) else EXIT_OK
+        return ExitCode.BUDGET
+    return ExitCode.FAILED if {"failed", "blocked"} & set(graph.states.values()) else ExitCode.OK
 
 
 def check_places(config: SweepConfig, store: Store) -> None:
@@ -158,7 +158,7 @@ def compute(
         def lost(head: str) -> None:
             how = _how_to_go_on(graph, command)
             os.write(2, f"\n{name}: the Ray cluster at {head} does not answer any more; start it again. {how}\n".encode())
-            os._exit(EXIT_FAILED)  # what Ray is asked now would wait for it
+            os._exit(ExitCode.FAILED)  # what Ray is asked now would wait for it
 
         run_on_ray(plan, graph, run.store, dataset, errors=run.errors, watch=watch, meter=meter, joining=joining, lost=lost)
 

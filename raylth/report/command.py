@@ -5,12 +5,11 @@ import sys
 import time
 from collections.abc import Sequence
 
+from raylth.common.exit_codes import ExitCode, describe
 from raylth.report.page import write_report
 from raylth.store import Location, locate
 
 __all__ = ["main", "make_parser"]
-
-EXIT_OK, EXIT_NOTHING = 0, 2
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -19,7 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m raylth.report",
         description="Write the report of a sweep, finished or not: report.html, figures and tables.\n\nexamples:\n"
         "  python -m raylth.report raylth-store\n  python -m raylth.report raylth-store/runs/RUN --out report --watch 60",
-        epilog="exit status: 0; 2 nothing is there to report",
+        epilog=describe({ExitCode.OK: "", ExitCode.BAD_INPUT: "nothing is there to report"}),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("place", metavar="STORE_OR_RUN", help="a store, for all its sweeps, or one run, <store>/runs/<run>")
@@ -37,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         while True:
             written = _write_all(place, options.out, patient=options.watch is not None)
             if options.watch is None:
-                return EXIT_OK if written else EXIT_NOTHING
+                return ExitCode.OK if written else ExitCode.BAD_INPUT
             time.sleep(options.watch)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
-        return EXIT_NOTHING
+        return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
-        return EXIT_OK
+        return ExitCode.OK
 
 
 def _write_all(place: Location, out: str | None, *, patient: bool) -> bool:

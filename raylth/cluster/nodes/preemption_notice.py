@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from ray.util import get_node_ip_address
 
 from raylth.cluster.ray_private import drain_machine
+from raylth.common.exit_codes import ExitCode
 
 __all__ = ["main", "watch"]
 
@@ -34,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     why = watch(os.environ.get("RAYLTH_METADATA", METADATA))
     if why is None:
         print("no metadata server answers: this machine gets no notice", file=sys.stderr)
-        return 0
+        return ExitCode.OK
     print(f"drained: {why}", flush=True)
     drain_machine(options.head, options.address or get_node_ip_address(), why, NOTICE_SECONDS)
-    return 0
+    return ExitCode.OK
 
 
 def watch(server: str, sleep: Callable[[float], None] = time.sleep) -> str | None:
