@@ -7,6 +7,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Union, get_args, get_origin
 
 from raylth.cli.main import COMMANDS
+from raylth.common.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import shtab
 
     print(shtab.complete(whole_parser(), shell=options.shell))
-    return 0
+    return ExitCode.OK
 
 
 def whole_parser() -> argparse.ArgumentParser:

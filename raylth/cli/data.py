@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raylth.common import signals
+from raylth.common.exit_codes import ExitCode, describe
 from raylth.common.importing import uncollected
 from raylth.common.paths import expanded
 
@@ -25,14 +26,19 @@ examples:
   python -m raylth.data imagenet s3://bucket/imagenet /scratch/imagenet --max-side 400 --jpeg-share 1
 
 A split that is there already, whole and with the same settings, is left alone: the same command goes on where it stopped.
-exit status: 0 both files are there; 2 bad input or broken images; 130 interrupted
 """
+STATUSES = {
+    ExitCode.OK: "both files are there",
+    ExitCode.BAD_INPUT: "bad input or broken images",
+    ExitCode.INTERRUPTED: "interrupted",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m raylth.data", description="Write data sets in the form that sweeps read.", epilog=EPILOG,
+        prog="python -m raylth.data", description="Write data sets in the form that sweeps read.",
+        epilog=EPILOG + describe(STATUSES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("name", choices=["imagenet"], help="images with labels, as FFCV reads them")
@@ -60,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--jpeg-share is from 0 to 1, --quality from 1 to 100, --max-side and --workers are at least 1")
     if not has_ffcv():
         print("FFCV is not installed, which writes these files: run `make ffcv` (README, ImageNet)", file=sys.stderr)
-        return 2
+        return ExitCode.BAD_INPUT
     encoding = Encoding(options.max_side, options.jpeg_share, options.quality)
     try:
         place, target = expanded(options.source), Path(expanded(options.target))
@@ -78,11 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _tell(f"  broken: {len(record['broken'])}, made RGB: {record['made_rgb']}, SHA-256 {record['sha256']}")
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
-        return 2
+        return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return signals.EXIT_INTERRUPTED
-    return 0
+        return ExitCode.INTERRUPTED
+    return ExitCode.OK
 
 
 def _check_classes(train: "Source", val: "Source", place: str) -> None:

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from raylth import __version__
 from raylth.common import signals, terminal
+from raylth.common.exit_codes import ExitCode
 from raylth.common.importing import uncollected
 
 __all__ = ["COMMANDS", "entry", "main"]
@@ -26,7 +27,7 @@ def main() -> int:
     """Hand the rest of the command line to the named command; returns its exit status."""
     if sys.argv[1:] == ["--version"]:
         print(f"raylth {__version__}")
-        return 0
+        return ExitCode.OK
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         wanted = sys.argv[1] if len(sys.argv) > 1 else None
         asked_for_help = wanted in ("-h", "--help")
@@ -38,7 +39,7 @@ def main() -> int:
         print("usage: raylth COMMAND ...", file=stream)
         for name, (_, purpose) in COMMANDS.items():
             print(f"  {name:10} {purpose} (raylth {name} --help)", file=stream)
-        return 0 if asked_for_help else 2
+        return ExitCode.OK if asked_for_help else ExitCode.BAD_INPUT
     signals.end_at_once()
     sys.path.insert(0, "")  # as python -m has it: a sweep may name networks of the folder where it is started
     with uncollected():

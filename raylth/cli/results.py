@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raylth.common.exit_codes import ExitCode, describe
 from raylth.common.importing import uncollected
 from raylth.common.paths import expanded
 from raylth.store import Location, locate
 
 __all__ = ["main", "make_parser"]
 
-EXIT_OK, EXIT_BAD_INPUT = 0, 2
 SHOWN = 200  # rows of a table
 WIDE = 20  # characters that a text may have where room is short
 DESCRIPTION = """\
@@ -36,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m raylth.results",
         description=DESCRIPTION,
+        epilog=describe({ExitCode.OK: "", ExitCode.BAD_INPUT: "a store or SQL that cannot be read"}),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("place", metavar="STORE", help="a store, for all its sweeps, or one run, <store>/runs/<run>")
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_store(place)
         if options.sql is None:
             _list(place, Console())
-            return EXIT_OK
+            return ExitCode.OK
         names, rows = ask(place, options.sql)
         if options.csv is None:
             _show(names, rows, Console())
@@ -70,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return EXIT_OK
+        return ExitCode.BAD_INPUT
+    return ExitCode.OK
 
 
 def _list(place: Location, console: Console) -> None:

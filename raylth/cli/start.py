@@ -7,6 +7,7 @@ from raylth.cli.dry_run import print_plan
 from raylth.cluster.address import LOCAL, ClusterError, Joining, choose_cluster
 from raylth.cluster.submit import send
 from raylth.common import signals
+from raylth.common.exit_codes import ExitCode
 from raylth.common.paths import contracted, expanded
 from raylth.config.load import BadSweep, read_sweep_and_places
 from raylth.config.sweep import SweepConfig
@@ -16,8 +17,6 @@ from raylth.driver.run_sweep import run_sweep
 from raylth.store import NewerStore
 
 __all__ = ["start"]
-
-EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, signals.EXIT_INTERRUPTED
 
 
 def start(options: argparse.Namespace) -> int:
@@ -34,10 +33,10 @@ def start(options: argparse.Namespace) -> int:
             raise BadSweep(places.locate(error)) from error
     except KeyboardInterrupt:
         print(signals.STOPPED_EARLY, file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     except (BadSweep, ClusterError, NewerStore) as error:
         print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return ExitCode.BAD_INPUT
 
 
 def _expanded(path: str) -> str:
@@ -52,7 +51,7 @@ def _execute(config: SweepConfig, options: argparse.Namespace, joining: Joining)
         print_plan(config if config.search is None else final_of(config))
         if config.search is not None:
             print(what_is_searched(config))
-        return EXIT_OK
+        return ExitCode.OK
     if options.cluster:
         words = [*options.overrides, *joining.words]
         status, told = send(options.cluster, options.file, words, contracted(config.storage))
@@ -68,4 +67,4 @@ def _run(config: SweepConfig, options: argparse.Namespace, joining: Joining) -> 
     except KeyboardInterrupt:  # before the first training, or after the last one
         why = signals.was_asked().why
         print(f"stopped{why}; what was finished is saved, and the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raylth.common.exit_codes import ExitCode, describe
 from raylth.driver.progress import STATES, duration, read_status, speed
 from raylth.store import locate
 from raylth.store.process import has_ended
@@ -26,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m raylth.status",
         description="Show how the sweeps of a store get on.\n\nexamples:\n  python -m raylth.status raylth-store\n"
         "  python -m raylth.status s3://my-bucket/store --json",
-        epilog="exit status: 0; 2 no sweep has run there",
+        epilog=describe({ExitCode.OK: "", ExitCode.BAD_INPUT: "no sweep has run there"}),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("store", metavar="STORE", help="the store's folder (`storage` in the sweep file)")
@@ -43,19 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = {name: status for name in runs.names() if (status := read_status(runs / name)) is not None}
     except (OSError, ValueError) as error:
         print(f"{options.store}: {error}", file=sys.stderr)
-        return 2
+        return ExitCode.BAD_INPUT
     if not found:
         print(f"{options.store}: no sweep has run here; expected {options.store}/runs/<sweep>/status.json", file=sys.stderr)
-        return 2
+        return ExitCode.BAD_INPUT
     newest_last = sorted(found.items(), key=lambda item: item[1]["time"])
     if options.json:
         for name, status in newest_last:
             print(json.dumps({"run": name, **status, "state": _state(status)}))
-        return 0
+        return ExitCode.OK
     console = Console()
     for name, status in newest_last:
         _show(console, name, status)
-    return 0
+    return ExitCode.OK
 
 
 def _state(status: dict[str, Any]) -> str:

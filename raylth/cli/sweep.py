@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from raylth import __version__
 from raylth.common import importing
+from raylth.common.exit_codes import ExitCode, describe
 
 __all__ = ["main", "make_parser"]
 
@@ -19,10 +20,6 @@ examples:
   python -m raylth.sweep sweeps/fair_comparison.yaml search.trials=40
   python -m raylth.sweep sweeps/imagenet.yaml --cluster cluster.yaml
 """
-EPILOG = """\
-exit status: 0 every stage is done (a network that diverged is a result); 1 a stage failed or is blocked;
-2 bad input, nothing was started; 3 the budget is used up, and stages are left; 130 interrupted
-"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m raylth.sweep",
         description=ABOUT,
-        epilog=EPILOG,
+        epilog=describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="the sweep, as YAML")
@@ -57,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with importing.uncollected():
             from raylth.config.sweep import SweepConfig
         print(json.dumps(SweepConfig.model_json_schema(), indent=2))
-        return 0
+        return ExitCode.OK
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
     if options.cluster and options.address:

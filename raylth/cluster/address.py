@@ -10,13 +10,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from raylth.cluster import ray_private
+
 __all__ = ["LOCAL", "ClusterError", "Joining", "choose_cluster"]
 
 LOCAL = "local"  # ray.init's word for a cluster of its own on this machine
 AUTO = "auto"  # that of this machine, whoever started it
 PORT_SECONDS, RAY_SECONDS = 3.0, 20.0  # for a port to answer, and for what is behind it to answer as Ray does
 MODES = ("disabled", "token", "k8s")
-SOCKETS_TAKE = 68  # bytes of "/ray/session_<date>_<time>_<process>/sockets/plasma_store" behind a folder
 ANSWERS, SILENT, REFUSES = "answers", "silent", "refuses"  # how Ray takes a question
 REFUSED = "the Ray cluster at {address} does not take this token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
 LISTENS = "0A"  # the state of a socket in /proc/net/tcp
@@ -81,7 +82,7 @@ def choose_cluster(asked: str | None) -> tuple[str, str]:
 
 def _found(*, anybodys: bool) -> tuple[str, str]:
     """Return the address of the cluster that `ray start` made on this machine, or "local"; and what to say of it."""
-    file = Path(_temporary_folder()[1]) / "ray" / "ray_current_cluster"
+    file = ray_private.current_cluster_file(_temporary_folder()[1])
     try:
         address, owner = file.read_text().strip(), file.stat().st_uid
     except (OSError, ValueError):
@@ -107,7 +108,7 @@ def _answer(address: str) -> str:
             pass
     except (OSError, ValueError, OverflowError):
         return SILENT
-    ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
+    ask = ray_private.health_check_command(address)
     environment = {**os.environ, **({"RAY_AUTH_MODE": "token"} if _has_token() and "RAY_AUTH_MODE" not in os.environ else {})}
     try:
         done = subprocess.run(ask, env=environment, capture_output=True, text=True, timeout=RAY_SECONDS, check=False)
@@ -147,7 +148,7 @@ def _fit_sockets() -> str:
     name, folder = _temporary_folder()
     if not os.path.isabs(folder):  # Ray's processes have other working folders
         folder = os.environ["RAY_TMPDIR"] = os.path.abspath(folder)
-    length, most = len(os.fsencode(folder)), SOCKET_BYTES - SOCKETS_TAKE
+    length, most = len(os.fsencode(folder)), SOCKET_BYTES - ray_private.SOCKET_PATH_BYTES
     if length <= most:
         return ""
     if name == "RAY_TMPDIR" or not os.access("/tmp", os.W_OK):

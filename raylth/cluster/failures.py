@@ -4,6 +4,7 @@ import contextlib
 
 import ray
 
+from raylth.cluster import ray_private
 from raylth.core.memory import is_out_of_memory
 from raylth.stages import Preempted, Stage, divergence
 from raylth.store import BrokenArtefact, Store
@@ -46,13 +47,14 @@ def cause_of(error: BaseException | None) -> str:
     """Tell from what Ray reports about a trial's actor why it ended."""
     if isinstance(error, ray.exceptions.RayTaskError):
         error = error.cause
-    if isinstance(error, Preempted) or getattr(error, "preempted", False):
+    if isinstance(error, Preempted) or ray_private.is_preempted(error):
         return PREEMPTED
-    if "never ran" in str(error) or "SchedulingCancelled" in str(error):
+    if ray_private.is_never_started(error):
         return NOT_STARTED
     if error is None or isinstance(error, DeviceLost):  # whose text may hold any CUDA error
         return CRASHED
-    if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory pressure" in str(error) or is_out_of_memory(error):
+    is_killed = isinstance(error, ray.exceptions.OutOfMemoryError) or ray_private.is_killed_for_memory(error)
+    if is_killed or is_out_of_memory(error):
         return OUT_OF_MEMORY
     return CRASHED
 

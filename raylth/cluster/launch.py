@@ -14,6 +14,7 @@ from raylth.cluster.nodes.budget_meter import Meter
 from raylth.cluster.nodes.capacity import machines, sums
 from raylth.cluster.nodes.head_monitor import Lifeline
 from raylth.cluster.nodes.preflight import check_cluster, on_all_machines, versions
+from raylth.cluster.ray_private import DRIVER_ENVIRONMENT
 from raylth.cluster.slots import room, slot_of
 from raylth.cluster.worker.checkpoint_cache import start_checkpoint_actors
 from raylth.cluster.worker.gpu import total_bytes
@@ -30,21 +31,6 @@ if TYPE_CHECKING:
     from raylth.cluster.scheduler.loop import Watch
 
 __all__ = ["check_shares", "joined", "run_on_ray"]
-
-SETTINGS = {
-    "RAY_prestart_worker_first_driver": "0",  # a Ray that is started here stands a second earlier
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Parquet is the record
-    "TUNE_MAX_PENDING_TRIALS_PG": "200",  # for a searcher of one's own Tune takes 1: workers would start one after another
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops at once; the store has everything that is finished
-    "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),  # of each log file of a Ray that is started here
-    "RAY_ROTATION_BACKUP_COUNT": "2",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the store is the state, Tune's own is never read
-    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000",
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-}
 
 LOCALLY = Joining()
 
@@ -117,7 +103,7 @@ def joined(joining: Joining) -> Iterator[Any]:
 
 
 def _start_ray(joining: Joining) -> None:
-    os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in DRIVER_ENVIRONMENT.items() if name not in os.environ})
     level = logging.INFO if joining.verbose else logging.CRITICAL  # what goes wrong is told by us, once
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(level)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from raylth.cluster.address import ClusterError
+from raylth.common.exit_codes import ExitCode
 
 __all__ = ["Ran", "ray_command", "read_cluster_file", "send"]
 
@@ -60,7 +61,7 @@ def send(
     inside = f"cd raylth && venv/bin/python -m raylth.status {shlex.quote(storage)}"
     state = f"python -m raylth.status {storage}" if "://" in storage else f"{on_head}{shlex.quote(inside)}"
     lines = ["the sweep runs on the head and goes on without this machine", f"its output: {on_head}{shlex.quote(follow)}"]
-    return 0, "\n".join([told, *lines, f"how it gets on: {state}"])
+    return ExitCode.OK, "\n".join([told, *lines, f"how it gets on: {state}"])
 
 
 def _check_wheel(cluster: str, config: dict[str, Any], ray: Callable[..., Ran]) -> None:

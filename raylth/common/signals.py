@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["EXIT_INTERRUPTED", "STOPPED_EARLY", "Asked", "deferred", "end_at_once", "raise_in_order", "shielded", "was_asked"]
+from raylth.common.exit_codes import ExitCode
 
-EXIT_INTERRUPTED = 130
+__all__ = ["STOPPED_EARLY", "Asked", "deferred", "end_at_once", "raise_in_order", "shielded", "was_asked"]
+
 STOPPED_EARLY = "stopped before anything was started"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_SECONDS = 5.0  # after the first signal, in which others mean the same
@@ -46,7 +47,7 @@ class Asked:
                 raise KeyboardInterrupt
         elif time.monotonic() - self.at > SAME_SECONDS:
             os.write(2, b"\nended at once; what was finished is in the store\n")
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(ExitCode.INTERRUPTED)
 
     @property
     def why(self) -> str:
@@ -140,4 +141,4 @@ def _leave_closed_terminal() -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     os.write(2, f"{STOPPED_EARLY}\n".encode())  # print may be in the middle of something
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(ExitCode.INTERRUPTED)

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
+from raylth.common.exit_codes import ExitCode
+
 __all__ = ["leave", "run", "typed_python"]
 
 
@@ -23,7 +25,7 @@ def run(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         if not _reader_left():
             raise
-        return 0
+        return ExitCode.OK
 
 
 def leave(status: int) -> NoReturn:

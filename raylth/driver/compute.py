@@ -11,15 +11,15 @@ from rich.console import Console
 from raylth.cluster.address import Joining
 from raylth.cluster.nodes.budget_meter import Meter
 from raylth.common import terminal
+from raylth.common.exit_codes import ExitCode
 from raylth.common.importing import uncollected
 from raylth.core.data import Dataset
 from raylth.driver.live_view import SweepView
 from raylth.driver.run_record import Run
 from raylth.stages import Graph, Plan
 
-__all__ = ["EXIT_FAILED", "compute", "how_to_go_on", "import_report"]
+__all__ = ["compute", "how_to_go_on", "import_report"]
 
-EXIT_FAILED = 1
 LAST_START_SECONDS = 1.0  # until the last stages are with their workers
 
 
@@ -52,7 +52,7 @@ def compute(
         def lost(head: str) -> None:
             how = how_to_go_on(graph, command)
             os.write(2, f"\n{name}: the Ray cluster at {head} does not answer any more; start it again. {how}\n".encode())
-            os._exit(EXIT_FAILED)  # what Ray is asked now would wait for it
+            os._exit(ExitCode.FAILED)  # what Ray is asked now would wait for it
 
         run_on_ray(plan, graph, run.store, dataset, errors=run.errors, watch=watch, meter=meter, joining=joining, lost=lost)
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from raylth.cluster.address import Joining
 from raylth.cluster.nodes.budget_meter import Meter
 from raylth.common import signals
+from raylth.common.exit_codes import ExitCode
 from raylth.config.analyses import AnalysesConfig
 from raylth.config.load import BadSweep
 from raylth.config.overrides import changed
@@ -22,7 +23,7 @@ from raylth.driver.compute import compute
 from raylth.driver.prepare import check_places, in_hours, plan_of, scan_of, share_of, tried
 from raylth.driver.progress import StatusFile
 from raylth.driver.run_record import Run
-from raylth.driver.run_sweep import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, run_sweep
+from raylth.driver.run_sweep import run_sweep
 from raylth.driver.study_journal import opened_journal
 from raylth.driver.winners import SUMMARY, joined_plan, plan_of_winners, summary_of, winners_of
 from raylth.stages import MOST_STAGES, Graph, Plan, check_same_data, hours, keep_checked, kind_of, load_data
@@ -65,14 +66,14 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
             console.print(
                 f"\nstopped{signals.was_asked().why}: what was tried is kept; the same command goes on", highlight=False
             )
-            return EXIT_INTERRUPTED
+            return ExitCode.INTERRUPTED
     if meter.exhausted and any(len(study.ended()) < study.search.trials for study in studies):
         console.print(f"{meter.exhausted}; raise it, and the same command goes on", highlight=False, soft_wrap=True)
-        return EXIT_BUDGET
+        return ExitCode.BUDGET
     for study in studies:
         if not study.winners():
             console.print(f"{study.title}: no training went to its end, so nothing is best; see search.stop", style="red")
-            return EXIT_FAILED
+            return ExitCode.FAILED
     winners = [winner for study in studies for winner in winners_of(study)]
     for winner in winners:
         for edge in winner.edges:

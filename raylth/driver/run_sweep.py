@@ -11,18 +11,17 @@ from rich.text import Text
 from raylth.cluster.address import Joining
 from raylth.cluster.nodes.budget_meter import Meter
 from raylth.common import signals
+from raylth.common.exit_codes import ExitCode
 from raylth.config.sweep import SweepConfig
 from raylth.core.data import Dataset
 from raylth.core.data.streamed.dataset import ImageFiles, has_ffcv
-from raylth.driver.compute import EXIT_FAILED, compute, how_to_go_on
+from raylth.driver.compute import compute, how_to_go_on
 from raylth.driver.prepare import Prepared, check_space, prepare
 from raylth.driver.run_record import Run
 from raylth.driver.summarise import show_failures, show_results
 from raylth.stages import Graph, Plan, forecast, free_bytes, in_units
 
-__all__ = ["EXIT_BUDGET", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "run_sweep"]
-
-EXIT_OK, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 3, signals.EXIT_INTERRUPTED
+__all__ = ["run_sweep"]
 
 INTERRUPTED_SECONDS = 5.0  # for exporters to end after Ctrl-C
 NO_FFCV = "FFCV is not installed here: PIL reads the same images, several times slower (make ffcv; README, ImageNet)"
@@ -64,7 +63,7 @@ def _interrupted(sweep: Prepared, console: Console, command: Sequence[str]) -> i
     why = signals.was_asked().why
     sweep.status.update(sweep.graph, 0, sweep.meter.used, state="stopped", note=f"stopped{why}" if why else "")
     console.print(f"\nstopped{why}: {how_to_go_on(sweep.graph, command)}", highlight=False, soft_wrap=True)
-    return EXIT_INTERRUPTED
+    return ExitCode.INTERRUPTED
 
 
 def _summarise(sweep: Prepared, console: Console, command: Sequence[str]) -> int:
@@ -78,17 +77,17 @@ def _summarise(sweep: Prepared, console: Console, command: Sequence[str]) -> int
         show_results(graph, sweep.run, console)
     except KeyboardInterrupt:
         console.print(f"stopped{signals.was_asked().why} while the results were written; the same command writes them")
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     except OSError as error:
         text = f"the results could not be written: {error.strerror or error}; the same command writes them"
         console.print(Text(text, style="red"), soft_wrap=True)
         show_failures(graph, sweep.run, console)
-        return EXIT_FAILED
+        return ExitCode.FAILED
     show_failures(graph, sweep.run, console)
     if not graph.finished:
         console.print(f"{sweep.meter.exhausted}; raise it. {how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
-        return EXIT_BUDGET
-    return EXIT_FAILED if {"failed", "blocked"} & set(graph.states.values()) else EXIT_OK
+        return ExitCode.BUDGET
+    return ExitCode.FAILED if {"failed", "blocked"} & set(graph.states.values()) else ExitCode.OK
 
 
 def _hints(dataset: Dataset) -> list[str]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raylth.common import signals
+from raylth.common.exit_codes import ExitCode, describe
 from raylth.common.importing import uncollected
 from raylth.common.paths import expanded
 from raylth.store import BrokenArtefact, NewerStore, Store
@@ -35,14 +36,18 @@ formats:
   hf           as safetensors, with a card that the Hugging Face hub reads; `hf upload USER/NAME FOLDER` uploads it
 Each has a model card (README.md), config.json, and load.py, which loads the network without raylth.
 
-exit status: 0 the folder is there; 2 bad input, and nothing was written; 130 interrupted
 """
+STATUSES = {
+    ExitCode.OK: "the folder is there",
+    ExitCode.BAD_INPUT: "bad input, and nothing was written",
+    ExitCode.INTERRUPTED: "interrupted",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m raylth.export", description=ABOUT, epilog=EPILOG,
+        prog="python -m raylth.export", description=ABOUT, epilog=EPILOG + describe(STATUSES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("store", metavar="STORE", help="the store (`storage` in the sweep file)")
@@ -78,12 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (folder / "README.md").write_text(card(network, options.format))
     except (OSError, ValueError, BrokenArtefact, NewerStore, MaskBroken) as error:
         print(str(error).splitlines()[0], file=sys.stderr)
-        return 2
+        return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
-        return signals.EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     print(target)
-    return 0
+    return ExitCode.OK
 
 
 def _check_new(target: str | Path) -> None:

@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from raylth.common import signals
+from raylth.common.exit_codes import ExitCode
 from raylth.common.importing import uncollected
 from raylth.store import Location, locate
 
 __all__ = ["main", "make_parser"]
-
-EXIT_OK, EXIT_NOTHING = 0, 2
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,16 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         while True:
             written = _write_all(write_report, place, options.out, patient=options.watch is not None)
             if options.watch is None:
-                return EXIT_OK if written else EXIT_NOTHING
+                return ExitCode.OK if written else ExitCode.BAD_INPUT
             time.sleep(options.watch)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
-        return EXIT_NOTHING
+        return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         if options.watch is not None:
-            return EXIT_OK
+            return ExitCode.OK
         print("stopped; not everything was written", file=sys.stderr)
-        return signals.EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def _write_all(write: Callable[[Location, Location], object], place: Location, out: str | None, *, patient: bool) -> bool:

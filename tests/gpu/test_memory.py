@@ -40,7 +40,7 @@ def test_a_gpu_that_is_full_is_known_its_memory_comes_back_and_it_is_healthy(car
 def test_a_process_whose_gpu_is_lost_is_found_out(card):
     code = """
 import torch
-from raylth.cluster import gpus
+from raylth.cluster.worker import gpu
 from raylth.core.memory import is_out_of_memory, release_memory
 assert gpu.is_healthy(), "before it is used"
 values = torch.zeros(3, device="cuda")

@@ -1,17 +1,15 @@
 """What a cluster has, and what it would have if its autoscaler started all that it may."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
-from ray.experimental.internal_kv import _internal_kv_get
 
-__all__ = ["machines", "refusals", "startable", "sums"]
+from raylth.cluster.ray_private import BOOTSTRAP
 
-BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # which `ray up` leaves on the head
+__all__ = ["machines", "startable", "sums"]
 
 
 def startable(config: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -39,15 +37,3 @@ def machines(bootstrap: str = BOOTSTRAP) -> list[dict[str, float]]:
 def sums(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return how many CPUs and GPUs machines have together."""
     return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-
-
-def refusals() -> dict[str, str]:
-    """Return why the cloud refuses types of machines now, by name, as far as Ray's autoscaler tells."""
-    told = _internal_kv_get("__autoscaling_status")
-    summary = (json.loads(told) if told else {}).get("autoscaler_report", {}).get("node_availability_summary", {})
-    found = {}
-    for name, record in summary.get("node_availabilities", {}).items():
-        why = record.get("unavailable_node_information")
-        if not record["is_available"] and why:
-            found[name] = why["category"]
-    return found

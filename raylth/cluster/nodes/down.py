@@ -9,11 +9,16 @@ from typing import Any
 
 from raylth.cluster.address import ClusterError
 from raylth.cluster.submit import read_cluster_file
+from raylth.common.exit_codes import ExitCode, describe
 
 __all__ = ["left_on_aws", "main", "make_parser"]
 
-EXIT_LEFT, EXIT_BAD = 1, 2
 TAG = "ray-cluster-name"
+STATUSES = {
+    ExitCode.OK: "nothing that costs is left",
+    ExitCode.FAILED: "something is",
+    ExitCode.BAD_INPUT: "no cluster file",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -21,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m raylth.cluster",
         description=f"{__doc__}\n\nexample:\n  python -m raylth.cluster down cluster.yaml",
-        epilog="exit status: 0 nothing that costs is left; 1 something is; 2 no cluster file; else what ray down says",
+        epilog=describe(STATUSES, "else what ray down says"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=["down"], help="end the cluster, and list what it left")
@@ -37,7 +42,7 @@ def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | Non
         config = read_cluster_file(options.file)
     except ClusterError as error:
         print(error, file=sys.stderr)
-        return EXIT_BAD
+        return ExitCode.BAD_INPUT
     name, provider = config["cluster_name"], config["provider"]
     status = (ray or _ray_down)(options.file)
     if provider["type"] != "aws":
@@ -48,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | Non
         print(line)
     if not left:
         print(f"nothing that costs is left of {name} in {provider['region']}")
-    return EXIT_LEFT if left else status
+    return ExitCode.FAILED if left else status
 
 
 def _ray_down(file: str) -> int:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ray.autoscaler._private.resource_demand_scheduler import _resource_based_utilization_scorer
 
-from raylth.cluster.nodes.capacity import BOOTSTRAP
+from raylth.cluster.ray_private import BOOTSTRAP, is_node_type_available, utilization_score
 
 __all__ = ["score"]
 
@@ -23,11 +22,10 @@ def score(
 
     What is to be had comes before what was refused, then Ray's own score, then the `priority` of the cluster file.
     """
-    fit = _resource_based_utilization_scorer(node_resources, resources, node_availability_summary=node_availability_summary)
+    fit = utilization_score(node_resources, resources, node_availability_summary=node_availability_summary)
     if fit is None:
         return None
-    refused = node_availability_summary.node_availabilities.get(node_type)
-    return (refused is None or refused.is_available, *fit, _priorities(BOOTSTRAP).get(node_type, 0))
+    return (is_node_type_available(node_availability_summary, node_type), *fit, _priorities(BOOTSTRAP).get(node_type, 0))
 
 
 @functools.cache

@@ -13,9 +13,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 
-from ray._private.services import get_node_ip_address
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.core.generated import autoscaler_pb2, gcs_pb2
+from ray.util import get_node_ip_address
+
+from raylth.cluster.ray_private import drain_machine
+from raylth.common.exit_codes import ExitCode
 
 __all__ = ["main", "watch"]
 
@@ -34,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     why = watch(os.environ.get("RAYLTH_METADATA", METADATA))
     if why is None:
         print("no metadata server answers: this machine gets no notice", file=sys.stderr)
-        return 0
+        return ExitCode.OK
     print(f"drained: {why}", flush=True)
-    drain(options.head, options.address or get_node_ip_address(), why)
-    return 0
+    drain_machine(options.head, options.address or get_node_ip_address(), why, NOTICE_SECONDS)
+    return ExitCode.OK
 
 
 def watch(server: str, sleep: Callable[[float], None] = time.sleep) -> str | None:
@@ -53,20 +54,6 @@ def watch(server: str, sleep: Callable[[float], None] = time.sleep) -> str | Non
             return notice
         sleep(ASK_SECONDS)
     return None
-
-
-def drain(head: str, address: str, why: str) -> None:
-    """Have Ray give this machine no more work, and tell those who work there; RuntimeError when it has no such machine."""
-    client = GcsClient(address=head)
-    alive = gcs_pb2.GcsNodeInfo.GcsNodeState.ALIVE  # type: ignore[attr-defined]
-    found = client.get_all_node_info()
-    ours = [node for node, info in found.items() if info.node_manager_address == address and info.state == alive]
-    if not ours:
-        raise RuntimeError(f"Ray at {head} has no machine {address}")
-    deadline = int(1000 * (time.time() + NOTICE_SECONDS))
-    reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]
-    for node in ours:
-        client.drain_node(node.hex(), reason, why, deadline)
 
 
 def _aws(server: str) -> str | None:

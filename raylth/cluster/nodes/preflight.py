@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylth.cluster.address import ClusterError
 from raylth.cluster.nodes.capacity import machines
+from raylth.cluster.ray_private import asks_for_token
 
 __all__ = ["check_cluster", "compare", "on_all_machines", "versions"]
 
@@ -42,7 +43,7 @@ def check_cluster(allow_open: bool = False) -> None:
     A cluster of this machine alone may do without. `allow_open` lets the others do so, too. Raises ClusterError.
     """
     compare(versions(), dict(on_all_machines(versions)))
-    guarded = on_all_machines(_asks_for_token)
+    guarded = on_all_machines(asks_for_token)
     ours = {found.address for addresses in psutil.net_if_addrs().values() for found in addresses}
     others = sorted({address for address, _ in guarded} - ours - {ray.util.get_node_ip_address()})
     if len(machines()) > len(guarded):
@@ -71,9 +72,3 @@ def on_all_machines(
                 line = str(error).strip().splitlines()[0]
                 raise ClusterError(f"{node['NodeManagerAddress']} does not answer: {line}") from error
     return found
-
-
-def _asks_for_token() -> bool:
-    from ray._raylet import AuthenticationMode, get_authentication_mode  # type: ignore[attr-defined]
-
-    return bool(get_authentication_mode() != AuthenticationMode.DISABLED)

@@ -8,6 +8,8 @@ that one the trial, and ends the one that is starting.
 import time
 from typing import Any
 
+from raylth.cluster import ray_private
+
 __all__ = ["Warm"]
 
 MANY = 10_000  # more workers than a sweep has
@@ -23,23 +25,19 @@ class Warm:
 
     def turn(self, controller: Any) -> None:
         """Take a turn of Tune's loop."""
-        cache, live = controller._actor_cache, controller.get_live_trials()
-        if not cache.num_cached_objects:
+        live = ray_private.live_trials(controller)
+        if not ray_private.num_idle_workers(controller):
             self.idle_since = None
         elif self.idle_since is None:
             self.idle_since = time.monotonic()
-        waiting = [trial for trial in live if trial.status == trial.PENDING and self._waits(controller, trial)]
-        others_wait = any(not cache.has_cached_object(trial.placement_group_factory) for trial in waiting)
+        waiting = [
+            trial for trial in live if trial.status == trial.PENDING and not ray_private.has_running_worker(controller, trial)
+        ]
+        others_wait = any(not ray_private.has_idle_worker(controller, trial.placement_group_factory) for trial in waiting)
         is_long = self.idle_since is not None and time.monotonic() - self.idle_since > LONGEST
         wanted = set() if others_wait or is_long else {trial.placement_group_factory for trial in live} | self.kept
         for resources in wanted - self.kept:
-            cache.increase_max(resources, MANY)
+            ray_private.keep_idle_workers(controller, resources, MANY)
         for resources in self.kept - wanted:
-            cache.decrease_max(resources, MANY)
+            ray_private.release_idle_workers(controller, resources, MANY)
         self.kept = wanted
-
-    @staticmethod
-    def _waits(controller: Any, trial: Any) -> bool:
-        """Whether a trial has neither an idle worker, which is being told of it, nor one that starts."""
-        worker = controller._trial_to_actor.get(trial)
-        return worker is None or worker in controller._actor_manager.pending_actors

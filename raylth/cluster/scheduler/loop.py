@@ -10,8 +10,9 @@ from typing import Any
 import ray
 from ray import tune
 
+from raylth.cluster import ray_private
 from raylth.cluster.nodes.budget_meter import Meter, Watchdog
-from raylth.cluster.nodes.capacity import refusals, sums
+from raylth.cluster.nodes.capacity import sums
 from raylth.cluster.scheduler.graph_searcher import GraphSearcher
 from raylth.cluster.scheduler.trial_scheduler import TrialScheduler
 from raylth.cluster.worker.payload import Shared
@@ -69,7 +70,7 @@ class _Pulse:
 
     def __init__(self, searcher: GraphSearcher, board: Any, watch: Watch, asked: signals.Asked, meter: Meter) -> None:
         self.searcher, self.board, self.watch, self.asked, self.meter = searcher, board, watch, asked, meter
-        self.watchdog = Watchdog(searcher.resources.capacity_minutes, refusals)
+        self.watchdog = Watchdog(searcher.resources.capacity_minutes, ray_private.unavailable_node_types)
         self.looked_at = self.asked_at = float("-inf")
         self.epochs = 0  # trained in this run
         self.counts: dict[float, int] = {}  # since when a board counts -> its last answer; one that died begins again at 0

@@ -1,25 +1,17 @@
 """Tune's scheduler of a sweep: in order of arrival, and with the reason of each worker's end for the searcher."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
+from raylth.cluster import ray_private
 from raylth.cluster.failures import NOT_STARTED, cause_of
 from raylth.cluster.scheduler.idle_workers import Warm
 
 __all__ = ["TrialScheduler"]
-
-
-def _error_of(trial: Any) -> Exception | None:
-    """Return what Tune noted in the driver's own folder; `get_pickled_error` looks where nothing was copied to yet."""
-    if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
-        found: Exception = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-        return found
-    return RuntimeError(Path(trial.error_file).read_text().strip().splitlines()[-1]) if trial.error_file else None
 
 
 class TrialScheduler(FIFOScheduler):
@@ -45,23 +37,23 @@ class TrialScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Return the first that waits. Tune keeps idle workers and what they hold; a team may be waiting for just that."""
-        live = list(tune_controller.get_live_trials())
+        live = ray_private.live_trials(tune_controller)
         self.on_turn(any(trial.status == Trial.RUNNING for trial in live))
         if self.is_closed():  # those that wait would be started by and by
             for waiting in (trial for trial in live if trial.status == Trial.PENDING):
-                tune_controller.stop_trial(waiting)
+                ray_private.stop_trial(tune_controller, waiting)
         self.warm.turn(tune_controller)
         trial = None if self.is_closed() else super().choose_trial_to_run(tune_controller)
         if trial is None and self.has_team():
-            tune_controller._cleanup_cached_actors(force_all=True)
+            ray_private.end_idle_workers(tune_controller)
         return trial
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Note the cause; Tune calls this just before the searcher."""
-        if trial in tune_controller._resetting_trials:  # and it stays there when that fails
+        if ray_private.is_resetting(tune_controller, trial):  # and it stays there when that fails
             self.causes[trial.trial_id] = NOT_STARTED, "the idle worker that was to run it is gone"
             return
-        error = _error_of(trial)
+        error = ray_private.error_of_trial(trial)
         raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         detail = str(raised).strip().splitlines()
         self.causes[trial.trial_id] = cause_of(error), f"{type(raised).__name__}: {detail[0] if detail else ''}"

@@ -18,8 +18,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from raylth.cluster import ray_private
 from raylth.cluster.nodes.budget_meter import Meter, Watchdog
-from raylth.cluster.nodes.capacity import refusals
 from raylth.cluster.search.point_trial import EPOCHS, Given, PointTrial
 from raylth.cluster.slots import Nodes, room, slot_of
 from raylth.common.registry import nearest
@@ -105,11 +105,9 @@ class StudySearch(OptunaSearch):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take in a trial's end."""
         if result is not None and EPOCHS in result:
-            self._ot_trials[trial_id].set_user_attr(EPOCHS, int(result[EPOCHS]))
+            ray_private.set_trial_attribute(self, trial_id, EPOCHS, int(result[EPOCHS]))
         if result is not None and not error and not result.get("finished"):
-            study: Any = self._ot_study
-            study.tell(self._ot_trials[trial_id], state=TrialState.PRUNED)
-            self._completed_trials.add(trial_id)
+            ray_private.tell_pruned(self, trial_id)
             return
         super().on_trial_complete(trial_id, result, error)
 
@@ -277,7 +275,7 @@ class _Teller(Callback):
         self.study, self.told, self.searcher, self.meter = study, told, searcher, meter
         self.looked_at = float("-inf")
         self.slot = slot_of(study.config.resources.sparse)
-        self.watchdog = Watchdog(study.config.resources.capacity_minutes, refusals)
+        self.watchdog = Watchdog(study.config.resources.capacity_minutes, ray_private.unavailable_node_types)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -307,5 +305,5 @@ class _Teller(Callback):
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        lines = str(trial.error_file and Path(trial.error_file).read_text()).strip().splitlines()
+        lines = str(ray_private.error_of_trial(trial) or "").strip().splitlines()
         self.told(f"{self.study.title}: a trial failed: {lines[-1] if lines else 'no reason known'}")

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import ray
 
-from raylth.cluster import failures
+from raylth.cluster import failures, ray_private
 from raylth.cluster.slots import Nodes, room
 from raylth.cluster.worker.checkpoint_cache import CheckpointReader
 from raylth.cluster.worker.epoch_counter import Chalk
@@ -51,15 +51,15 @@ def run_team(stage: Stage, shared: Shared, config: Mapping[str, Any]) -> str | N
     `config` has `workers`, `min_workers`, and each worker's `cpus` and `gpus`. While there is no room for them it waits, and
     looks again how many there is room for. Raises TeamLost when workers were lost, and else what a worker raised.
     """
-    from ray.train import ControllerError, TrainingFailedError
+    from ray.train import TrainingFailedError
 
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
+    os.environ.setdefault(ray_private.START_TIMEOUT, str(START_SECONDS))
     while True:
         try:
             return _fit(stage, shared, config)
         except TrainingFailedError as error:
             traceback.clear_frames(error.__traceback__)  # they hold Ray Train's controller, and it the team's CPUs
-            if isinstance(error, ControllerError) and "StartupTimeout" in type(error.controller_failure).__name__:
+            if ray_private.is_start_timeout(error):
                 continue
             raise _cause(error) from error
 
@@ -78,31 +78,16 @@ def _fit(stage: Stage, shared: Shared, config: Mapping[str, Any]) -> str | None:
             scaling_config=ScalingConfig(
                 num_workers=num_workers(nodes, config), use_gpu=bool(config["gpus"]), resources_per_worker=each
             ),
-            torch_config=_torch_config("cpu:gloo,cuda:nccl" if config["gpus"] else "gloo"),
+            torch_config=ray_private.torch_config(
+                _choose_interface,  # torch's processes meet on the network on which Ray's do
+                {"backend": "cpu:gloo,cuda:nccl" if config["gpus"] else "gloo", "timeout_s": COPYING_SECONDS},
+            ),
             run_config=RunConfig(  # nothing is written there: the store has it all
                 storage_path=folder, name="team", failure_config=FailureConfig(**failure)
             ),
         )
         found: str | None = trainer.fit().return_value  # type: ignore[attr-defined]
     return found
-
-
-def _torch_config(backend: str) -> Any:
-    """Have torch's processes meet on the network on which Ray's do."""
-    from ray.train.torch import TorchConfig
-    from ray.train.torch.config import _TorchBackend
-
-    class OnRaysNetwork(_TorchBackend):
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(_choose_interface)
-            super().on_start(worker_group, backend_config)
-
-    class Config(TorchConfig):
-        @property
-        def backend_cls(self) -> type:
-            return OnRaysNetwork
-
-    return Config(backend=backend, timeout_s=COPYING_SECONDS)
 
 
 def _choose_interface() -> None:
@@ -163,15 +148,14 @@ def _member(config: dict[str, Any]) -> str | None:
 
 def _cause(error: Exception) -> Exception:
     """Return what a team's end comes from: workers that were lost before what the others met with because of that."""
-    from ray.train import WorkerGroupError
-    from ray.train.v2.api.exceptions import PreemptionError
+    from ray.train import PreemptionError, WorkerGroupError
 
     if isinstance(error, PreemptionError):
         return TeamLost(failures.PREEMPTED, str(error))
     if not isinstance(error, WorkerGroupError):
         return TeamLost(failures.CRASHED, _line(error))
     found: dict[int, Exception] = {
-        rank: getattr(each, "health_check_failure", each) for rank, each in sorted(error.worker_failures.items())
+        rank: ray_private.worker_error(each) for rank, each in sorted(error.worker_failures.items())
     }
     for each in found.values():  # NCCL's own lack of memory looks like another's end, and the others hang because of it
         if is_out_of_memory(each):

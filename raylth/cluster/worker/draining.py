@@ -1,10 +1,10 @@
 """Whether this machine is to go: Ray's head knows, whoever told it."""
 
 import time
-from typing import Any
 
 import ray
-from ray._private.worker import global_worker
+
+from raylth.cluster.ray_private import draining_nodes
 
 __all__ = ["Drain"]
 
@@ -22,9 +22,7 @@ class Drain:
         if not self.is_draining and time.monotonic() - self.asked_at >= ASK_SECONDS:
             self.asked_at = time.monotonic()
             try:
-                client: Any = global_worker
-                draining = client.gcs_client.get_draining_nodes(timeout=ASK_SECONDS)
+                self.is_draining = self.node in draining_nodes(timeout=ASK_SECONDS)
             except ray.exceptions.RayError:  # a head that does not answer drains nobody
                 return False
-            self.is_draining = self.node in {node if isinstance(node, str) else node.hex() for node in draining}
         return self.is_draining

@@ -64,7 +64,7 @@ def test_several_machines_that_ask_nobody_for_a_token_are_refused(two_machines):
 ALONE = """
 import ray
 from ray.cluster_utils import Cluster
-from raylth.cluster import preflight
+from raylth.cluster.nodes import preflight
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 cluster.add_node(num_cpus=1)
