@@ -80,8 +80,8 @@ def columns_page() -> str:
         "# Result columns",
         "Every table is a Parquet data set, `<storage>/<table>/`, with one file for each run, and a table of "
         "`python -m raylth.results`. `arms` exists in SQL only: one row for each finished sparse network, however many "
-        "sweeps of the store share it. [Read the results](../guides/results.md) has examples. Meanings are given where the name "
-        "does not say it.",
+        "sweeps of the store share it. [Read the results](../guides/results.md) has examples. Meanings are given where the "
+        "name does not say it.",
     ]
     for table, schema in TABLES.items():
         rows = [
