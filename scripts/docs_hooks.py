@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -149,9 +150,7 @@ def _default(field: dict[str, Any], is_required: bool) -> str:
         return "required"
     if "$ref" in field or "default" not in field:
         return ""
-    value = field["default"]
-    words = {None: "null", True: "true", False: "false"}
-    shown = words[value] if value is None or isinstance(value, bool) else str(value)
+    shown = field["default"] if isinstance(field["default"], str) else json.dumps(field["default"])
     return f"`{shown}`" if len(shown) < 60 else ""
 
 
