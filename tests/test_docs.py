@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raylth import __version__
 from raylth.cli.main import COMMANDS
 from raylth.cli.results import TABLES
 from raylth.config.load import read_sweep
@@ -103,6 +104,16 @@ def check_links(path: Path, text: str) -> None:
         assert not path.is_relative_to(DOCS) or there.is_relative_to(DOCS), f"{target}: outside the site"
         if anchor:
             assert anchor in anchors(found), f"{target}: no such heading"
+
+
+def test_the_glossary_is_in_alphabetical_order():
+    terms = re.findall(r"^\*\*(.+)\*\*$", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    assert len(terms) > 40
+    assert terms == sorted(terms, key=str.casefold)
+
+
+def test_the_citation_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
 
 
 def test_the_readme_is_short():
