@@ -2,6 +2,7 @@
 #   make quickstart   install, run the whole method on embedded data, print the paper's finding
 #   make test         install with the dev extra and FFCV, lint, type-check, run the tests
 #   make ffcv         FFCV for ImageNet, and the system packages that it is built with
+#   make docs         install with the docs extra, build the documentation into site/
 #   make cluster-files  the wheel and the token that `ray up cluster.yaml` ships
 #   make test-faults  kill processes and harm files while sweeps run
 #   make test-cluster  ray up over SSH to two machines made of namespaces, a sweep on them, ray down (root)
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: quickstart test test-faults test-cluster lint ffcv cluster-files bench clean
+.PHONY: quickstart test test-faults test-cluster lint docs ffcv cluster-files bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -40,6 +41,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_cpu.py
 	$(BIN)/python benchmarks/quickstart_time.py
@@ -48,7 +52,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/analyses.py
 
 clean:
-	rm -rf $(VENV) .import_linter_cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .import_linter_cache .pytest_cache .mypy_cache .ruff_cache
 
 # The stamps make a second install do no work; they fall behind when the package's needs change.
 $(VENV)/bin/pip:
@@ -66,4 +70,8 @@ $(VENV)/.installed-ffcv: scripts/packages.sh $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@

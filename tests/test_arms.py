@@ -20,7 +20,7 @@ from raylth.store import Store, locate
 from tests.conftest import tiny_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = re.search(r"```python\n# own_arms\.py\n(.*?)```", (ROOT / "docs" / "extending" / "arm.md").read_text(), re.DOTALL)[1]
+PAGE = re.search(r"```python\n# own_arms\.py\n(.*?)```", (ROOT / "docs/extending/arm.md").read_text(), re.DOTALL)[1]
 OWN = (
     PAGE
     + """

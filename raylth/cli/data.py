@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (0 <= options.jpeg_share <= 1 and 1 <= options.quality <= 100 and options.max_side >= 1 and options.workers >= 1):
         parser.error("--jpeg-share is from 0 to 1, --quality from 1 to 100, --max-side and --workers are at least 1")
     if not has_ffcv():
-        print("FFCV is not installed, which writes these files: run `make ffcv` (README, ImageNet)", file=sys.stderr)
+        print("FFCV is not installed, which writes these files: run `make ffcv` (docs/guides/imagenet.md)", file=sys.stderr)
         return ExitCode.BAD_INPUT
     encoding = Encoding(options.max_side, options.jpeg_share, options.quality)
     try:

@@ -24,7 +24,7 @@ from raylth.stages import Graph, Plan, forecast, free_bytes, in_units
 __all__ = ["run_sweep"]
 
 INTERRUPTED_SECONDS = 5.0  # for exporters to end after Ctrl-C
-NO_FFCV = "FFCV is not installed here: PIL reads the same images, several times slower (make ffcv; README, ImageNet)"
+NO_FFCV = "FFCV is not installed here: PIL reads the same images, several times slower (make ffcv; docs/guides/imagenet.md)"
 
 
 def run_sweep(
@@ -97,7 +97,7 @@ def _hints(dataset: Dataset) -> list[str]:
     hints, memory = [] if has_ffcv() else [NO_FFCV], psutil.virtual_memory().total
     if dataset.bytes > memory:
         sizes = f"{in_units(dataset.bytes)} of images and {in_units(memory)} of memory"
-        hints.append(f"{sizes}: the disk sets the pace; files with --jpeg-share 1 are smaller (README, ImageNet)")
+        hints.append(f"{sizes}: the disk sets the pace; files with --jpeg-share 1 are smaller (docs/guides/imagenet.md)")
     return hints
 
 

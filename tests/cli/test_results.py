@@ -202,9 +202,9 @@ def test_help_begins_with_examples(capsys):
     assert shown.index("examples:") < shown.index("options:")
 
 
-def test_the_readmes_queries_run(store, tmp_path, monkeypatch):
+def test_the_guides_queries_run(store, tmp_path, monkeypatch):
     """Word for word, from a folder in which `raylth-store` is the store."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/guides/results.md").read_text()
     queries = re.findall(r'^python -m raylth\.results raylth-store "(.*?)"( --csv (\S+))?$', text, re.MULTILINE | re.DOTALL)
     assert len(queries) >= 2
     (tmp_path / "raylth-store").symlink_to(store)

@@ -42,7 +42,7 @@ def machine(tmp_path):
 
 
 def test_a_machine_ends_itself_after_its_life_and_the_end_is_not_put_off(machine):
-    assert machine() == ["shutdown -P +2880"], "48 hours, as the README says"
+    assert machine() == ["shutdown -P +2880"], "48 hours, as docs/guides/cluster.md says"
     assert machine() == [], "ray up again does not make it live longer"
 
 

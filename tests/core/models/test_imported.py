@@ -21,22 +21,9 @@ from raylth.core.permutation import derive_spec, random_permutation
 from raylth.report import load_results
 from raylth.stages import make_plan
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
-(NETWORK,) = re.findall(r"```python\n(# mynets\.py\n.*?)```", README, re.DOTALL)
-DATA = """
-import numpy as np
-from raylth.core.data import ArrayDataset, DatasetInfo
-
-
-def load(**_):
-    draws = np.random.default_rng(0)
-    y = draws.integers(0, 3, 400)
-    x = draws.normal(size=(400, 8)).astype("float32") + np.eye(3, 8, dtype="float32")[y] * 4
-    return ArrayDataset(x[:300], y[:300], x[300:], y[300:])
-
-
-blobs = DatasetInfo((8,), 3, num_train=300, num_test=100, augment="none", from_files=False, load=load)
-"""
+GUIDE = (Path(__file__).parents[3] / "docs/guides/networks.md").read_text()
+(NETWORK,) = re.findall(r"```python\n(# mynets\.py\n.*?)```", GUIDE, re.DOTALL)
+(DATA,) = re.findall(r"```python\n(# mydata\.py\n.*?)```", GUIDE, re.DOTALL)
 SWEEP = {
     "name": "own", "seeds": {"replicates": 1}, "dense": {"epochs": 3}, "imp": {"epochs_per_round": 1},
     "sparse": {"arms": ["lth", "permuted", "naive"], "sparsities": [0.3], "rewinds": [1]},
