@@ -73,7 +73,7 @@ def commands_page() -> str:
 
 def columns_page() -> str:
     """Return the page of all tables of results with their columns; meanings are the comments beside the schemas."""
-    from raylth.cli.results import TABLES
+    from raylth.report.sql import TABLES
     from raylth.store import tables
 
     meanings = _comments(inspect.getsource(tables))

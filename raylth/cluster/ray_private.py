@@ -37,6 +37,7 @@ __all__ = [
     "release_idle_workers",
     "set_trial_attribute",
     "stop_trial",
+    "take_event",
     "tell_pruned",
     "torch_config",
     "unavailable_node_types",
@@ -210,6 +211,11 @@ def release_idle_workers(controller: Any, resources: Any, number: int) -> None:
 def end_idle_workers(controller: Any) -> None:
     """End all idle actors now, so that what they hold is free."""
     controller._cleanup_cached_actors(force_all=True)
+
+
+def take_event(controller: Any) -> None:
+    """Let Tune's loop take what has happened, such as the end of an actor, while it waits for its searcher."""
+    controller._actor_manager.next(timeout=0)
 
 
 def has_running_worker(controller: Any, trial: Any) -> bool:

@@ -40,8 +40,10 @@ class Graph:
             for parent in parents:
                 self._children[parent].append(key)
             self._missing[key] = {parent for parent in parents if self.states[parent] != "done"}
-        self._ready = [self._rank[key] for key in self.stages if self._is_ready(key)]
-        heapq.heapify(self._ready)
+        self._ready: dict[bool, list[int]] = {True: [], False: []}  # whether stages train -> heap of their ranks
+        for key in self.stages:
+            if self._is_ready(key):
+                self._push(key)
         self._keys = list(self.stages)
         for key, reason in (diverged or {}).items():
             self.diverge(key, reason)
@@ -54,31 +56,43 @@ class Graph:
         """Return the keys of the stages that produce a stage's parents."""
         return {self._producer[parent] for parent in stage.parents.values()}
 
-    def next_ready(self) -> Stage | None:
-        """Take the first stage whose parents are all done and mark it running; None when there is none."""
-        while self._ready:
-            key = self._keys[heapq.heappop(self._ready)]
-            if self._is_ready(key):
-                self.states[key] = "running"
-                return self.stages[key]
-        return None
+    def next_ready(self, trains: bool | None = None) -> Stage | None:
+        """Take the first stage whose parents are all done and mark it running; None when there is none.
+
+        `trains` says whether only stages are meant that train a network, or only those that do not.
+        """
+        stage = self.first_ready(trains)
+        if stage is not None:
+            heapq.heappop(self._ready[stage.epochs > 0])
+            self.states[stage.key] = "running"
+        return stage
+
+    def first_ready(self, trains: bool | None = None) -> Stage | None:
+        """Return the stage that `next_ready` would take, and take it not."""
+        kinds = (True, False) if trains is None else (trains,)
+        for kind in kinds:
+            while self._ready[kind] and not self._is_ready(self._keys[self._ready[kind][0]]):
+                heapq.heappop(self._ready[kind])
+        first = min((self._ready[kind][0] for kind in kinds if self._ready[kind]), default=None)
+        return None if first is None else self.stages[self._keys[first]]
 
     @property
     def num_ready(self) -> int:
         """How many stages may run now."""
-        return len(self._ready)
+        return sum(map(len, self._ready.values()))
 
     def take_leaves(self, like: Stage, most: int, accept: Callable[[Stage], bool]) -> list[Stage]:
         """Take up to `most` further stages while the next one is of that kind and accepted, if nothing waits for any."""
         taken: list[Stage] = []
         if self._children[like.key]:
             return taken
-        while self._ready and len(taken) < most:
-            key = self._keys[self._ready[0]]
+        ready = self._ready[like.epochs > 0]
+        while ready and len(taken) < most:
+            key = self._keys[ready[0]]
             stage = self.stages[key]
             if stage.kind != like.kind or self._children[key] or not accept(stage):
                 break
-            heapq.heappop(self._ready)
+            heapq.heappop(ready)
             if self._is_ready(key):
                 self.states[key] = "running"
                 taken.append(stage)
@@ -86,7 +100,7 @@ class Graph:
 
     def ready(self) -> list[Stage]:
         """List the stages that may run now, in the order in which they would be taken."""
-        keys = (self._keys[rank] for rank in sorted(set(self._ready)))
+        keys = (self._keys[rank] for rank in sorted({*self._ready[True], *self._ready[False]}))
         return [self.stages[key] for key in keys if self._is_ready(key)]
 
     def take(self, stages: Iterable[Stage]) -> None:
@@ -94,8 +108,9 @@ class Graph:
         ranks = {self._rank[stage.key] for stage in stages}
         for rank in ranks:
             self.states[self._keys[rank]] = "running"
-        self._ready = [rank for rank in self._ready if rank not in ranks]
-        heapq.heapify(self._ready)
+        for kind, ready in self._ready.items():
+            self._ready[kind] = [rank for rank in ready if rank not in ranks]
+            heapq.heapify(self._ready[kind])
 
     def finish(self, key: str) -> None:
         """Mark a running stage done; its children may become ready."""
@@ -104,7 +119,7 @@ class Graph:
         for child in self._children[key]:
             self._missing[child].discard(key)
             if self._is_ready(child):
-                heapq.heappush(self._ready, self._rank[child])
+                self._push(child)
 
     def hold(self, key: str) -> None:
         """Put a running stage back among those that wait, until `retry` lets it run."""
@@ -114,7 +129,7 @@ class Graph:
         """Let a stage that ran, or is held, run again when its parents are there."""
         self._wait(key)
         if self._is_ready(key):
-            heapq.heappush(self._ready, self._rank[key])
+            self._push(key)
 
     def _wait(self, key: str) -> None:
         """Put a stage among those that wait, or that are blocked, when a parent failed while it ran."""
@@ -136,7 +151,7 @@ class Graph:
             for child in self._children[key]:
                 self._missing[child].add(key)
             if self._is_ready(key):
-                heapq.heappush(self._ready, self._rank[key])
+                self._push(key)
         return self.stages[key]
 
     def fail(self, key: str, error: str) -> None:
@@ -175,6 +190,9 @@ class Graph:
         for key, stage in self.stages.items():
             counts.setdefault(stage.kind, Counter())[self.states[key]] += 1
         return counts
+
+    def _push(self, key: str) -> None:
+        heapq.heappush(self._ready[self.stages[key].epochs > 0], self._rank[key])
 
     def _is_ready(self, key: str) -> bool:
         return self.states[key] == "waiting" and not self._missing[key]

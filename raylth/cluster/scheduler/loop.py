@@ -14,6 +14,7 @@ from raylth.cluster import ray_private
 from raylth.cluster.nodes.budget_meter import Meter, Watchdog
 from raylth.cluster.nodes.capacity import sums
 from raylth.cluster.scheduler.graph_searcher import GraphSearcher
+from raylth.cluster.scheduler.tasks import StageTasks
 from raylth.cluster.scheduler.trial_scheduler import TrialScheduler
 from raylth.cluster.worker.payload import Shared
 from raylth.cluster.worker.stage_trial import StageTrial
@@ -37,11 +38,14 @@ def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: boo
     try:
         with signals.deferred() as asked:
             pulse = _Pulse(searcher, shared.board, watch, asked, meter)
+            scheduler = TrialScheduler(searcher.causes, searcher.has_team, lambda: searcher.is_closed, pulse.on_turn)
+            searcher.tasks = StageTasks(searcher, shared)
+            searcher.num_idle, searcher.free_workers = scheduler.num_idle, scheduler.free_workers
             tuner = tune.Tuner(
                 tune.with_parameters(StageTrial, shared=shared),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=TrialScheduler(searcher.causes, searcher.has_team, lambda: searcher.is_closed, pulse.on_turn),
+                    scheduler=scheduler,
                     num_samples=-1,
                     reuse_actors=True,
                 ),
@@ -83,7 +87,8 @@ class _Pulse:
     def on_turn(self, any_runs: bool) -> None:
         """Take a turn; the loop ends when nothing runs any more and nothing is to start."""
         self.turn()
-        if self.searcher.is_closed and not any_runs:
+        tasks = self.searcher.tasks
+        if self.searcher.is_closed and not any_runs and not (tasks and tasks.running):
             raise _Closed
 
     def turn(self) -> None:

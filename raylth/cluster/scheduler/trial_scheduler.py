@@ -33,10 +33,12 @@ class TrialScheduler(FIFOScheduler):
         self.causes = causes  # trial -> (cause, what was raised), read by the searcher
         self.is_closed = is_closed  # whether no trial is to start any more
         self.warm = Warm()
+        self.controller: Any = None  # Tune's, once it has asked for a trial
         self.has_team = has_team  # whether a trial runs whose workers have resources of their own
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Return the first that waits. Tune keeps idle workers and what they hold; a team may be waiting for just that."""
+        self.controller = tune_controller
         live = ray_private.live_trials(tune_controller)
         self.on_turn(any(trial.status == Trial.RUNNING for trial in live))
         if self.is_closed():  # those that wait would be started by and by
@@ -47,6 +49,18 @@ class TrialScheduler(FIFOScheduler):
         if trial is None and self.has_team():
             ray_private.end_idle_workers(tune_controller)
         return trial
+
+    def num_idle(self) -> int:
+        """Return how many workers wait for a trial."""
+        if self.controller is None:
+            return 0
+        if not ray_private.live_trials(self.controller):  # then Tune waits for its searcher, and takes no event itself
+            ray_private.take_event(self.controller)
+        return ray_private.num_idle_workers(self.controller)
+
+    def free_workers(self) -> None:
+        """End idle workers now."""
+        ray_private.end_idle_workers(self.controller)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Note the cause; Tune calls this just before the searcher."""

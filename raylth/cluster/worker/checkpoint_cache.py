@@ -17,7 +17,7 @@ import ray
 from raylth.cluster.worker.epoch_counter import Board
 from raylth.store import BrokenArtefact, Store, decode_tensors
 
-__all__ = ["CheckpointActor", "CheckpointReader", "start_checkpoint_actors"]
+__all__ = ["CheckpointActor", "CheckpointReader", "holder_of", "start_checkpoint_actors"]
 
 NO_ROOM = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
 PATIENCE = 60.0  # seconds for the object store to deliver what the store itself can
@@ -67,6 +67,17 @@ class CheckpointActor(Board):
         self.refs.move_to_end((key, name))
         return [self.refs[key, name]]
 
+    def references(self, key: str) -> dict[str, Any]:
+        """Return the references to all files of an artefact; none where it cannot be read, as its reader will see."""
+        with contextlib.suppress(BrokenArtefact, OSError, *NO_ROOM):
+            return {name: self.fetch(key, name)[0] for name in self.store.files(key)}
+        return {}
+
+
+def holder_of(actors: Sequence[Any], key: str) -> Any:
+    """Return the one of the checkpoint actors that holds an artefact."""
+    return actors[zlib.crc32(key.encode()) % len(actors)]
+
 
 def start_checkpoint_actors(root: str, number: int, budget: int | None = None) -> list[Any]:
     """Start the actors, spread over the cluster's nodes; they take no CPU and restart for ever.
@@ -85,15 +96,19 @@ class CheckpointReader:
 
     def __init__(self, actors: Sequence[Any], store: Store, patience: float = PATIENCE) -> None:
         self.actors, self.store, self.patience = actors, store, patience
+        self.references: dict[str, Any] = {}  # artefact -> reference to those of its files, where the reader was given some
 
     def _actor(self, key: str) -> Any:
-        return self.actors[zlib.crc32(key.encode()) % len(self.actors)]
+        return holder_of(self.actors, key)
 
     def load(self, key: str, name: str) -> dict[str, np.ndarray]:
         """Return a file's named arrays as read-only views of the object store.
 
         Raises BrokenArtefact when the file is damaged.
         """
+        with contextlib.suppress(ray.exceptions.RayError, KeyError):  # then the actor is asked anew
+            given = ray.get(self.references[key], timeout=self.patience)
+            return decode_tensors(ray.get(given[name], timeout=self.patience))
         try:
             (ref,) = ray.get(self._actor(key).fetch.remote(key, name), timeout=self.patience)
             buffer = ray.get(ref, timeout=self.patience)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from raylth.cluster.worker.checkpoint_cache import CheckpointReader
+from raylth.cluster.worker.checkpoint_cache import CheckpointReader, holder_of
 from raylth.store import Store
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ class Shared:
     state_seconds: float
     versions: dict[str, str]  # what every worker's machine must run
     imports: tuple[str, ...] = ()  # modules that a worker imports before its first stage
+
+    def holder(self, key: str) -> Any:
+        """Return the actor that holds an artefact."""
+        return holder_of(self.checkpoints, key)
 
     @property
     def board(self) -> Any:

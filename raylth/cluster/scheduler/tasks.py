@@ -1,0 +1,95 @@
+"""Stages that train nothing run as Ray tasks, beside Tune's trials: matches, lines, planes, ensembles, overlaps, analyses.
+
+A task is submitted when its networks exist and there is room for it that no training waits for, with the references of its
+networks in the object store. What its end means is settled by the searcher, as for a trial.
+"""
+
+import uuid
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from raylth.cluster.failures import cause_of
+from raylth.cluster.slots import Slot, asks_too_much
+from raylth.cluster.worker.stage_task import run_task
+from raylth.stages import Graph, Stage, kind_of
+
+if TYPE_CHECKING:
+    from raylth.cluster.scheduler.graph_searcher import GraphSearcher
+    from raylth.cluster.worker.payload import Shared
+
+__all__ = ["StageTasks"]
+
+
+class StageTasks:
+    """Submits the ready stages of a graph that train nothing, and takes their ends to the searcher."""
+
+    def __init__(self, searcher: "GraphSearcher", shared: "Shared") -> None:
+        self.searcher, self.shared = searcher, shared
+        self.run, self.reference = uuid.uuid4().hex, ray.put(shared)
+        self.running: dict[Any, tuple[Stage, Slot]] = {}  # reference of the result -> stage and its share
+        self.task = ray.remote(max_retries=0)(run_task)  # what a lost worker leads to depends on why it was lost
+
+    @property
+    def graph(self) -> Graph:
+        """The searcher's graph."""
+        return self.searcher.graph
+
+    def asked(self) -> list[tuple[str, Slot, int]]:
+        """Return what the tasks take that have not ended: kind, share, and number of workers."""
+        return [(stage.kind, slot, 1) for stage, slot in self.running.values()]
+
+    def turn(self, wait: float = 0.0) -> None:
+        """Take the ends of tasks, after at most `wait` seconds until there is one, and submit what there is room for."""
+        if self.running:
+            ended, _ = ray.wait(list(self.running), num_returns=1, timeout=wait)
+            if ended:  # others that have ended by now, too
+                ended, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+            for reference in ended:
+                self._take(reference)
+        while not self.searcher.is_closed and (stage := self.graph.first_ready(trains=False)) is not None:
+            slot = self.searcher.shares.of(stage)
+            if not self._may_start(stage, slot):
+                return
+            self.graph.take([stage])
+            self._submit(stage, slot)
+
+    def _submit(self, stage: Stage, slot: Slot) -> None:
+        config = {
+            "cpus": slot.cpus, "gpus": slot.gpus, "workers": 1, "steps": None, "engine": "eager",
+        }  # fmt: skip
+        references = {key: self.shared.holder(key).references.remote(key) for key in stage.parents.values()}
+        asked = self.task.options(num_cpus=slot.cpus, num_gpus=slot.gpus, name=f"raylth {stage.kind}")
+        reference = asked.remote(self.run, [self.reference], stage.key, config, references)
+        self.running[reference] = stage, slot
+
+    def _take(self, reference: Any) -> None:
+        """Take a task's end to the searcher."""
+        stage, slot = self.running.pop(reference)
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+            detail = (str(raised).strip().splitlines() or [""])[0]
+            self.searcher.lost([stage], cause_of(error), f"{type(raised).__name__}: {detail}")
+            return
+        self.searcher.ended([stage], slot, result)
+
+    def _may_start(self, stage: Stage, slot: Slot) -> bool:
+        """Whether there is room for a task now, beside the first training that waits for room, unless that comes after it."""
+        asked = [(each, fewest) for _, each, fewest in self.searcher.asked()]
+        if asks_too_much([*asked, (slot, 1)], self.searcher.machines) and asked:
+            return False
+        training = self.graph.first_ready(trains=True)
+        if training is None or kind_of(stage.kind).rank < kind_of(training.kind).rank:
+            return True
+        wanted = self.searcher.shares.of(training)
+        if wanted.gpus and slot.gpus:
+            return False
+        cpus = self._cpus([*asked, (slot, 1), (wanted, self.searcher.shares.fewest(training))])
+        return cpus <= self.searcher.machines.get("CPU", 0.0)
+
+    @staticmethod
+    def _cpus(asked: Iterable[tuple[Slot, int]]) -> float:
+        return sum(slot.cpus * workers for slot, workers in asked)
