@@ -23,7 +23,7 @@ __all__ = [
     "end_idle_workers",
     "error_of_trial",
     "has_idle_worker",
-    "has_running_worker",
+    "has_worker",
     "health_check_command",
     "is_killed_for_memory",
     "is_never_started",
@@ -178,7 +178,7 @@ def is_node_type_available(node_availability_summary: Any, node_type: str) -> bo
 
 
 def live_trials(controller: Any) -> list[Any]:
-    """Return the trials that have not ended."""
+    """Return the trials that have not ended, and some that ended at this turn: their `status` says which."""
     return list(controller.get_live_trials())
 
 
@@ -212,8 +212,8 @@ def end_idle_workers(controller: Any) -> None:
     controller._cleanup_cached_actors(force_all=True)
 
 
-def has_running_worker(controller: Any, trial: Any) -> bool:
-    """Return whether a trial has an actor that has started, or was idle and is handed over."""
+def has_worker(controller: Any, trial: Any) -> bool:
+    """Return whether a trial has an actor with its resources: one that runs or starts, or an idle one that it was given."""
     worker = controller._trial_to_actor.get(trial)
     return worker is not None and worker not in controller._actor_manager.pending_actors
 
