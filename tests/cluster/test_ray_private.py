@@ -275,7 +275,7 @@ class Script(Searcher):
         self.seen.append("none is kept")
         assert not ray_private.has_idle_worker(self.controller, resources)
         yield {"until": "never"}
-        while "one that waits is stopped" not in self.seen:
+        while True:
             yield None
 
     def on_trial_complete(self, trial_id, result=None, error=False):
@@ -286,6 +286,10 @@ class Script(Searcher):
 
     def restore(self, checkpoint_path):
         pass
+
+
+class Over(Exception):
+    """The end of Tune's loop: it makes no result of a trial that never ran."""
 
 
 class Scheduler(FIFOScheduler):
@@ -302,7 +306,7 @@ class Scheduler(FIFOScheduler):
                 assert not ray_private.has_worker(tune_controller, trial)
                 ray_private.stop_trial(tune_controller, trial)
                 assert trial.status == trial.TERMINATED
-                self.script.seen.append("one that waits is stopped")
+                raise Over
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_error(self, tune_controller, trial):
@@ -312,19 +316,20 @@ class Scheduler(FIFOScheduler):
 @pytest.mark.timeout(120)
 def test_tunes_controller_does_what_is_asked_of_it(cluster, tmp_path):
     script = Script(tmp_path / "end")
+    tuner = tune.Tuner(
+        Quick,
+        tune_config=tune.TuneConfig(search_alg=script, scheduler=Scheduler(script), num_samples=-1, reuse_actors=True),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path), verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+        ),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # files that Tune leaves open
-        tune.Tuner(
-            Quick,
-            tune_config=tune.TuneConfig(search_alg=script, scheduler=Scheduler(script), num_samples=-1, reuse_actors=True),
-            run_config=tune.RunConfig(
-                storage_path=str(tmp_path),
-                verbose=0,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        ).fit()
+        with pytest.raises(Over):
+            tuner.fit()
+        script.controller = tuner = None
         gc.collect()
-    assert script.seen == ["two are kept", "an idle one is reset", "none is kept", "one that waits is stopped"]
+    assert script.seen == ["two are kept", "an idle one is reset", "none is kept"], "the last is stopped, and ends the loop"
     assert isinstance(script.error, ray.exceptions.RayTaskError)
     assert str(script.error.cause) == "so it was asked"
 
