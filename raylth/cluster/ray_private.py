@@ -258,7 +258,7 @@ def is_never_started(error: BaseException | None) -> bool:
 
 
 def is_killed_for_memory(error: BaseException | None) -> bool:
-    """Return whether Ray killed an actor because its machine's memory was full; for actors it says so only in the text."""
+    """Return whether the text of an error says that Ray killed a worker for memory; OutOfMemoryError is the public way."""
     return "memory pressure" in str(error)
 
 
