@@ -21,7 +21,7 @@ case "$1" in
   worker)
     "$ray" start --address="$RAY_HEAD_IP:6379" --disable-usage-stats
     # A spot machine that is to be taken away tells Ray, so that trainings are saved; where no cloud is, this ends at once.
-    pkill -f "raylth[.]cluster[.]notice" || true
+    pkill -f "raylth[.]cluster[.]nodes[.]preemption_notice" || true
     setsid nohup "$here/venv/bin/python" -m raylth.cluster.nodes.preemption_notice "$RAY_HEAD_IP:6379" >"$here/notice.log" 2>&1 </dev/null &
     ;;
   *)

@@ -23,7 +23,7 @@ __all__ = [
     "end_idle_workers",
     "error_of_trial",
     "has_idle_worker",
-    "has_running_worker",
+    "has_worker",
     "health_check_command",
     "is_killed_for_memory",
     "is_never_started",
@@ -179,7 +179,7 @@ def is_node_type_available(node_availability_summary: Any, node_type: str) -> bo
 
 
 def live_trials(controller: Any) -> list[Any]:
-    """Return the trials that have not ended."""
+    """Return the trials that have not ended, and some that ended at this turn: their `status` says which."""
     return list(controller.get_live_trials())
 
 
@@ -218,8 +218,8 @@ def take_event(controller: Any) -> None:
     controller._actor_manager.next(timeout=0)
 
 
-def has_running_worker(controller: Any, trial: Any) -> bool:
-    """Return whether a trial has an actor that has started, or was idle and is handed over."""
+def has_worker(controller: Any, trial: Any) -> bool:
+    """Return whether a trial has an actor with its resources: one that runs or starts, or an idle one that it was given."""
     worker = controller._trial_to_actor.get(trial)
     return worker is not None and worker not in controller._actor_manager.pending_actors
 
@@ -264,7 +264,7 @@ def is_never_started(error: BaseException | None) -> bool:
 
 
 def is_killed_for_memory(error: BaseException | None) -> bool:
-    """Return whether Ray killed an actor because its machine's memory was full; for actors it says so only in the text."""
+    """Return whether the text of an error says that Ray killed a worker for memory; OutOfMemoryError is the public way."""
     return "memory pressure" in str(error)
 
 

@@ -42,6 +42,7 @@ def cluster(tmp_path_factory):
         for name, value in ray_private.DRIVER_ENVIRONMENT.items():
             patch.setenv(name, value)
         patch.setenv(ray_private.START_TIMEOUT, "2")
+        patch.setenv("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")  # the cluster's end waits for nobody
         with started(dict(os.environ), SECOND) as address:
             ray.init(address, log_to_driver=False)
             yield ray.get_runtime_context().gcs_address, str(folder)
@@ -247,9 +248,9 @@ class Script(Searcher):
         yield {"until": str(self.file)}
         while self.controller is None or len(live := ray_private.live_trials(self.controller)) < 2:
             yield None
-        assert not all(ray_private.has_running_worker(self.controller, trial) for trial in live)
-        while not all(ray_private.has_running_worker(self.controller, trial) for trial in live):
+        while not all(trial.status == trial.RUNNING for trial in live):
             yield None
+        assert all(ray_private.has_worker(self.controller, trial) for trial in live)
         (resources,) = {trial.placement_group_factory for trial in live}
         ray_private.keep_idle_workers(self.controller, resources, 9)
         self.file.touch()
@@ -264,7 +265,7 @@ class Script(Searcher):
         while not ray_private.is_resetting(self.controller, trial):
             yield None
         self.seen.append("an idle one is reset")
-        assert ray_private.has_running_worker(self.controller, trial)
+        assert ray_private.has_worker(self.controller, trial)
         while self.error is None:
             yield None
         ray_private.release_idle_workers(self.controller, resources, 9)
@@ -274,12 +275,8 @@ class Script(Searcher):
         self.seen.append("none is kept")
         assert not ray_private.has_idle_worker(self.controller, resources)
         yield {"until": "never"}
-        yield None
-        (trial,) = ray_private.live_trials(self.controller)
-        assert not ray_private.has_running_worker(self.controller, trial)
-        ray_private.stop_trial(self.controller, trial)
-        assert ray_private.live_trials(self.controller) == []
-        self.seen.append("one that waits is stopped")
+        while True:
+            yield None
 
     def on_trial_complete(self, trial_id, result=None, error=False):
         pass
@@ -291,6 +288,10 @@ class Script(Searcher):
         pass
 
 
+class Over(Exception):
+    """The end of Tune's loop: it makes no result of a trial that never ran."""
+
+
 class Scheduler(FIFOScheduler):
     """Shows the controller to the script."""
 
@@ -300,6 +301,12 @@ class Scheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller):
         self.script.controller = tune_controller
+        for trial in ray_private.live_trials(tune_controller):
+            if trial.config["until"] == "never" and trial.status == trial.PENDING:
+                assert not ray_private.has_worker(tune_controller, trial)
+                ray_private.stop_trial(tune_controller, trial)
+                assert trial.status == trial.TERMINATED
+                raise Over
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_error(self, tune_controller, trial):
@@ -309,15 +316,20 @@ class Scheduler(FIFOScheduler):
 @pytest.mark.timeout(120)
 def test_tunes_controller_does_what_is_asked_of_it(cluster, tmp_path):
     script = Script(tmp_path / "end")
+    tuner = tune.Tuner(
+        Quick,
+        tune_config=tune.TuneConfig(search_alg=script, scheduler=Scheduler(script), num_samples=-1, reuse_actors=True),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path), verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+        ),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # files that Tune leaves open
-        tune.Tuner(
-            Quick,
-            tune_config=tune.TuneConfig(search_alg=script, scheduler=Scheduler(script), num_samples=-1, reuse_actors=True),
-            run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
-        ).fit()
+        with pytest.raises(Over):
+            tuner.fit()
+        script.controller = tuner = None
         gc.collect()
-    assert script.seen == ["two are kept", "an idle one is reset", "none is kept", "one that waits is stopped"]
+    assert script.seen == ["two are kept", "an idle one is reset", "none is kept"], "the last is stopped, and ends the loop"
     assert isinstance(script.error, ray.exceptions.RayTaskError)
     assert str(script.error.cause) == "so it was asked"
 

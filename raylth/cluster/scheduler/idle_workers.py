@@ -30,9 +30,7 @@ class Warm:
             self.idle_since = None
         elif self.idle_since is None:
             self.idle_since = time.monotonic()
-        waiting = [
-            trial for trial in live if trial.status == trial.PENDING and not ray_private.has_running_worker(controller, trial)
-        ]
+        waiting = [trial for trial in live if trial.status == trial.PENDING and not ray_private.has_worker(controller, trial)]
         others_wait = any(not ray_private.has_idle_worker(controller, trial.placement_group_factory) for trial in waiting)
         is_long = self.idle_since is not None and time.monotonic() - self.idle_since > LONGEST
         wanted = set() if others_wait or is_long else {trial.placement_group_factory for trial in live} | self.kept
