@@ -5,7 +5,7 @@ import contextlib
 import ray
 
 from raylth.cluster import ray_private
-from raylth.core.memory import is_out_of_memory
+from raylth.core.memory import DeviceLost, is_out_of_memory
 from raylth.stages import Preempted, Stage, divergence
 from raylth.store import BrokenArtefact, Store
 
@@ -16,7 +16,6 @@ __all__ = [
     "PREEMPTED",
     "UNREACHABLE",
     "WHAT",
-    "DeviceLost",
     "cause_of",
     "delay",
     "given_up",
@@ -37,10 +36,6 @@ WHAT = {
 }
 LONGEST_DELAY = 60.0  # seconds
 MOST_UNREACHABLE = 10  # times that a stage meets a store that does not answer; with the waits about 6 minutes
-
-
-class DeviceLost(RuntimeError):
-    """A process that cannot use its GPU any more; the text names the error after which that was found."""
 
 
 def cause_of(error: BaseException | None) -> str:

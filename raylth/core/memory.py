@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-__all__ = ["is_out_of_memory", "release_memory"]
+__all__ = ["DeviceLost", "is_out_of_memory", "release_memory"]
 
 TEXTS = re.compile(
     "|".join(
@@ -26,6 +26,10 @@ TEXTS = re.compile(
 )
 NO_PLAN = "unable to find an engine to execute this computation"  # of cuDNN: none supports it, or none got its workspace
 FULL = 0.05  # of a GPU's memory is free at most where the second is meant
+
+
+class DeviceLost(RuntimeError):
+    """A process that cannot use its GPU any more; the text names the error after which that was found."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

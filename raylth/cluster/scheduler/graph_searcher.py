@@ -21,6 +21,7 @@ TRY_STEPS = 5  # of a training, to see what memory it takes; it goes on from the
 TRY_DELAY = 1.0  # seconds until others of its kind are looked at again
 TEAM_DELAY = 1.0  # seconds until a training that needs several workers is looked at again
 BATCH_SECONDS = 2.0  # of stages that go in one trial
+START_SECONDS = 6.0  # in which a worker starts, on busy cores
 TASK_SECONDS = 0.1  # that tasks are waited for before the loop turns
 
 
@@ -56,7 +57,7 @@ class GraphSearcher(StageEnds, Searcher):
         self.is_closed = False  # no stage is started any more
         self.tasks: StageTasks | None = None  # run what trains nothing; without them it is suggested, too
         self.num_idle: Callable[[], int] = lambda: 0  # workers that Tune keeps for later trials, with their share
-        self.free_workers: Callable[[], None] = lambda: None  # ends them
+        self.free_worker: Callable[[], None] = lambda: None  # ends one of them
         self.last_slot: Slot | None = None  # of the trial that ended last
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,8 +78,9 @@ class GraphSearcher(StageEnds, Searcher):
         self.on_turn()
         if self.tasks is not None:
             self.tasks.turn()
-            if self.tasks.running and self._idle_workers_are_in_the_way():
-                self.free_workers()
+            if self._tasks_need_an_idle_workers_place():
+                self.free_worker()
+                self.tasks.turn()
         if self.is_closed:
             return None if self.running or (self.tasks and self.tasks.running) else Searcher.FINISHED
         if self._one_waits():
@@ -137,11 +139,19 @@ class GraphSearcher(StageEnds, Searcher):
         """Whether more was suggested than all machines together, also those that may come, have room for."""
         return asks_too_much(((slot, fewest) for _, slot, fewest in self.asked()), self.machines)
 
-    def _idle_workers_are_in_the_way(self) -> bool:
-        """Whether tasks wait for the share of a machine that idle workers keep."""
-        idle = self.num_idle()
-        asked = [(slot, workers) for _, slot, workers in self.asked()]
-        return bool(idle) and asks_too_much([*asked, (self.last_slot or Slot(1, 0.0), idle)], self.machines)
+    def idle(self) -> list[tuple[Slot, int]]:
+        """Return what the workers keep that wait for a trial."""
+        number = self.num_idle()
+        return [(self.last_slot or Slot(1, 0.0), number)] if number else []
+
+    def _tasks_need_an_idle_workers_place(self) -> bool:
+        """Whether tasks wait for a share that idle workers keep, and are worth the seconds in which a worker starts anew."""
+        assert self.tasks is not None
+        waiting = self.tasks.seconds_waiting()
+        if waiting is None or not self.num_idle():
+            return False
+        trains = any(stage.epochs and self.graph.states[key] == "waiting" for key, stage in self.graph.stages.items())
+        return not trains or not self.tasks.running or waiting > START_SECONDS * len(self.tasks.running)
 
     def _has_room(self, stage: Stage, slot: Slot) -> bool:
         """Whether the machines have room for a stage now; chosen later, it may be another that matters more."""

@@ -40,7 +40,7 @@ def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: boo
             pulse = _Pulse(searcher, shared.board, watch, asked, meter)
             scheduler = TrialScheduler(searcher.causes, searcher.has_team, lambda: searcher.is_closed, pulse.on_turn)
             searcher.tasks = StageTasks(searcher, shared)
-            searcher.num_idle, searcher.free_workers = scheduler.num_idle, scheduler.free_workers
+            searcher.num_idle, searcher.free_worker = scheduler.num_idle, scheduler.free_worker
             tuner = tune.Tuner(
                 tune.with_parameters(StageTrial, shared=shared),
                 tune_config=tune.TuneConfig(

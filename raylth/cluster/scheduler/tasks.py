@@ -40,6 +40,11 @@ class StageTasks:
         """Return what the tasks take that have not ended: kind, share, and number of workers."""
         return [(stage.kind, slot, 1) for stage, slot in self.running.values()]
 
+    def seconds_waiting(self) -> float | None:
+        """Return how long the tasks take together that are ready, as far as is known; None where there is none."""
+        ready = [stage for stage in self.graph.ready() if not stage.epochs]
+        return sum(self.searcher.seconds.get(stage.kind, 0.0) for stage in ready) if ready else None
+
     def turn(self, wait: float = 0.0) -> None:
         """Take the ends of tasks, after at most `wait` seconds until there is one, and submit what there is room for."""
         if self.running:
@@ -78,7 +83,7 @@ class StageTasks:
 
     def _may_start(self, stage: Stage, slot: Slot) -> bool:
         """Whether there is room for a task now, beside the first training that waits for room, unless that comes after it."""
-        asked = [(each, fewest) for _, each, fewest in self.searcher.asked()]
+        asked = [*((each, fewest) for _, each, fewest in self.searcher.asked()), *self.searcher.idle()]
         if asks_too_much([*asked, (slot, 1)], self.searcher.machines) and asked:
             return False
         training = self.graph.first_ready(trains=True)

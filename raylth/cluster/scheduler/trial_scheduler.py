@@ -58,9 +58,9 @@ class TrialScheduler(FIFOScheduler):
             ray_private.take_event(self.controller)
         return ray_private.num_idle_workers(self.controller)
 
-    def free_workers(self) -> None:
-        """End idle workers now."""
-        ray_private.end_idle_workers(self.controller)
+    def free_worker(self) -> None:
+        """End one of them now."""
+        ray_private.end_idle_worker(self.controller)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Note the cause; Tune calls this just before the searcher."""

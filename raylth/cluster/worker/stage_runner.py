@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from raylth.cluster.failures import DeviceLost
 from raylth.cluster.nodes.preflight import compare, versions
 from raylth.cluster.worker import gpu
 from raylth.cluster.worker.checkpoint_cache import CheckpointReader
@@ -28,7 +27,7 @@ from raylth.cluster.worker.epoch_counter import Chalk
 from raylth.cluster.worker.payload import Shared
 from raylth.cluster.worker.trace import Trace
 from raylth.common.importing import uncollected
-from raylth.core.memory import is_out_of_memory, release_memory
+from raylth.core.memory import DeviceLost, is_out_of_memory, release_memory
 from raylth.store import BrokenArtefact, Lease, StorageUnreachable, Store, locate
 
 if TYPE_CHECKING:

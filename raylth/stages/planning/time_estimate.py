@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from raylth.core.data import DATASETS
 from raylth.core.models import build_shapes, init_model
@@ -111,6 +110,8 @@ def _operations(plan: Plan, stage: Stage) -> float | None:
 @functools.cache
 def _forward(model: str) -> int | None:
     """Count the operations of one sample's forward pass (a multiplication and an addition are two)."""
+    from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, which no worker needs
+
     settings: dict[str, Any] = json.loads(model)
     shape = tuple(settings["in_shape"])
     network = build_shapes(**{**settings, "in_shape": shape}).eval()

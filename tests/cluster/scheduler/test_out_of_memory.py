@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from raylth import stages as package
-from raylth.cluster.failures import DeviceLost
 from raylth.cluster.scheduler.graph_searcher import GraphSearcher
 from raylth.cluster.scheduler.packing import Packs
 from raylth.cluster.slots import Slot
 from raylth.cluster.worker import gpu
 from raylth.cluster.worker.stage_trial import StageTrial
 from raylth.config.resources import ResourcesConfig
+from raylth.core.memory import DeviceLost
 from raylth.stages import Graph, Preempted, load_data, make_context, make_plan
 from raylth.store import Lease, Store
 from tests.cluster.scheduler.test_shares import GPUS, TABLE, training
