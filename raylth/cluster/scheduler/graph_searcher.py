@@ -21,6 +21,7 @@ TRY_STEPS = 5  # of a training, to see what memory it takes; it goes on from the
 TRY_DELAY = 1.0  # seconds until others of its kind are looked at again
 TEAM_DELAY = 1.0  # seconds until a training that needs several workers is looked at again
 BATCH_SECONDS = 2.0  # of stages that go in one trial
+IDLE_SECONDS = 1.0  # between two trials a worker is idle for a moment
 START_SECONDS = 6.0  # in which a worker starts, on busy cores
 TASK_SECONDS = 0.1  # that tasks are waited for before the loop turns
 
@@ -58,6 +59,7 @@ class GraphSearcher(StageEnds, Searcher):
         self.tasks: StageTasks | None = None  # run what trains nothing; without them it is suggested, too
         self.num_idle: Callable[[], int] = lambda: 0  # workers that Tune keeps for later trials, with their share
         self.free_worker: Callable[[], None] = lambda: None  # ends one of them
+        self.idle_since = float("inf")  # since when workers are idle
         self.last_slot: Slot | None = None  # of the trial that ended last
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,21 +74,26 @@ class GraphSearcher(StageEnds, Searcher):
             suggested = self._suggest(trial_id)
             if suggested is not None or self.running or self.tasks is None or not (self.tasks.running or self.delayed):
                 return suggested
-            self.tasks.turn(TASK_SECONDS) if self.tasks.running else time.sleep(TASK_SECONDS)
+            self.tasks.wait(TASK_SECONDS)
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         self.on_turn()
         if self.tasks is not None:
-            self.tasks.turn()
-            if self._tasks_need_an_idle_workers_place():
-                self.free_worker()
-                self.tasks.turn()
+            self.tasks.take_ends()
         if self.is_closed:
             return None if self.running or (self.tasks and self.tasks.running) else Searcher.FINISHED
-        if self._one_waits():
-            return None
         while self.delayed and self.delayed[0][0] <= time.monotonic():
             self.graph.retry(heapq.heappop(self.delayed)[1])
+        suggested = None if self._one_waits() else self._next_trial(trial_id)
+        if suggested is None and self.tasks is not None:
+            self.tasks.submit()
+            if self._tasks_need_an_idle_workers_place():
+                self.free_worker()
+                self.tasks.submit()
+        return Searcher.FINISHED if suggested is None and self.graph.finished else suggested
+
+    def _next_trial(self, trial_id: str) -> dict[str, Any] | None:
+        """Take the next stage, with others that go with it; None where none may start now."""
         while (stage := self.graph.next_ready(None if self.tasks is None else True)) is not None:
             is_tried = self.shares.must_be_tried(stage)
             if is_tried and any(self.shares.same_class(stage, other) for other in self.tried.values()):
@@ -123,7 +130,7 @@ class GraphSearcher(StageEnds, Searcher):
                 "measure": self._example_of(stage, share).key if measure else None,
                 **(self.packs.to_measure(stage, share) if measure else {"engine": self.packs.engine(stage, share)}),
             }
-        return Searcher.FINISHED if self.graph.finished else None
+        return None
 
     def asked(self) -> list[tuple[str, Slot, int]]:
         """Return what trials and tasks take that have not ended: kind, share, and the fewest workers."""
@@ -147,11 +154,19 @@ class GraphSearcher(StageEnds, Searcher):
     def _tasks_need_an_idle_workers_place(self) -> bool:
         """Whether tasks wait for a share that idle workers keep, and are worth the seconds in which a worker starts anew."""
         assert self.tasks is not None
-        waiting = self.tasks.seconds_waiting()
-        if waiting is None or not self.num_idle():
+        if not self.num_idle():
+            self.idle_since = float("inf")
             return False
-        trains = any(stage.epochs and self.graph.states[key] == "waiting" for key, stage in self.graph.stages.items())
-        return not trains or not self.tasks.running or waiting > START_SECONDS * len(self.tasks.running)
+        self.idle_since = min(self.idle_since, time.monotonic())
+        waiting = self.tasks.seconds_waiting()
+        if waiting is None:
+            return False
+        if not self.running and not any(
+            stage.epochs and self.graph.states[key] == "waiting" for key, stage in self.graph.stages.items()
+        ):
+            return True  # nothing will be trained any more
+        is_worth_it = not self.tasks.running or waiting > START_SECONDS * len(self.tasks.running)
+        return is_worth_it and time.monotonic() - self.idle_since > IDLE_SECONDS
 
     def _has_room(self, stage: Stage, slot: Slot) -> bool:
         """Whether the machines have room for a stage now; chosen later, it may be another that matters more."""

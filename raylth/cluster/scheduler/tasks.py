@@ -4,6 +4,7 @@ A task is submitted when its networks exist and there is room for it that no tra
 networks in the object store. What its end means is settled by the searcher, as for a trial.
 """
 
+import time
 import uuid
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -45,15 +46,23 @@ class StageTasks:
         ready = [stage for stage in self.graph.ready() if not stage.epochs]
         return sum(self.searcher.seconds.get(stage.kind, 0.0) for stage in ready) if ready else None
 
-    def turn(self, wait: float = 0.0) -> None:
-        """Take the ends of tasks, after at most `wait` seconds until there is one, and submit what there is room for."""
+    def wait(self, seconds: float) -> None:
+        """Wait until a task has ended, at most so long."""
         if self.running:
-            ended, _ = ray.wait(list(self.running), num_returns=1, timeout=wait)
-            if ended:  # others that have ended by now, too
-                ended, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+            ray.wait(list(self.running), num_returns=1, timeout=seconds)
+        else:
+            time.sleep(seconds)
+
+    def take_ends(self) -> None:
+        """Take the ends of the tasks that have ended."""
+        if self.running:
+            ended, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
             for reference in ended:
                 self._take(reference)
-        while not self.searcher.is_closed and (stage := self.graph.first_ready(trains=False)) is not None:
+
+    def submit(self) -> None:
+        """Submit the stages that are ready and that there is room for."""
+        while (stage := self.graph.first_ready(trains=False)) is not None:
             slot = self.searcher.shares.of(stage)
             if not self._may_start(stage, slot):
                 return
