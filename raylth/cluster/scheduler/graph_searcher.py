@@ -84,12 +84,11 @@ class GraphSearcher(StageEnds, Searcher):
             return None if self.running or (self.tasks and self.tasks.running) else Searcher.FINISHED
         while self.delayed and self.delayed[0][0] <= time.monotonic():
             self.graph.retry(heapq.heappop(self.delayed)[1])
+        if self.tasks is not None and self.tasks.come_first():
+            self._submit_tasks(at_once=True)
         suggested = None if self._one_waits() else self._next_trial(trial_id)
         if suggested is None and self.tasks is not None:
-            self.tasks.submit()
-            if self._tasks_need_an_idle_workers_place():
-                self.free_worker()
-                self.tasks.submit()
+            self._submit_tasks()
         return Searcher.FINISHED if suggested is None and self.graph.finished else suggested
 
     def _next_trial(self, trial_id: str) -> dict[str, Any] | None:
@@ -151,22 +150,29 @@ class GraphSearcher(StageEnds, Searcher):
         number = self.num_idle()
         return [(self.last_slot or Slot(1, 0.0), number)] if number else []
 
-    def _tasks_need_an_idle_workers_place(self) -> bool:
-        """Whether tasks wait for a share that idle workers keep, and are worth the seconds in which a worker starts anew."""
+    def _submit_tasks(self, at_once: bool = False) -> None:
+        """Submit tasks, and end an idle worker whose share of a machine they wait for, if that is worth its next start."""
         assert self.tasks is not None
+        self.tasks.submit()
         if not self.num_idle():
             self.idle_since = float("inf")
-            return False
+            return
         self.idle_since = min(self.idle_since, time.monotonic())
         waiting = self.tasks.seconds_waiting()
         if waiting is None:
-            return False
-        if not self.running and not any(
-            stage.epochs and self.graph.states[key] == "waiting" for key, stage in self.graph.stages.items()
-        ):
-            return True  # nothing will be trained any more
+            return
         is_worth_it = not self.tasks.running or waiting > START_SECONDS * len(self.tasks.running)
-        return is_worth_it and time.monotonic() - self.idle_since > IDLE_SECONDS
+        is_idle = at_once or time.monotonic() - self.idle_since > IDLE_SECONDS
+        if (is_worth_it and is_idle) or not self._trains_again():
+            self.free_worker()
+            self.tasks.submit()
+
+    def _trains_again(self) -> bool:
+        """Whether a worker will be needed again."""
+        states = self.graph.states
+        return bool(self.running) or any(
+            stage.epochs and states[key] == "waiting" for key, stage in self.graph.stages.items()
+        )
 
     def _has_room(self, stage: Stage, slot: Slot) -> bool:
         """Whether the machines have room for a stage now; chosen later, it may be another that matters more."""

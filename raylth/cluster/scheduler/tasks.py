@@ -41,6 +41,11 @@ class StageTasks:
         """Return what the tasks take that have not ended: kind, share, and number of workers."""
         return [(stage.kind, slot, 1) for stage, slot in self.running.values()]
 
+    def come_first(self) -> bool:
+        """Whether a task is ready that comes before the first ready training: arms wait for what it makes."""
+        task, training = self.graph.first_ready(trains=False), self.graph.first_ready(trains=True)
+        return task is not None and training is not None and kind_of(task.kind).rank < kind_of(training.kind).rank
+
     def seconds_waiting(self) -> float | None:
         """Return how long the tasks take together that are ready, as far as is known; None where there is none."""
         ready = [stage for stage in self.graph.ready() if not stage.epochs]
