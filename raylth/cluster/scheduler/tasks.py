@@ -49,7 +49,7 @@ class StageTasks:
     def seconds_waiting(self) -> float | None:
         """Return how long the tasks take together that are ready, as far as is known; None where there is none."""
         ready = [stage for stage in self.graph.ready() if not stage.epochs]
-        return sum(self.searcher.seconds.get(stage.kind, 0.0) for stage in ready) if ready else None
+        return sum(self.searcher.least_seconds.get(stage.kind, 0.0) for stage in ready) if ready else None
 
     def wait(self, seconds: float) -> None:
         """Wait until a task has ended, at most so long."""

@@ -51,12 +51,13 @@ class TrialScheduler(FIFOScheduler):
         return trial
 
     def num_idle(self) -> int:
-        """Return how many workers wait for a trial."""
+        """Return how many workers wait, and no trial for them."""
         if self.controller is None:
             return 0
-        if not ray_private.live_trials(self.controller):  # then Tune waits for its searcher, and takes no event itself
+        live = list(ray_private.live_trials(self.controller))
+        if not live:  # then Tune waits for its searcher, and takes no event itself
             ray_private.take_event(self.controller)
-        return ray_private.num_idle_workers(self.controller)
+        return max(0, ray_private.num_idle_workers(self.controller) - sum(trial.status == Trial.PENDING for trial in live))
 
     def free_worker(self) -> None:
         """End one of them now."""
