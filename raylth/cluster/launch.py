@@ -15,7 +15,7 @@ from raylth.cluster.nodes.capacity import machines, sums
 from raylth.cluster.nodes.head_monitor import Lifeline
 from raylth.cluster.nodes.preflight import check_cluster, on_all_machines, versions
 from raylth.cluster.ray_private import DRIVER_ENVIRONMENT
-from raylth.cluster.slots import room, slot_of
+from raylth.cluster.slots import MOST_TASKS, TASK_RESOURCE, room, slot_of
 from raylth.cluster.worker.checkpoint_cache import start_checkpoint_actors
 from raylth.cluster.worker.gpu import total_bytes
 from raylth.cluster.worker.payload import Shared
@@ -86,7 +86,7 @@ def run_on_ray(
         )
         head = ray.get_runtime_context().gcs_address
         with Lifeline(head, lambda: lost(head)):
-            run_loop(searcher, shared, watch, joining.verbose, meter)
+            run_loop(searcher, shared, watch, joining, meter)
 
 
 @contextlib.contextmanager
@@ -108,6 +108,8 @@ def _start_ray(joining: Joining) -> None:
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(level)
     options: dict[str, Any] = {"log_to_driver": joining.verbose, "logging_level": level, "ignore_reinit_error": False}
+    if joining.is_local:
+        options["resources"] = {TASK_RESOURCE: MOST_TASKS}
     try:
         with signals.shielded():
             ray.init(address=joining.address, include_dashboard=None, **options)

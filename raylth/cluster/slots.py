@@ -11,9 +11,23 @@ from raylth.config.types import AUTO
 from raylth.stages import Stage
 from raylth.store import Store, fingerprint
 
-__all__ = ["MARGIN", "Nodes", "Shares", "Slot", "asks_too_much", "how_often", "room", "share_of_gpu", "slot_of"]
+__all__ = [
+    "MARGIN",
+    "MOST_TASKS",
+    "TASK_RESOURCE",
+    "Nodes",
+    "Shares",
+    "Slot",
+    "asks_too_much",
+    "how_often",
+    "room",
+    "share_of_gpu",
+    "slot_of",
+]
 
 MARGIN = 1.15  # of memory, over what a few steps and an evaluated batch took: the allocator's fragments grow later
+TASK_RESOURCE = "raylth_tasks"  # of a Ray of our own, whose driver alone decides what runs
+MOST_TASKS = 1_000_000
 ASKED_AS = {"CPU": "cpus", "GPU": "gpus"}  # resource -> field of a slot
 ROUNDING = 1e-6  # of sums and quotients of shares
 Nodes = Sequence[Mapping[str, float]]  # what each machine has

@@ -159,7 +159,7 @@ class GraphSearcher(StageEnds, Searcher):
             return
         self.idle_since = min(self.idle_since, time.monotonic())
         waiting = self.tasks.seconds_waiting()
-        if waiting is None:
+        if waiting is None or self.tasks.shares_are_ours:
             return
         is_worth_it = not self.tasks.running or waiting > START_SECONDS * len(self.tasks.running)
         is_idle = at_once or time.monotonic() - self.idle_since > IDLE_SECONDS

@@ -11,6 +11,7 @@ import ray
 from ray import tune
 
 from raylth.cluster import ray_private
+from raylth.cluster.address import Joining
 from raylth.cluster.nodes.budget_meter import Meter, Watchdog
 from raylth.cluster.nodes.capacity import sums
 from raylth.cluster.scheduler.graph_searcher import GraphSearcher
@@ -28,7 +29,7 @@ BOARD_SECONDS = 0.5  # between two questions to the board: each costs three proc
 Watch = Callable[[Graph, int, list[str]], None]  # (graph, epochs trained in this run, new notes)
 
 
-def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: bool, meter: Meter) -> None:
+def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, joining: Joining, meter: Meter) -> None:
     """Run what the searcher suggests until it has no more, on the Ray that this process has joined.
 
     Raises KeyboardInterrupt when the process is interrupted (SIGINT, SIGTERM, SIGHUP). Tune's own files go to a folder
@@ -39,7 +40,7 @@ def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: boo
         with signals.deferred() as asked:
             pulse = _Pulse(searcher, shared.board, watch, asked, meter)
             scheduler = TrialScheduler(searcher.causes, searcher.has_team, lambda: searcher.is_closed, pulse.on_turn)
-            searcher.tasks = StageTasks(searcher, shared)
+            searcher.tasks = StageTasks(searcher, shared, shares_are_ours=joining.is_local)
             searcher.num_idle, searcher.free_worker = scheduler.num_idle, scheduler.free_worker
             tuner = tune.Tuner(
                 tune.with_parameters(StageTrial, shared=shared),
@@ -52,7 +53,7 @@ def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, verbose: boo
                 run_config=tune.RunConfig(
                     storage_path=folder,
                     name="tune",
-                    verbose=1 if verbose else 0,
+                    verbose=1 if joining.verbose else 0,
                     failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raylth.cluster.failures import cause_of
-from raylth.cluster.slots import Slot, asks_too_much
+from raylth.cluster.slots import TASK_RESOURCE, Slot, asks_too_much
 from raylth.cluster.worker.stage_task import run_task
 from raylth.stages import Graph, Stage, kind_of
 
@@ -24,10 +24,14 @@ __all__ = ["StageTasks"]
 
 
 class StageTasks:
-    """Submits the ready stages of a graph that train nothing, and takes their ends to the searcher."""
+    """Submits the ready stages of a graph that train nothing, and takes their ends to the searcher.
 
-    def __init__(self, searcher: "GraphSearcher", shared: "Shared") -> None:
-        self.searcher, self.shared = searcher, shared
+    With `shares_are_ours`, on a Ray of our own, CPUs are counted here alone: a worker that waits for its next training keeps
+    its share in Ray's books, and would have to be ended and started anew for a task of a second.
+    """
+
+    def __init__(self, searcher: "GraphSearcher", shared: "Shared", *, shares_are_ours: bool = False) -> None:
+        self.searcher, self.shared, self.shares_are_ours = searcher, shared, shares_are_ours
         self.run, self.reference = uuid.uuid4().hex, ray.put(shared)
         self.running: dict[Any, tuple[Stage, Slot]] = {}  # reference of the result -> stage and its share
         self.task = ray.remote(max_retries=0)(run_task)  # what a lost worker leads to depends on why it was lost
@@ -79,7 +83,9 @@ class StageTasks:
             "cpus": slot.cpus, "gpus": slot.gpus, "workers": 1, "steps": None, "engine": "eager",
         }  # fmt: skip
         references = {key: self.shared.holder(key).references.remote(key) for key in stage.parents.values()}
-        asked = self.task.options(num_cpus=slot.cpus, num_gpus=slot.gpus, name=f"raylth {stage.kind}")
+        ours = self.shares_are_ours and not slot.gpus
+        share = {"num_cpus": 0, "resources": {TASK_RESOURCE: 1}} if ours else {"num_cpus": slot.cpus, "num_gpus": slot.gpus}
+        asked = self.task.options(**share, name=f"raylth {stage.kind}")
         reference = asked.remote(self.run, [self.reference], stage.key, config, references)
         self.running[reference] = stage, slot
 
@@ -97,7 +103,8 @@ class StageTasks:
 
     def _may_start(self, stage: Stage, slot: Slot) -> bool:
         """Whether there is room for a task now, beside the first training that waits for room, unless that comes after it."""
-        asked = [*((each, fewest) for _, each, fewest in self.searcher.asked()), *self.searcher.idle()]
+        idle = self.searcher.idle() if slot.gpus or not self.shares_are_ours else []
+        asked = [*((each, fewest) for _, each, fewest in self.searcher.asked()), *idle]
         if asks_too_much([*asked, (slot, 1)], self.searcher.machines) and asked:
             return False
         training = self.graph.first_ready(trains=True)
