@@ -108,8 +108,11 @@ class StageTasks:
         if asks_too_much([*asked, (slot, 1)], self.searcher.machines) and asked:
             return False
         training = self.graph.first_ready(trains=True)
-        if training is None or kind_of(stage.kind).rank < kind_of(training.kind).rank:
+        if training is None:
             return True
+        if kind_of(stage.kind).rank < kind_of(training.kind).rank:  # arms wait for it, and others can be trained meanwhile
+            mine = self._cpus([(slot, 1), *((each, 1) for _, each, _ in self.asked())])
+            return not self.running or mine <= self.searcher.machines.get("CPU", 0.0) / 2
         wanted = self.searcher.shares.of(training)
         if wanted.gpus and slot.gpus:
             return False
