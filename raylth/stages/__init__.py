@@ -7,7 +7,7 @@ graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-
 from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.execute import StageFailed, divergence, run_plan, run_stage, run_together, scan
 from raylth.stages.graph import Graph
-from raylth.stages.kinds import KINDS, kind_of
+from raylth.stages.kinds import KINDS, kind_of, read_stage
 from raylth.stages.kinds.sparse import Given
 from raylth.stages.mask_files import export_mask
 from raylth.stages.planning.disk_estimate import Forecast, forecast, free_bytes, in_units
@@ -48,6 +48,7 @@ __all__ = [
     "load_same_data",
     "make_context",
     "make_plan",
+    "read_stage",
     "result_rows",
     "run_plan",
     "run_stage",

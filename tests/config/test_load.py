@@ -402,8 +402,8 @@ def test_precision_auto_is_settled_when_the_file_is_read(has_bf16, monkeypatch):
         assert read_sweep(QUICKSTART, [f"resources.sparse.gpus={gpus}"]).sparse.precision == found
     assert read_sweep(QUICKSTART, ["resources.dense.gpus=1"]).sparse.precision == fastest
     read = read_sweep(QUICKSTART)
-    recipes = [stage.settings["recipe"] for stage in make_plan(read).stages if stage.kind == "sparse"]
-    assert {recipe.get("precision", "float32") for recipe in recipes} == {fastest}
+    recipes = [stage.settings.recipe for stage in make_plan(read).stages if stage.kind == "sparse"]
+    assert {recipe.precision for recipe in recipes} == {fastest}
     assert type(read).model_validate(read.model_dump()).sparse.precision == fastest
 
 
