@@ -99,7 +99,7 @@ def test_pi_of_a_pruned_a_is_a_network_that_computes_the_same(finished):
     assert len(starts) == 4
     starts = starts[starts["correction"] == "plain"]
     for row in starts.itertuples():
-        network = load_network(stages(plan, "imp")[0].settings, context, pruned[row.replicate])
+        network = load_network(stages(plan, "imp")[0].settings.model, context, pruned[row.replicate])
         assert row.loss == pytest.approx(evaluate(network, context.test)[0], rel=1e-4)
 
 
