@@ -8,7 +8,9 @@ import pytest
 from raylth.core.training.recipe import Recipe
 from raylth.stages import KINDS, read_stage
 from raylth.stages.settings import (
+    Amount,
     DataSettings,
+    ImpSettings,
     MatchSettings,
     NetworkSettings,
     OwnTransformSettings,
@@ -67,3 +69,17 @@ def test_a_matchers_own_settings_lie_beside_the_others():
     written = settings.plain()
     assert set(written) == {"model", "data", "method", "samples", "epochs", "lr", "seed"}
     assert MatchSettings.read(written) == settings
+
+
+def test_trainings_share_a_program_that_are_alike_but_for_seeds_and_masks():
+    training = {"model": MODEL, "data": DATA, "augment": "none", "recipe": Recipe(epochs=2, lr=0.1), "seed": 0}
+    one = ImpSettings(**training, amount=Amount(fraction=0.2), prune_shortcuts=False)
+    assert replace(one, seed=1, amount=Amount(sparsity=0.5)).program == one.program
+    for changes in (
+        {"model": replace(MODEL, width=1.0)},
+        {"data": replace(DATA, num_train=50)},
+        {"augment": "flip_crop"},
+        {"recipe": Recipe(epochs=2, lr=0.2)},
+        {"prune_shortcuts": True},
+    ):
+        assert replace(one, **changes).program != one.program
