@@ -137,7 +137,7 @@ def test_a_finder_of_ones_own_is_used_as_it_says(own, tmp_path):
     for stage in (stage for stage in plan.stages if stage.kind == "find"):
         mask = {name: torch.tensor(alive) for name, alive in store.tensors(stage.key, "mask").items()}
         total = sum(alive.numel() for alive in mask.values())
-        assert num_alive(mask) == num_landing_alive(total, stage.settings["sparsity"])
+        assert num_alive(mask) == num_landing_alive(total, stage.settings.sparsity)
         shares = [float(alive.float().mean()) for alive in mask.values()]
         assert max(shares) - min(shares) < 0.01
         weights = store.tensors(stage.parents["network"], "weights")

@@ -12,9 +12,10 @@ from raylth.common.paths import contracted, expanded
 from raylth.config.load import BadSweep, read_sweep_and_places
 from raylth.config.sweep import SweepConfig
 from raylth.core.data import DataError
+from raylth.driver.run_record import Run
 from raylth.driver.run_search import final_of, run_search, what_is_searched
 from raylth.driver.run_sweep import run_sweep
-from raylth.store import NewerStore
+from raylth.store import NewerStore, Store
 
 __all__ = ["start"]
 
@@ -48,6 +49,7 @@ def _expanded(path: str) -> str:
 
 def _execute(config: SweepConfig, options: argparse.Namespace, joining: Joining) -> int:
     if options.dry_run:
+        config = Run.open(config, Store(config.storage)).config
         print_plan(config if config.search is None else final_of(config))
         if config.search is not None:
             print(what_is_searched(config))

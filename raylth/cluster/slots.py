@@ -9,6 +9,7 @@ from typing import Any
 from raylth.config.resources import ResourcesConfig, Share, TrainingShare
 from raylth.config.types import AUTO
 from raylth.stages import Stage
+from raylth.stages.settings import TrainingSettings
 from raylth.store import Store, fingerprint
 
 __all__ = [
@@ -119,12 +120,12 @@ class Shares:
         return self.measured[name]
 
     def _class(self, stage: Stage) -> dict[str, Any]:
-        recipe = stage.settings.get("recipe", {})
+        settings = stage.settings
         return {
             "kind": "training" if stage.epochs else stage.kind,
-            "model": stage.settings.get("model"),
-            "batch_size": recipe.get("batch_size"),
-            "num_train": stage.settings.get("data", {}).get("num_train"),  # the data set lies on the device, too
+            "model": settings.model.plain(),
+            "batch_size": settings.recipe.batch_size if isinstance(settings, TrainingSettings) else None,
+            "num_train": settings.data.num_train,  # the data set lies on the device, too
             "gpu": self.name,
         }
 

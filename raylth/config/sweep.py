@@ -108,21 +108,6 @@ class SweepConfig(Settings):
             raise ValueError(f"imp_line: needs rounds of pruning, and mask.finder is {self.mask.finder}")
         return asked.completed(self.cells, self.seeds.replicates)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _auto_precision_is_float32_on_a_gpu(cls, raw: Any) -> Any:
-        """Settle precision: auto with a GPU, of which the machine that reads the file may know nothing."""
-        resources = raw.get("resources") if isinstance(raw, dict) else None
-        if not isinstance(resources, dict):
-            return raw
-        settled = dict(raw)
-        for kind in ("dense", "imp", "sparse"):
-            settings, share = raw.get(kind), resources.get(kind)
-            is_auto = isinstance(settings, dict) and settings.get("precision") == AUTO
-            if is_auto and isinstance(share, dict) and share.get("gpus", 0) not in (0, "0"):
-                settled[kind] = {**settings, "precision": "float32"}
-        return settled
-
     @model_validator(mode="after")
     def _consistent(self) -> "SweepConfig":
         total = self.dense.epochs

@@ -5,22 +5,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from raylth.arms import ARMS, Arm
-from raylth.config.types import Count, Epoch, Folder, Integer, Rate, Real, Settings, Sparsity, known, unique
-from raylth.core.precision import Precision, fastest_precision
+from raylth.config.types import AUTO, Count, Epoch, Folder, Integer, Rate, Real, Settings, Sparsity, known, unique
 from raylth.core.training.recipe import Interval, Recipe
 
 __all__ = ["DenseConfig", "ImpConfig", "OptimizerConfig", "SparseConfig"]
 
 
 ArmName = Annotated[str, known(ARMS, Arm)]
-
-
-Asked = Literal["float32", "tf32", "bf16", "auto"]
-
-
-def _settled(precision: Asked) -> Precision:
-    """Settle `auto` when a file is read: the arithmetic moves numbers, so keys and results hold what it was."""
-    return fastest_precision() if precision == "auto" else precision
 
 
 class OptimizerConfig(Settings):
@@ -45,11 +36,12 @@ class OptimizerConfig(Settings):
     )
     decay_factor: Real = Field(0.1, gt=0, le=1, description="With decay_every: what part of the rate is left each time.")
     label_smoothing: Real = Field(0.0, ge=0, lt=1, description="Label smoothing of the training loss.")
-    precision: Annotated[Asked, AfterValidator(_settled)] = Field(
+    precision: Literal["float32", "tf32", "bf16", "auto"] = Field(
         "float32",
         description="Arithmetic of convolutions and matrix products: float32, tf32 (GPU) or bf16; everything else is "
-        "float32, and so is every evaluation. auto: without a GPU bf16 where the processor of the machine that reads "
-        "this multiplies in it (workers that do not are slow), else float32; the results' column precision says which.",
+        "float32, and so is every evaluation. auto: without a GPU bf16 where the processor of the machine that "
+        "starts the run multiplies in it (workers that do not are slow), else float32; the run keeps it on any machine, and "
+        "the results' column precision says which.",
     )
 
     first_resolution: Count | None = Field(
@@ -70,7 +62,8 @@ class OptimizerConfig(Settings):
     )
 
     def recipe(self, epochs: int, lr: float, **schedule: Any) -> Recipe:
-        """Return what `core.train` needs for one training of `epochs` epochs."""
+        """Return what `core.train` needs for one training of `epochs` epochs; `precision: auto` must be settled."""
+        assert self.precision != AUTO, "planning settles it"
         shared: dict[str, Any] = {name: getattr(self, name) for name in OptimizerConfig.model_fields}
         return Recipe(epochs=epochs, lr=lr, **shared, **schedule)
 

@@ -1,5 +1,6 @@
 """From a sweep's settings to what can be started: plan, checks of networks and disk, and what the store holds."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,11 +40,20 @@ class Prepared:
     recorder: Recorder
     status: StatusFile
     meter: Meter
+    is_settled: bool = False  # whether what was settled is recorded
+
+    def keep(self) -> None:
+        """Record in the store what was found before the start: the networks that passed, and what was settled."""
+        keep_checked(self.run.store, self.networks)
+        self.networks.clear()
+        with contextlib.suppress(OSError):  # tried again at the next turn
+            if not self.is_settled:
+                self.run.keep_settled()
+                self.is_settled = True
 
     def update(self, graph: Graph, epochs: int) -> list[str]:
         """Record what has ended, and how far the sweep is; returns messages for people."""
-        keep_checked(self.run.store, self.networks)  # only now is the sweep sure to start
-        self.networks.clear()
+        self.keep()  # only now is the sweep sure to start
         self.recorder.update()
         self.status.update(graph, epochs, self.meter.used)
         return self.recorder.take_notes()
@@ -61,7 +71,8 @@ def prepare(
     A search has a plan, a run and a count of its cost of its own. Raises DataError, NewerStore or BadSweep.
     """
     store = Store(config.storage)
-    plan, run = plan or plan_of(config), run or Run.open(config, store)
+    run = run or Run.open(config, store)
+    plan = plan or plan_of(run.config)
     networks = tried(plan, store)
     check_places(config, store)
     graph = scan_of(plan, store, say)

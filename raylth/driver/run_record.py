@@ -9,19 +9,23 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from raylth.config.load import BadSweep
 from raylth.config.sweep import SweepConfig
-from raylth.stages import Graph, Plan, result_rows
+from raylth.core.precision import Precision
+from raylth.stages import Graph, Plan, precisions_of_auto, result_rows, settle
 from raylth.store import Location, Store, fingerprint
 from raylth.store.tables import DATASETS, append_rows, compact_table, set_aside_harmed, write_table
 from raylth.trackers import Background, make_exporters, networks
 
 __all__ = ["Recorder", "Run"]
 
+SETTLED = "settled.json"  # in a run's folder
+PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
 SHOWN_FAILURES = 200  # in the manifest
 PACKAGES = ("raylth", "torch", "torchvision", "ray", "numpy", "scipy", "pyarrow", "pydantic", "safetensors")
 
@@ -33,11 +37,20 @@ class Run:
     config: SweepConfig
     store: Store
     name: str
+    settled: Mapping[str, Precision] = field(default_factory=dict)  # kind of training -> what `precision: auto` is
 
     @classmethod
     def open(cls, config: SweepConfig, store: Store) -> "Run":
-        """Name the run after its science settings, so that the same sweep always finds its own folder."""
-        return cls(config, store, f"{config.name}-{fingerprint(config.science())[:8]}")
+        """Name the run after its science settings as written, so that the same sweep always finds its own folder.
+
+        Its `config` has what they leave to the machine settled: as its folder records, else for this machine. Raises
+        BadSweep for a record that cannot be read.
+        """
+        run = cls(config, store, f"{config.name}-{fingerprint(config.science())[:8]}")
+        settled = precisions_of_auto(config)
+        if settled:
+            settled = precisions_of_auto(config, run._recorded())
+        return replace(run, config=settle(config, settled), settled=settled)
 
     @property
     def folder(self) -> Location:
@@ -58,6 +71,27 @@ class Run:
     def results(self) -> Location:
         """The Parquet file with this run's networks."""
         return self.store.root / "results" / f"{self.name}.parquet"
+
+    def keep_settled(self) -> None:
+        """Record what was settled, if anything was and nothing is recorded yet: on any machine the run goes on with it."""
+        place = self.folder / SETTLED
+        if self.settled and not place.exists():
+            place.write(json.dumps({"precision": dict(self.settled)}, indent=1).encode())
+
+    def _recorded(self) -> dict[str, Precision]:
+        place = self.folder / SETTLED
+        try:
+            found = json.loads(place.read())["precision"]
+            return {str(kind): PRECISIONS[name] for kind, name in found.items()}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise BadSweep(f"storage: {self.store.root} cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadSweep(
+                f"storage: {place}, which says what `precision: auto` is for this run, is damaged: remove it and settle "
+                "it for this machine, or write the precision in the sweep file"
+            ) from error
 
     def write(self, tables: Mapping[str, list[dict[str, Any]]], graph: Graph) -> None:
         """Write the run's rows and its manifest, each in one step; whatever was there is replaced."""

@@ -18,6 +18,7 @@ from raylth.config.load import BadSweep
 from raylth.config.overrides import changed
 from raylth.config.search import judging_base
 from raylth.config.sweep import SweepConfig
+from raylth.config.types import AUTO
 from raylth.core.data import Dataset
 from raylth.driver.compute import compute
 from raylth.driver.prepare import check_places, in_hours, plan_of, scan_of, share_of, tried
@@ -44,6 +45,8 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
     Raises BadSweep, DataError or ClusterError before anything is trained.
     """
     console, store = Console(), Store(config.storage)
+    written = Run.open(config, store)
+    config = written.config
     assert config.search is not None
     repeats = [judged_by(config, repeat) for repeat in range(1, config.search.repeats + 1)]
     judged = repeats[0]
@@ -58,6 +61,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
         if not lease.held:
             raise BadSweep(f"search: another process is at this search already ({folder}); let it end, or end it")
         keep_checked(store, networks)
+        written.keep_settled()
         try:
             with opened_journal(folder, lambda line: console.print(Text(line, style="yellow"), soft_wrap=True)) as journal:
                 run = Run(judged, store, folder.name)
@@ -170,6 +174,8 @@ def _check_space(config: SweepConfig) -> list[str]:
         for name in point:
             if name.split(".")[0] not in SECTIONS:
                 raise BadSweep(f"search.space: {name} is no setting that a search can change ({', '.join(SECTIONS)})")
+            if name.endswith(".precision") and point[name] == AUTO:
+                raise BadSweep(f"{where}: {name}: auto may differ from machine to machine: name the precisions to try")
         try:
             networks += tried(plan_of(changed(config, point)), Store(config.storage))
         except ValueError as error:

@@ -69,6 +69,7 @@ def _interrupted(sweep: Prepared, console: Console, command: Sequence[str]) -> i
 def _summarise(sweep: Prepared, console: Console, command: Sequence[str]) -> int:
     """Write the results and the report, print the table and what failed; returns the exit status."""
     graph = sweep.graph
+    sweep.keep()
     sweep.status.update(graph, 0, sweep.meter.used, state="finished" if graph.finished else "stopped")
     try:
         sweep.recorder.close()

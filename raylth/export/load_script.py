@@ -94,4 +94,4 @@ def snippet(network: Network, kind: str) -> str:
         normalise=scaled.format(ones=ones) if network.scale.mean else as_it_is,
     )
     body = PROGRAM if is_program else ONNX if is_numpy else PRUNED
-    return head + (body if body is PRUNED else body.format(classes=network.model["num_classes"]))
+    return head + (body if body is PRUNED else body.format(classes=network.model.num_classes))

@@ -10,6 +10,7 @@ from raylth.arms import arm_of
 from raylth.config.sweep import NOT_SCIENCE
 from raylth.export.load_script import snippet
 from raylth.export.stored_network import Network, Origin
+from raylth.stages.settings import DenseSettings, MaskSettings, SparseSettings, TrainingSettings
 
 __all__ = ["card", "config"]
 
@@ -66,7 +67,7 @@ def config(network: Network, kind: str) -> str:
     body = {
         "model": row["model"],
         "width": row["width"],
-        "num_classes": network.model["num_classes"],
+        "num_classes": network.model.num_classes,
         "in_shape": list(network.in_shape),
         "input": "(x - mean) / std per channel, float32" if scale.mean else "the samples, float32",
         "normalisation": {"units": scale.units, "mean": list(scale.mean), "std": list(scale.std)},
@@ -113,9 +114,9 @@ def _cell(network: Network) -> dict[str, Any]:
 
 def _arguments(network: Network) -> str:
     model = network.model
-    settings = f"width={model['width']:g}, num_classes={model['num_classes']}, in_shape={network.in_shape}"
-    init = ', init="torch"' if model["init"] == "torch" else ""
-    return f'"{model["name"]}", {settings}{init}'
+    settings = f"width={model.width:g}, num_classes={model.num_classes}, in_shape={network.in_shape}"
+    init = ', init="torch"' if model.init == "torch" else ""
+    return f'"{model.name}", {settings}{init}'
 
 
 def _own_seeds(network: Network) -> dict[str, Any]:
@@ -123,9 +124,11 @@ def _own_seeds(network: Network) -> dict[str, Any]:
         return {}
     settings = network.origin.stage.settings
     return {
-        "seed of the initialisation": settings.get("init_seed"),
-        "seed of order and augmentation": settings.get("seed"),
-        "seed of the mask's shuffle or permutation": settings.get("mask_transform", {}).get("seed"),
+        "seed of the initialisation": settings.init_seed if isinstance(settings, DenseSettings) else None,
+        "seed of order and augmentation": settings.seed if isinstance(settings, TrainingSettings) else None,
+        "seed of the mask's shuffle or permutation": (
+            settings.mask_transform.seed if isinstance(settings, SparseSettings) else None
+        ),
     }
 
 
@@ -157,7 +160,7 @@ def _number(value: float | None, unit: str = "") -> str | None:
 
 def _provenance(network: Network) -> str:
     """Say which networks this one was made from, and by which permutation its mask was moved."""
-    origin, row = network.origin, network.row
+    origin = network.origin
     lines = [_moved(network)]
     if isinstance(origin, str):
         return f"{lines[0]}\n\nThe keys of its parents are not known: {origin}."
@@ -167,11 +170,11 @@ def _provenance(network: Network) -> str:
         entries |= {f"{end.upper()}, as it was matched": _named(origin, key) for end, key in origin.match.parents.items()}
     if entries:
         lines.append("Parents, by their keys in the store:\n\n" + _table(entries))
-    recipe = origin.stage.settings.get("recipe")
-    if recipe:
-        lines.append(f"Training:\n\n```yaml\n{_yaml({**recipe, 'augment': origin.stage.settings['augment']})}```")
-    if row["stage"] == "mask":
-        lines.append(f"The file's SHA-256: `{origin.stage.settings['sha256']}`")
+    settings = origin.stage.settings
+    if isinstance(settings, TrainingSettings):
+        lines.append(f"Training:\n\n```yaml\n{_yaml({**settings.recipe.settings(), 'augment': settings.augment})}```")
+    if isinstance(settings, MaskSettings):
+        lines.append(f"The file's SHA-256: `{settings.sha256}`")
     return "\n\n".join(lines)
 
 
@@ -190,7 +193,7 @@ def _permutation(origin: Origin) -> dict[str, Any]:
     """Describe a match: its settings and what it measured."""
     match = origin.match
     assert match is not None
-    settings = {name: value for name, value in match.settings.items() if name not in ("model", "data")}
+    settings = {name: value for name, value in match.settings.plain().items() if name not in ("model", "data")}
     told = {"key of the permutation": f"`{match.key}`", "epoch of B": match.labels["match_epoch"], **settings}
     if origin.matched is not None:
         objective, fixed = (list(origin.matched[name].values()) for name in ("objective", "fixed_share"))
@@ -208,7 +211,7 @@ def _named(origin: Origin, key: str) -> str:
 
 def _data(network: Network) -> str:
     data, row, scale = network.manifest["config"]["data"], network.row, network.scale
-    settings = {} if isinstance(network.origin, str) else network.origin.stage.settings["data"]
+    settings = {} if isinstance(network.origin, str) else network.origin.stage.settings.data.plain()
     size = ", ".join(f"{name} {value}" for name, value in {**data, **settings}.items() if value and name in DATA_SETTINGS)
     table = _table({"name": row["dataset"], "settings": size, "SHA-256 as raylth reads it": f"`{row['data_sha256']}`"})
     if not scale.mean:

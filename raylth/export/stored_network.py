@@ -19,6 +19,7 @@ from raylth.core.state import like, load_tensors
 from raylth.report.results import load_results
 from raylth.stages import Stage, make_plan
 from raylth.stages.arrays import to_torch
+from raylth.stages.settings import NetworkSettings
 from raylth.stages.training import new_network
 from raylth.store import BrokenArtefact, Store
 from raylth.store.tables import DATASETS as TABLES
@@ -45,7 +46,7 @@ class Network:
 
     row: dict[str, Any]  # a missing value is None
     manifest: dict[str, Any]
-    model: dict[str, Any]  # the arguments of `build_model`
+    model: NetworkSettings
     state: dict[str, Tensor]
     mask: Mask | None
     scale: Scale
@@ -59,11 +60,11 @@ class Network:
     @property
     def in_shape(self) -> tuple[int, ...]:
         """One sample's shape."""
-        return tuple(self.model["in_shape"])
+        return self.model.in_shape
 
     def module(self) -> nn.Module:
         """Build the network, for evaluation."""
-        network = new_network({"model": self.model}, 0, "cpu")
+        network = new_network(self.model, 0, "cpu")
         load_tensors(network, self.state)
         return network.eval()
 
@@ -99,17 +100,16 @@ def find_network(store: Store, beginning: str) -> Network:
     return replace(network, state=like(state, module.state_dict()))
 
 
-def _model(row: Mapping[str, Any], manifest: Mapping[str, Any], origin: Origin | str) -> dict[str, Any]:
-    """Return the arguments of `build_model`; ValueError for code that may be another than the one that was trained."""
+def _model(row: Mapping[str, Any], manifest: Mapping[str, Any], origin: Origin | str) -> NetworkSettings:
+    """Return how the network is built; ValueError for code that may be another than the one that was trained."""
     if not isinstance(origin, str):
-        model: dict[str, Any] = origin.stage.settings["model"]
-        return model
+        return origin.stage.settings.model
     if code_of(row["model"], MODELS[row["model"]]) is not None:
         raise ValueError(f"{row['key'][:12]}: whether {row['model']!r} is the code that was trained is not known: {origin}")
     info, side = DATASETS[row["dataset"]], manifest["config"]["data"].get("resolution")
-    in_shape = [info.in_shape[0], side, side] if side else list(info.in_shape)
+    in_shape = (info.in_shape[0], side, side) if side else info.in_shape
     init = manifest["config"]["model"].get("init", "own")
-    return {"name": row["model"], "width": row["width"], "init": init, "num_classes": info.num_classes, "in_shape": in_shape}
+    return NetworkSettings(name=row["model"], width=row["width"], init=init, num_classes=info.num_classes, in_shape=in_shape)
 
 
 def _find_row(store: Store, beginning: str) -> dict[str, Any]:

@@ -7,12 +7,13 @@ graph = run_plan(make_plan(read_sweep("sweeps/quickstart.yaml")), Store("raylth-
 from raylth.stages.context import Context, load_data, make_context
 from raylth.stages.execute import StageFailed, divergence, run_plan, run_stage, run_together, scan
 from raylth.stages.graph import Graph
-from raylth.stages.kinds import KINDS, kind_of
+from raylth.stages.kinds import KINDS, kind_of, read_stage
 from raylth.stages.kinds.sparse import Given
 from raylth.stages.mask_files import export_mask
 from raylth.stages.planning.disk_estimate import Forecast, forecast, free_bytes, in_units
 from raylth.stages.planning.network_checks import check_networks, keep_checked
 from raylth.stages.planning.plan import MOST_STAGES, Plan, make_plan
+from raylth.stages.planning.settle import precisions_of_auto, settle
 from raylth.stages.planning.time_estimate import Hours, hours
 from raylth.stages.probe import evaluate_a_batch
 from raylth.stages.result_rows import result_rows
@@ -48,9 +49,12 @@ __all__ = [
     "load_same_data",
     "make_context",
     "make_plan",
+    "precisions_of_auto",
+    "read_stage",
     "result_rows",
     "run_plan",
     "run_stage",
     "run_together",
     "scan",
+    "settle",
 ]

@@ -13,6 +13,7 @@ from raylth.core.repair import repair, site_statistics
 from raylth.core.training.loop import evaluate, score
 from raylth.core.training.schedule import even_batch_size
 from raylth.stages.context import Context
+from raylth.stages.settings import EndsSettings
 from raylth.stages.stage import Stage
 from raylth.stages.training import load_network
 
@@ -32,12 +33,14 @@ def load_permutation(stage: Stage, context: Context, network: nn.Module) -> Perm
     return Permutation(spec, {group: torch.tensor(perm) for group, perm in perms.items()})
 
 
-def load_ends(stage: Stage, context: Context) -> list[nn.Module]:
+def load_ends(stage: Stage[EndsSettings], context: Context) -> list[nn.Module]:
     """Load the networks `a`, `b`, ... of a stage, moved by pi or pi^-1 as its settings say; unsaid, pi moves `a`."""
-    moves = stage.settings.get("moves", {"a": PI} if "permutation" in stage.parents else {})
+    moves = stage.settings.moves
+    if moves is None:
+        moves = {"a": PI} if "permutation" in stage.parents else {}
     networks = []
     for role in sorted(stage.parents.keys() - {"permutation"}):
-        network = load_network(stage.settings, context, stage.parents[role])
+        network = load_network(stage.settings.model, context, stage.parents[role])
         if (move := moves.get(role)) is not None:
             permutation = load_permutation(stage, context, network)
             permutation = permutation if move == PI else permutation.inverse()

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 from raylth.stages.context import Context
 from raylth.stages.graph import Graph
-from raylth.stages.stage import Artefact, Stage
+from raylth.stages.stage import Artefact, S_co, Stage
 from raylth.stages.training import Trainee
 
 __all__ = ["PER_POINT", "Finished", "NetworkBytes", "Rows", "StageKind"]
@@ -26,28 +26,29 @@ class NetworkBytes:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Finished(Generic[S_co]):
     """A stage that has ended, for the rows of its results."""
 
-    stage: Stage
+    stage: Stage[S_co]
     graph: Graph
     state: str  # "done", "diverged" or "failed"
     metrics: Mapping[str, Any]  # of its artefact; empty where it failed
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageKind:
+class StageKind(Generic[S_co]):
     """One kind of stage.
 
     A training has `prepare`, so that several which are alike run as one program; any other kind has `compute`.
     """
 
     name: str  # as in keys, in `resources` and in the results' column `stage`
+    settings: type[S_co]  # their class
     rank: int  # of stages that can start, those of a lower rank come first: what others wait for
-    compute: Callable[[Stage, Context], dict[str, Artefact]] | None = None  # returns artefacts by key, its own last
-    prepare: Callable[[Stage, Context], Trainee] | None = None
-    rows: Callable[[Finished], Rows]  # its own columns of each table; those of `raylth.store.tables` name the network
-    num_bytes: Callable[[Stage, NetworkBytes], int] = lambda stage, network: 0  # that it publishes, without manifests
+    compute: Callable[[Stage[S_co], Context], dict[str, Artefact]] | None = None  # returns artefacts by key, its own last
+    prepare: Callable[[Stage[S_co], Context], Trainee] | None = None
+    rows: Callable[[Finished[S_co]], Rows]  # its own columns of each table; those of `raylth.store.tables` name the network
+    num_bytes: Callable[[Stage[S_co], NetworkBytes], int] = lambda stage, network: 0  # that it publishes, without manifests
     feeds_arms: bool = False  # whether arms are trained from what it makes
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from raylth.stages.graph import Graph
+from raylth.stages.settings import MatchSettings
 from raylth.stages.stage import Stage
 from raylth.store import fingerprint
 
@@ -23,7 +24,7 @@ def lineage(stage: Stage, graph: Graph) -> dict[str, Any]:
     backward pass counts as a third). What other arms share with it is counted for each; a mask from a file costs nothing.
     """
     start = graph.producer(stage.parents["weights"])
-    shared = {name: value for name, value in start.settings.items() if name not in OF_ONE_NETWORK}
+    shared = {name: value for name, value in start.settings.plain().items() if name not in OF_ONE_NETWORK}
     seeds = [stage.labels["seed_a"], stage.labels["seed_b"]]
     return {"pair_key": fingerprint([shared, seeds, stage.parents["mask"]]), **_epochs(stage, graph)}
 
@@ -44,14 +45,14 @@ def _epochs(stage: Stage, graph: Graph) -> dict[str, float]:
             dense[network] = max(dense[network], early.get(key, parent.epochs))
         elif parent.kind == "imp":
             imp += parent.epochs
-        elif parent.kind == "match":
+        elif isinstance(parent.settings, MatchSettings):
             match += _match_epochs(parent.settings)
     return {"epochs_a": dense["A"], "epochs_imp": imp, "epochs_b": dense["B"], "epochs_match": match}
 
 
-def _match_epochs(settings: dict[str, Any]) -> float:
+def _match_epochs(settings: MatchSettings) -> float:
     """Passes over the training split: those of a learned match, or a forward pass of A and of B."""
-    if "samples" not in settings:
+    if settings.samples is None:
         return 0.0  # from weights alone, or from nothing
-    share = settings["samples"] / settings["data"]["num_train"]
-    return float(share * (settings["epochs"] if settings["method"] == "learned" else 2 * FORWARD))
+    share = settings.samples / settings.data.num_train
+    return float(share * (settings.own["epochs"] if settings.method == "learned" else 2 * FORWARD))

@@ -18,7 +18,7 @@ def evaluate_a_batch(stage: Stage, context: Context) -> None:
     A training evaluates after its last epoch only, with large batches in float32: that may take more memory than its steps.
     As much is held meanwhile as the training holds then beside its weights: gradients and momentum.
     """
-    network = new_network(stage.settings, 0, context.device)
+    network = new_network(stage.settings.model, 0, context.device)
     beside = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(2)]
     evaluate(network, context.test.take(MOST_SAMPLES))
     del beside

@@ -2,30 +2,38 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic
 
 import numpy as np
+from typing_extensions import TypeVar
 
+from raylth.stages.settings import StageSettings
 from raylth.store import fingerprint
 
-__all__ = ["Artefact", "Stage", "finite", "stage_key"]
+__all__ = ["Artefact", "S_co", "Stage", "finite", "stage_key"]
+
+S_co = TypeVar("S_co", bound=StageSettings, default=StageSettings, covariant=True)  # the settings of one kind of stage
 
 VERSION = 2  # of the stages' numerics; raising it gives every stage a new key
 
 
-def stage_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> str:
-    """Return the SHA-256 of a stage's name, its science settings and its parents' keys: 64 hexadecimal digits."""
-    return fingerprint({"stage": kind, "version": VERSION, "settings": dict(settings), "parents": dict(parents)})
+def stage_key(kind: str, settings: StageSettings, parents: Mapping[str, str], *, epoch: int | None = None) -> str:
+    """Return the SHA-256 of a stage's name, its science settings and its parents' keys: 64 hexadecimal digits.
+
+    `epoch` is for a training whose artefacts differ in nothing else.
+    """
+    plain = settings.plain() if epoch is None else {**settings.plain(), "epoch": epoch}
+    return fingerprint({"stage": kind, "version": VERSION, "settings": plain, "parents": dict(parents)})
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One unit of work. Plain data, so that it travels to a worker as it is."""
+class Stage(Generic[S_co]):
+    """One unit of work, with the settings of its kind."""
 
     kind: str  # "dense", "imp", "mask", "match", "sparse", "connect", "plane", "overlap" or "ensemble"
     key: str  # of the artefact that it publishes last
-    settings: dict[str, Any]  # the science settings that it reads
+    settings: S_co  # the science settings that it reads
     parents: dict[str, str]  # role -> key of an artefact
     labels: dict[str, Any]  # columns of its result row; no part of the key, and never read by the computation
     epochs: int = 0  # trained by this stage
@@ -57,8 +65,17 @@ class Stage:
         return f"{self.kind}({', '.join(parts)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the stage as plain JSON-like data; `Stage(**data)` reads it back."""
-        return asdict(self)
+        """Return the stage as JSON-like data, so that it travels to a worker; `read_stage` reads it back."""
+        return {
+            "kind": self.kind,
+            "key": self.key,
+            "settings": self.settings.plain(),
+            "parents": dict(self.parents),
+            "labels": dict(self.labels),
+            "epochs": self.epochs,
+            "checkpoints": dict(self.checkpoints),
+            "files": dict(self.files),
+        }
 
 
 @dataclass(frozen=True)

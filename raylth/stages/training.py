@@ -21,29 +21,20 @@ from raylth.core.training.recipe import Recipe, TrainState
 from raylth.stages.arrays import state_arrays, to_torch
 from raylth.stages.context import Context
 from raylth.stages.resume import Resume, load_state
+from raylth.stages.settings import NetworkSettings, TrainingSettings
 from raylth.stages.stage import Artefact, Stage, finite
 
 __all__ = ["Trainee", "fit", "load_mask", "load_network", "masked_trainee", "new_network"]
 
 
-def new_network(settings: dict[str, Any], seed: int, device: str) -> nn.Module:
-    """Build the network that the settings name, freshly initialised from `seed`."""
-    model = settings["model"]
-    built = init_model(
-        seed,
-        model["name"],
-        width=model["width"],
-        num_classes=model["num_classes"],
-        in_shape=tuple(model["in_shape"]),
-        code=model.get("code"),
-        init=model["init"],
-    )
-    return built.to(device)
+def new_network(model: NetworkSettings, seed: int, device: str) -> nn.Module:
+    """Build a network, freshly initialised from `seed`."""
+    return init_model(seed, **model.arguments()).to(device)
 
 
-def load_network(settings: dict[str, Any], context: Context, key: str) -> nn.Module:
-    """Build the network that the settings name with the weights of an artefact."""
-    network = new_network(settings, 0, context.device)
+def load_network(model: NetworkSettings, context: Context, key: str) -> nn.Module:
+    """Build a network with the weights of an artefact."""
+    network = new_network(model, 0, context.device)
     load_tensors(network, to_torch(context.load(key, "weights"), context.device))
     return network
 
@@ -57,7 +48,7 @@ def load_mask(context: Context, key: str) -> Mask:
 class Trainee:
     """A network that a stage is about to train, and what becomes of it."""
 
-    stage: Stage
+    stage: Stage[TrainingSettings]
     network: nn.Module
     finish: Callable[[dict[str, Any]], dict[str, Artefact]]  # the metrics of the trained network -> what the stage publishes
     mask: Mask | None = None
@@ -65,7 +56,7 @@ class Trainee:
     not_beyond: int | None = None  # a saved state beyond that epoch is of no use
 
 
-def masked_trainee(stage: Stage, network: nn.Module, mask: Mask) -> Trainee:
+def masked_trainee(stage: Stage[TrainingSettings], network: nn.Module, mask: Mask) -> Trainee:
     """Return the training of a network under a mask, of which weights and mask are published."""
 
     def finish(metrics: dict[str, Any]) -> dict[str, Artefact]:
@@ -99,7 +90,7 @@ def _fit_group(
 ) -> list[dict[str, Any] | Diverged]:
     """Train networks that stand at the same step."""
     settings = trainees[0].stage.settings
-    recipe = Recipe(**settings["recipe"])
+    recipe = settings.recipe
     program = _program([trainee.network for trainee in trainees], recipe, context)
     resume = Resume([trainee.stage.key for trainee in trainees], context)
     before = [state[1] if state else dict[str, Any](curve=[], seconds=0.0) for state in found]
@@ -131,8 +122,8 @@ def _fit_group(
         program,
         context.train,
         recipe,
-        seeds=[trainee.stage.settings["seed"] for trainee in trainees],
-        augment=settings["augment"],
+        seeds=[trainee.stage.settings.seed for trainee in trainees],
+        augment=settings.augment,
         masks=[trainee.mask for trainee in trainees],
         on_epoch=record,
         on_step=lambda epochs, step, snapshots: resume.step(

@@ -456,7 +456,7 @@ def test_a_network_of_ones_own_leaves_with_its_architecture_while_its_code_is_th
 def test_normalise_does_to_pixels_what_evaluation_does(store, kind):
     found = find_network(store, row_of(store, arm="lth")["key"])
     scale = DATASETS["cifar10"].scale()
-    network = replace(found, scale=scale, model={**found.model, "in_shape": [3, 32, 32]})
+    network = replace(found, scale=scale, model=replace(found.model, in_shape=(3, 32, 32)))
     x = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
     dataset = ArrayDataset(x, np.zeros(5), x, np.zeros(5), cifar.MEAN["cifar10"], cifar.STD["cifar10"])
     ((expected, _),) = dataset.splits("cpu")[1].batches(5)

@@ -46,7 +46,7 @@ def test_everything_is_done_and_a_second_run_computes_nothing(finished, monkeypa
 def test_checkpoint_0_is_the_untouched_initialisation(finished):
     plan, _, store = finished
     stage = one(plan, "dense", network="B")
-    expected = init_model(stage.settings["init_seed"], "mlp", width=0.25, num_classes=10, in_shape=(40,)).state_dict()
+    expected = init_model(stage.settings.init_seed, "mlp", width=0.25, num_classes=10, in_shape=(40,)).state_dict()
     for name, array in store.tensors(stage.checkpoints["0"], "weights").items():
         np.testing.assert_array_equal(array, expected[name].numpy())
 
@@ -237,7 +237,7 @@ def test_the_identity_method_is_the_naive_arm_to_the_bit(tmp_path):
     assert np.array_equal(weights["identity"], weights[None])
     for method in ("weight", "learned", "random"):
         assert not np.array_equal(weights[method], weights[None]), method
-        match = next(s for s in plan.stages if s.kind == "match" and s.settings["method"] == method)
+        match = next(s for s in plan.stages if s.kind == "match" and s.settings.method == method)
         metrics = store.metrics(match.key)
         assert metrics["method"] == method
         assert set(metrics["objective"]) == {"fc1", "fc2", "fc3"}

@@ -11,6 +11,7 @@ from raylth.cluster.slots import Slot, how_often
 from raylth.config.resources import ResourcesConfig
 from raylth.config.types import AUTO, OFF, EngineSetting
 from raylth.stages import Stage
+from raylth.stages.settings import TrainingSettings
 from raylth.store import Store, fingerprint
 
 __all__ = ["Packs"]
@@ -27,8 +28,6 @@ class Packs:
     measured, too. So does how many fit where a pack ran out of memory; the size that the sweep file says is limited by that,
     too, within a run.
     """
-
-    ALIKE = ("model", "data", "augment", "recipe", "prune_shortcuts")
 
     def __init__(self, resources: ResourcesConfig, store: Store, device: str, machines: Mapping[str, float]) -> None:
         self.asked, self.store, self.device, self.machines = resources.pack, store, device, machines
@@ -151,10 +150,10 @@ class Packs:
 
     def example(self, alike: Iterable[Stage]) -> Stage:
         """Return the one of a class's trainings by which it is to be measured: in the arithmetic of most of their epochs."""
-        epochs: Counter[str | None] = Counter()
-        first: dict[str | None, Stage] = {}
+        epochs: Counter[str] = Counter()
+        first: dict[str, Stage] = {}
         for stage in alike:
-            precision = stage.settings["recipe"].get("precision")
+            precision = _training(stage).recipe.precision
             first.setdefault(precision, stage)
             epochs[precision] += stage.epochs
         return first[max(epochs, key=lambda precision: epochs[precision])]
@@ -174,8 +173,10 @@ class Packs:
 
     def go_together(self, first: Stage, second: Stage, size: int) -> bool:
         """Whether two trainings can be members of one program of that size."""
-        same = all(first.settings.get(name) == second.settings.get(name) for name in self.ALIKE)
-        return first.kind == second.kind and first.epochs > 0 and same and self.suspects.get(second.key, size) >= size
+        if not isinstance(first.settings, TrainingSettings) or not isinstance(second.settings, TrainingSettings):
+            return False
+        same = first.kind == second.kind and first.settings.program == second.settings.program
+        return same and self.suspects.get(second.key, size) >= size
 
     def room(self, slot: Slot) -> int:
         """Return how many such slots all machines have, at least one."""
@@ -196,11 +197,17 @@ class Packs:
 
     def _class(self, stage: Stage, slot: Slot) -> dict[str, Any]:
         device = self.device if slot.gpus else f"{slot.cpus} CPU"
-        recipe = stage.settings["recipe"]
-        what = {"model": stage.settings["model"], "batch_size": recipe["batch_size"], "device": device, "by": PROCEDURE}
+        settings = _training(stage)
+        batch_size = settings.recipe.batch_size
+        what = {"model": settings.model.plain(), "batch_size": batch_size, "device": device, "by": PROCEDURE}
         if self.asked != AUTO:
             what["sizes"] = [self._fixed]
         return what if self.asked_engine == AUTO else {**what, "asked_engine": self.asked_engine}
 
     def _file(self, what: dict[str, Any]) -> Any:
         return self.store.root / "measured" / f"pack-{fingerprint(what)[:16]}.json"
+
+
+def _training(stage: Stage) -> TrainingSettings:
+    assert isinstance(stage.settings, TrainingSettings), f"{stage.name} is no training"
+    return stage.settings

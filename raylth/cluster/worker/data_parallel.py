@@ -18,7 +18,7 @@ from raylth.cluster.worker.payload import Shared
 from raylth.cluster.worker.trace import Trace
 from raylth.core.memory import is_out_of_memory
 from raylth.core.training.data_parallel import Team
-from raylth.stages import Preempted, Stage, run_stage
+from raylth.stages import Preempted, Stage, read_stage, run_stage
 from raylth.store import Store
 
 __all__ = ["TeamLost", "num_workers", "run_team"]
@@ -120,7 +120,7 @@ def _member(config: dict[str, Any]) -> str | None:
     from ray import train
     from ray.train.torch import get_device
 
-    shared, stage = config["shared"], Stage(**config["stage"])
+    shared, stage = config["shared"], read_stage(config["stage"])
     for module in shared.imports:
         importlib.import_module(module)
     torch.set_num_threads(config["cpus"])

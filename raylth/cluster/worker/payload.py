@@ -21,7 +21,7 @@ class Shared:
     """What all trials of a run share: handles, references and paths, never tensors."""
 
     root: str
-    stages: dict[str, dict[str, Any]]  # key -> Stage as plain data
+    stages: dict[str, dict[str, Any]]  # key -> `Stage.to_dict`
     dataset: list[Any]  # [reference to the Dataset in the object store]
     data_sha256: str
     checkpoints: list[Any]

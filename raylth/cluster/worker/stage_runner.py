@@ -77,9 +77,9 @@ class StageRunner:
 
     def run_one(self, key: str) -> dict[str, Any]:
         """Run a stage to its end; returns what the searcher is to know of it."""
-        from raylth.stages import Preempted, Stage
+        from raylth.stages import Preempted, read_stage
 
-        stage = Stage(**self.shared.stages[key])
+        stage = read_stage(self.shared.stages[key])
         result: dict[str, Any] = {"outcome": "done", "error": None, "broken": None, "computed": False}
         start = time.perf_counter()
         self.steps_left = self.config["steps"]

@@ -93,9 +93,9 @@ class StageTrial(StageRunner, tune.Trainable):
     def _run_together(self, keys: list[str]) -> dict[str, dict[str, Any]]:
         """Train stages as one program while this process holds their leases; returns each one's result."""
         from raylth.core.training.packing import NotPackable
-        from raylth.stages import Stage, run_together
+        from raylth.stages import read_stage, run_together
 
-        stages = [Stage(**self.shared.stages[key]) for key in keys]
+        stages = [read_stage(self.shared.stages[key]) for key in keys]
         start = time.perf_counter()
         self.steps_left = None
         gpu.reset_peak()
@@ -138,19 +138,20 @@ class StageTrial(StageRunner, tune.Trainable):
         One, by the plain loop, where that cannot be found out.
         """
         from raylth.core.training.pack_tuning import SIZES, Fastest, fastest_pack
-        from raylth.core.training.recipe import Recipe
-        from raylth.stages import Stage
+        from raylth.stages import read_stage
+        from raylth.stages.settings import TrainingSettings
         from raylth.stages.training import new_network
 
-        stage = Stage(**self.shared.stages[key])
+        stage = read_stage(self.shared.stages[key])
         settings = stage.settings
+        assert isinstance(settings, TrainingSettings)
         context = self._context(gpu.device(self.config["gpus"]))
         try:
             found = fastest_pack(
-                lambda: new_network(settings, 0, context.device),
+                lambda: new_network(settings.model, 0, context.device),
                 context.train,
-                Recipe(**settings["recipe"]),
-                settings["augment"],
+                settings.recipe,
+                settings.augment,
                 engines=self.config["engines"],
                 sizes=self.config["sizes"] or SIZES,
             )

@@ -9,19 +9,20 @@ from raylth.core.modes import in_mode
 from raylth.stages.context import Context
 from raylth.stages.endpoints import load_ends
 from raylth.stages.kind import Finished, Rows, StageKind
+from raylth.stages.settings import AnalysisSettings
 from raylth.stages.stage import Artefact, Stage, finite
 
 __all__ = ["KIND", "analysis"]
 
 
-def analysis(stage: Stage, context: Context) -> dict[str, Artefact]:
+def analysis(stage: Stage[AnalysisSettings], context: Context) -> dict[str, Artefact]:
     """Load the networks, measure them, and check what was measured: rows of numbers, texts, bools and None."""
     start = time.perf_counter()
-    name = stage.settings["analysis"]
+    name = stage.settings.analysis
     plugin = ANALYSES[name]
-    settings = plugin.settings.model_validate(stage.settings["settings"])  # type: ignore[attr-defined]
+    settings = plugin.settings.model_validate(stage.settings.settings)  # type: ignore[attr-defined]
     networks = dict(zip(settings.networks, load_ends(stage, context), strict=True))
-    inputs = MeasureInputs(context.train, context.test, context.device, stage.settings["seed"])
+    inputs = MeasureInputs(context.train, context.test, context.device, stage.settings.seed)
     with in_mode(*networks.values(), training=False):
         rows = [_plain(name, row) for row in plugin.measure(networks, settings, inputs)]
     return {stage.key: Artefact({}, {"rows": rows, "seconds": time.perf_counter() - start, "epochs": 0})}
@@ -40,10 +41,10 @@ def _plain(name: str, row: object) -> dict[str, Any]:
     return plain
 
 
-def _rows(finished: Finished) -> Rows:
+def _rows(finished: Finished[AnalysisSettings]) -> Rows:
     """Return a row for each quantity of each row that was measured."""
     settings = finished.stage.settings
-    own = {"analysis": settings["analysis"], "networks": ", ".join(settings["settings"]["networks"])}
+    own = {"analysis": settings.analysis, "networks": ", ".join(settings.settings["networks"])}
     return {
         "measurements": [
             {
@@ -59,4 +60,4 @@ def _rows(finished: Finished) -> Rows:
     }
 
 
-KIND = StageKind(name="analysis", rank=95, compute=analysis, rows=_rows)
+KIND = StageKind(name="analysis", settings=AnalysisSettings, rank=95, compute=analysis, rows=_rows)

@@ -15,12 +15,13 @@ from raylth.core.interpolate import barrier, line, middle_rise
 from raylth.stages.context import Context
 from raylth.stages.endpoints import Gauge, Measured, load_ends
 from raylth.stages.kind import PER_POINT, Finished, Rows, StageKind
+from raylth.stages.settings import ConnectSettings
 from raylth.stages.stage import Artefact, Stage
 
 __all__ = ["KIND", "connect"]
 
 
-def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
+def connect(stage: Stage[ConnectSettings], context: Context) -> dict[str, Artefact]:
     """Walk the line from `a` to `b`, moved as the stage says; measure loss (nats) and error (percent).
 
     Corrections use training samples without augmentation, and correct the ends as they do the points between: a line from A
@@ -30,17 +31,17 @@ def connect(stage: Stage, context: Context) -> dict[str, Artefact]:
     start = time.perf_counter()
     settings = stage.settings
     a, b = load_ends(stage, context)
-    gauge = Gauge(context, settings["samples"])
+    gauge = Gauge(context, settings.samples)
     corrected = {
         "plain": lambda: lambda network, alpha: gauge.plain(network),
         "reset": gauge.reset,
         "repair": lambda: gauge.repair(a, b),
     }
-    points = settings["points"]
+    points = settings.points
     alphas = [number / (points - 1) for number in range(points)]
     plain_ends = gauge.plain(a), gauge.plain(b)
     found, barriers = [], []
-    for name in settings["corrections"]:
+    for name in settings.corrections:
         walked = _walk(a, b, alphas, corrected[name]())
         for split in ("train", "test"):
             losses, errors = ([measured[split][place] for measured in walked] for place in (0, 1))
@@ -85,8 +86,9 @@ def _rows(finished: Finished) -> Rows:
 
 KIND = StageKind(
     name="connect",
+    settings=ConnectSettings,
     rank=60,
     compute=connect,
     rows=_rows,
-    num_bytes=lambda stage, network: PER_POINT * 2 * stage.settings["points"] * len(stage.settings["corrections"]),
+    num_bytes=lambda stage, network: PER_POINT * 2 * stage.settings.points * len(stage.settings.corrections),
 )

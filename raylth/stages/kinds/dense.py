@@ -8,18 +8,19 @@ from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.kind import StageKind
 from raylth.stages.network_rows import network_rows
+from raylth.stages.settings import DenseSettings
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import Trainee, new_network
 
 __all__ = ["KIND", "dense"]
 
 
-def dense(stage: Stage, context: Context) -> Trainee:
+def dense(stage: Stage[DenseSettings], context: Context) -> Trainee:
     """Train a network from its initialisation and publish its weights at each checkpoint epoch when it gets there.
 
     k counts completed epochs: checkpoint "0" is the untouched initialisation (design.md 2.1).
     """
-    network = new_network(stage.settings, stage.settings["init_seed"], context.device)
+    network = new_network(stage.settings.model, stage.settings.init_seed, context.device)
 
     def keep(completed: int, state: dict[str, Tensor]) -> None:
         key = stage.checkpoints.get(str(completed))
@@ -36,6 +37,7 @@ def dense(stage: Stage, context: Context) -> Trainee:
 
 KIND = StageKind(
     name="dense",
+    settings=DenseSettings,
     rank=10,
     prepare=dense,
     rows=network_rows,

@@ -10,6 +10,7 @@ from raylth.core.ensemble import ensemble_metrics
 from raylth.core.modes import in_mode
 from raylth.stages.context import Context
 from raylth.stages.kind import Finished, Rows, StageKind
+from raylth.stages.settings import EnsembleSettings
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import load_network
 
@@ -18,9 +19,9 @@ __all__ = ["KIND", "ensemble"]
 BATCH_SIZE = 1000
 
 
-def ensemble(stage: Stage, context: Context) -> dict[str, Artefact]:
+def ensemble(stage: Stage[EnsembleSettings], context: Context) -> dict[str, Artefact]:
     """Measure the members' predictions on the test split, each alone and all together."""
-    members = [load_network(stage.settings, context, key) for key in stage.parents.values()]
+    members = [load_network(stage.settings.model, context, key) for key in stage.parents.values()]
     probabilities = torch.stack([_predict(network, context.test) for network in members])
     found = ensemble_metrics(probabilities, context.test.y)
     return {stage.key: Artefact({}, {"epochs": 0, "ensemble": asdict(found)})}
@@ -39,4 +40,4 @@ def _rows(finished: Finished) -> Rows:
     return {"ensembles": [{"set_number": finished.stage.labels["set_number"], **found}] if found else []}
 
 
-KIND = StageKind(name="ensemble", rank=90, compute=ensemble, rows=_rows)
+KIND = StageKind(name="ensemble", settings=EnsembleSettings, rank=90, compute=ensemble, rows=_rows)

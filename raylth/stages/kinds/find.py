@@ -11,6 +11,7 @@ from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.kind import StageKind
 from raylth.stages.network_rows import network_rows
+from raylth.stages.settings import FindSettings
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import load_network
 
@@ -19,25 +20,25 @@ __all__ = ["KIND", "find"]
 BATCH_SIZE = 500  # most samples of a batch that a finder is given
 
 
-def find(stage: Stage, context: Context) -> dict[str, Artefact]:
+def find(stage: Stage[FindSettings], context: Context) -> dict[str, Artefact]:
     """Find the mask and check it: a bool tensor for each prunable weight, exactly as many alive as the sparsity asks for."""
     settings = stage.settings
-    network = load_network(settings, context, stage.parents["network"])
-    everything = full_mask(network, prune_shortcuts=settings["prune_shortcuts"])
-    wanted = num_landing_alive(num_alive(everything), settings["sparsity"])
+    network = load_network(settings.model, context, stage.parents["network"])
+    everything = full_mask(network, prune_shortcuts=settings.prune_shortcuts)
+    wanted = num_landing_alive(num_alive(everything), settings.sparsity)
     inputs = FinderInputs(
         {name: alive.clone() for name, alive in everything.items()},
         wanted,
         lambda: context.train.batches(even_batch_size(len(context.train), BATCH_SIZE)),
-        settings.get("seed", 0),
+        settings.seed or 0,
     )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with in_mode(network, training=False):
-        found = FINDERS[settings["finder"]].find(network, inputs)
-    mask = _checked(settings["finder"], found, everything, wanted)
+        found = FINDERS[settings.finder].find(network, inputs)
+    mask = _checked(settings.finder, found, everything, wanted)
     changed = [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])]
     if changed:
-        raise RuntimeError(f"mask finder {settings['finder']}: it changed the network: {', '.join(changed[:3])}")
+        raise RuntimeError(f"mask finder {settings.finder}: it changed the network: {', '.join(changed[:3])}")
     metrics = {
         "epochs": 0,
         "mask_sparsity": mask_sparsity(mask),
@@ -57,6 +58,7 @@ def _checked(name: str, found: object, everything: Mask, wanted: int) -> Mask:
 
 KIND = StageKind(
     name="find",
+    settings=FindSettings,
     rank=25,
     compute=find,
     rows=network_rows,

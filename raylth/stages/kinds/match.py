@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,12 +19,11 @@ from raylth.core.training.schedule import even_batch_size
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.kind import Finished, Rows, StageKind
+from raylth.stages.settings import MatchSettings
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import load_network, new_network
 
 __all__ = ["KIND", "PermutationBroken", "match"]
-
-Settings = dict[str, Any]
 
 BATCH_SIZE = 500  # most samples of a forward pass; learned matching normalises by a batch's statistics, activations by none
 TOLERANCE = 1e-3  # on |f(pi(A)) - f(A)|, relative to the largest logit
@@ -35,25 +33,28 @@ class PermutationBroken(RuntimeError):
     """A permuted network that does not compute the function of the one it came from."""
 
 
-def match(stage: Stage, context: Context) -> dict[str, Artefact]:
+def match(stage: Stage[MatchSettings], context: Context) -> dict[str, Artefact]:
     """Match A to B on training samples, and prove that pi(A) is still A before publishing pi."""
-    start = time.perf_counter()
-    network_a = load_network(stage.settings, context, stage.parents["a"])
-    network_b = load_network(stage.settings, context, stage.parents["b"])
+    start, settings = time.perf_counter(), stage.settings
+    network_a = load_network(settings.model, context, stage.parents["a"])
+    network_b = load_network(settings.model, context, stage.parents["b"])
     spec = derive_spec(network_a, context.train.probe(2))
-    inputs = MatchInputs(lambda: _batches(stage.settings, context), stage.settings.get("seed", 0), stage.settings)
-    method = stage.settings["method"]
+    matcher, plain = MATCHERS[settings.method], settings.plain()
+    own = {name: plain[name] for name in matcher.settings}
+    inputs = MatchInputs(lambda: _batches(settings, context), settings.seed or 0, own)
     with in_mode(network_a, training=False), in_mode(network_b, training=False):
-        result = MATCHERS[method].match(network_a, network_b, spec, inputs)
+        result = matcher.match(network_a, network_b, spec, inputs)
     if not isinstance(result, MatchResult):
-        raise TypeError(f"matcher {method}: expected a raylth.core.matching.MatchResult, found {type(result).__name__}")
-    moved = new_network(stage.settings, 0, context.device)
+        raise TypeError(
+            f"matcher {settings.method}: expected a raylth.core.matching.MatchResult, found {type(result).__name__}"
+        )
+    moved = new_network(settings.model, 0, context.device)
     _prove(network_a, moved, result.permutation, context.train.probe(64))
     metrics = {
-        "method": stage.settings["method"],
-        "settings": {name: value for name, value in stage.settings.items() if name not in ("model", "data", "method")},
+        "method": settings.method,
+        "settings": {name: value for name, value in plain.items() if name not in ("model", "data", "method")},
         "objective": result.objective,
-        "samples": stage.settings.get("samples"),
+        "samples": settings.samples,
         "fixed_share": result.permutation.fixed_share(),
         "seconds": time.perf_counter() - start,
         "epochs": 0,
@@ -61,12 +62,15 @@ def match(stage: Stage, context: Context) -> dict[str, Artefact]:
     return {stage.key: Artefact({"permutation": state_arrays(dict(result.permutation.perms))}, metrics)}
 
 
-def _batches(settings: Settings, context: Context) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(settings: MatchSettings, context: Context) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the samples to match on: each once, as it is or as an epoch of training would augment it."""
-    samples = context.train.take(settings["samples"])
+    if settings.samples is None:
+        raise ValueError(f"matcher {settings.method}: only one with reads_samples=True may read batches")
+    samples = context.train.take(settings.samples)
     size = even_batch_size(len(samples), BATCH_SIZE)
-    if "augment" in settings:
-        return samples.epoch([derive_seed(settings["seed"], "images")], 0, size, augment=settings["augment"])
+    if settings.augment is not None:
+        assert settings.seed is not None
+        return samples.epoch([derive_seed(settings.seed, "images")], 0, size, augment=settings.augment)
     return samples.batches(size)
 
 
@@ -118,5 +122,11 @@ def _rows(finished: Finished) -> Rows:
 
 
 KIND = StageKind(
-    name="match", rank=40, compute=match, rows=_rows, num_bytes=lambda stage, network: 8 * network.units, feeds_arms=True
+    name="match",
+    settings=MatchSettings,
+    rank=40,
+    compute=match,
+    rows=_rows,
+    num_bytes=lambda stage, network: 8 * network.units,
+    feeds_arms=True,
 )

@@ -9,6 +9,7 @@ from raylth.core.masks import jaccard, num_pruned_units
 from raylth.stages.context import Context
 from raylth.stages.endpoints import load_permutation
 from raylth.stages.kind import StageKind
+from raylth.stages.settings import OverlapSettings
 from raylth.stages.stage import Artefact, Stage
 from raylth.stages.training import load_mask, new_network
 
@@ -17,12 +18,12 @@ __all__ = ["KIND", "overlap"]
 ALL = "all"  # layers together
 
 
-def overlap(stage: Stage, context: Context) -> dict[str, Artefact]:
+def overlap(stage: Stage[OverlapSettings], context: Context) -> dict[str, Artefact]:
     """Measure A, pi(A) and, where it is a parent, B's mask: layer by layer and over all; every two of them together.
 
     B's mask is found by pruning B itself. Two masks that know nothing of each other overlap by what their densities say.
     """
-    permutation = load_permutation(stage, context, new_network(stage.settings, 0, context.device))
+    permutation = load_permutation(stage, context, new_network(stage.settings.model, 0, context.device))
     mask = load_mask(context, stage.parents["a"])
     masks = {"A": mask, "pi(A)": permutation.apply_mask(mask)}
     if "b" in stage.parents:
@@ -53,5 +54,9 @@ def _part(mask: dict[str, Tensor], layer: str) -> list[Tensor]:
 
 
 KIND = StageKind(
-    name="overlap", rank=80, compute=overlap, rows=lambda finished: {"masks": list(finished.metrics.get("layers", []))}
+    name="overlap",
+    settings=OverlapSettings,
+    rank=80,
+    compute=overlap,
+    rows=lambda finished: {"masks": list(finished.metrics.get("layers", []))},
 )

@@ -9,12 +9,13 @@ from raylth.core.interpolate import Plane
 from raylth.stages.context import Context
 from raylth.stages.endpoints import Gauge, load_ends
 from raylth.stages.kind import PER_POINT, Finished, Rows, StageKind
+from raylth.stages.settings import PlaneSettings
 from raylth.stages.stage import Artefact, Stage
 
 __all__ = ["KIND", "plane"]
 
 
-def plane(stage: Stage, context: Context) -> dict[str, Artefact]:
+def plane(stage: Stage[PlaneSettings], context: Context) -> dict[str, Artefact]:
     """Measure a grid over the plane through `a`, `b` and `c`, moved as the stage says, and the three themselves.
 
     The three are measured as the grid is, and without correction beside.
@@ -25,8 +26,8 @@ def plane(stage: Stage, context: Context) -> dict[str, Artefact]:
     start = time.perf_counter()
     settings = stage.settings
     networks = load_ends(stage, context)
-    gauge = Gauge(context, settings["samples"])
-    measure = gauge.reset() if settings["correction"] == "reset" else lambda network, alpha: gauge.plain(network)
+    gauge = Gauge(context, settings.samples)
+    measure = gauge.reset() if settings.correction == "reset" else lambda network, alpha: gauge.plain(network)
     names = [name for name, _ in networks[0].named_parameters()]
     a, b, c = (network.state_dict() for network in networks)
     found = Plane(a, b, c, coordinates_of=names)
@@ -38,8 +39,8 @@ def plane(stage: Stage, context: Context) -> dict[str, Artefact]:
         for row in _rows(x, y, measure(between, 0.0), role):
             loss, error = plain[str(row["split"])]
             points.append({**row, "plain_loss": loss, "plain_error": error})
-    for y in found.ticks(1, settings["resolution"], settings["margin"]):
-        for x in found.ticks(0, settings["resolution"], settings["margin"]):
+    for y in found.ticks(1, settings.resolution, settings.margin):
+        for x in found.ticks(0, settings.resolution, settings.margin):
             with torch.no_grad():
                 between.load_state_dict(found.at(x, y))
             points += _rows(x, y, measure(between, 0.0), None)
@@ -54,10 +55,10 @@ def _rows(x: float, y: float, measured: dict[str, tuple[float, float]], corner: 
     ]
 
 
-def _measured(finished: Finished) -> Rows:
+def _measured(finished: Finished[PlaneSettings]) -> Rows:
     """Return a row for each point; corners have the names of their networks instead of their roles."""
     stage = finished.stage
-    own = {"between": stage.labels["between"], "correction": stage.settings["correction"]}
+    own = {"between": stage.labels["between"], "correction": stage.settings.correction}
     corners = dict(zip("abc", stage.labels["between"].split(", "), strict=True))
     points = finished.metrics.get("points", [])
     return {"planes": [{**own, **found, "corner": corners.get(found["corner"], found["corner"])} for found in points]}
@@ -65,8 +66,9 @@ def _measured(finished: Finished) -> Rows:
 
 KIND = StageKind(
     name="plane",
+    settings=PlaneSettings,
     rank=70,
     compute=plane,
     rows=_measured,
-    num_bytes=lambda stage, network: PER_POINT * 2 * stage.settings["resolution"] ** 2,
+    num_bytes=lambda stage, network: PER_POINT * 2 * stage.settings.resolution**2,
 )

@@ -16,6 +16,7 @@ from raylth.stages.endpoints import load_permutation
 from raylth.stages.kind import Finished, Rows, StageKind
 from raylth.stages.lineage import lineage
 from raylth.stages.network_rows import network_rows
+from raylth.stages.settings import SparseSettings
 from raylth.stages.stage import Stage
 from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
 
@@ -32,17 +33,18 @@ class Given:
     seed: int  # for random numbers, where the arm says `needs_seed`
 
 
-def sparse(stage: Stage, context: Context) -> Trainee:
+def sparse(stage: Stage[SparseSettings], context: Context) -> Trainee:
     """Train the arm's weights under the arm's mask."""
-    network = load_network(stage.settings, context, stage.parents["weights"])
+    transform = stage.settings.mask_transform
+    network = load_network(stage.settings.model, context, stage.parents["weights"])
     given = Given(
         network,
         spec=lambda: derive_spec(network, context.train.probe(2)),
         permutation=lambda: load_permutation(stage, context, network),
-        seed=stage.settings["mask_transform"].get("seed", 0),
+        seed=transform.seed or 0,
     )
     mask = load_mask(context, stage.parents["mask"])
-    name = stage.settings["mask_transform"]["name"]
+    name = transform.name
     changed = TRANSFORMS[name](mask, given) if name in TRANSFORMS else _by_ones_own(name, mask, given)
     return masked_trainee(stage, network, changed)
 
@@ -95,6 +97,7 @@ def _rows(finished: Finished) -> Rows:
 
 KIND = StageKind(
     name="sparse",
+    settings=SparseSettings,
     rank=50,
     prepare=sparse,
     rows=_rows,

@@ -1,7 +1,7 @@
 """Plans what `analyses` asks for: stages that measure networks, and the few networks that are there for that alone."""
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from raylth.config.sweep import SweepConfig
 from raylth.core.matching.matcher import MATCHERS
 from raylth.core.models import code_of
 from raylth.stages.planning.replicate import Replicate
+from raylth.stages.settings import AnalysisSettings, EnsembleSettings, OverlapSettings, PlaneSettings, StageSettings
 from raylth.stages.stage import Stage, stage_key
 
 __all__ = ["measures"]
@@ -47,10 +48,13 @@ def _of_pair(config: SweepConfig, pair: Replicate) -> list[Stage]:
         assert plane.sparsity is not None
         assert plane.rewind is not None
         moves, parents, needed = _ends(pair, f"planes.{number}.through", plane.through, plane.sparsity, plane.rewind)
-        measured: dict[str, Any] = {
-            **pair.evaluation(plane.samples), **moves,
-            "resolution": plane.resolution, "margin": plane.margin, "correction": plane.correction,
-        }  # fmt: skip
+        measured = PlaneSettings(
+            **pair.evaluation(plane.samples),
+            moves=moves,
+            resolution=plane.resolution,
+            margin=plane.margin,
+            correction=plane.correction,
+        )
         labels: dict[str, Any] = {
             **pair.labels, "sparsity": plane.sparsity, "rewind_epoch": plane.rewind, "between": ", ".join(plane.through),
         }  # fmt: skip
@@ -69,15 +73,14 @@ def _custom(name: str, asked: NetworksConfig, pair: Replicate) -> list[Stage]:
     assert asked.sparsity is not None
     assert asked.rewind is not None
     moves, parents, needed = _ends(pair, f"custom.{name}.networks", asked.networks, asked.sparsity, asked.rewind)
-    settings: dict[str, Any] = {
+    settings = AnalysisSettings(
         **pair.evaluation(None),
-        **moves,
-        "analysis": name,
-        "settings": asked.model_dump(mode="json"),
-        "seed": pair.analysis_seed,
-    }
-    if (code := code_of(name, ANALYSES[name].measure)) is not None:
-        settings["code"] = code
+        moves=moves,
+        analysis=name,
+        settings=asked.model_dump(mode="json"),
+        seed=pair.analysis_seed,
+        code=code_of(name, ANALYSES[name].measure),
+    )
     labels = {
         **pair.labels,
         "sparsity": asked.sparsity,
@@ -87,14 +90,14 @@ def _custom(name: str, asked: NetworksConfig, pair: Replicate) -> list[Stage]:
     return [*needed, _stage("analysis", settings, parents, labels)]
 
 
-def _stage(kind: str, settings: dict[str, Any], parents: dict[str, str], labels: dict[str, Any]) -> Stage:
+def _stage(kind: str, settings: StageSettings, parents: dict[str, str], labels: dict[str, Any]) -> Stage:
     return Stage(kind, stage_key(kind, settings, parents), settings, parents, labels)
 
 
 def _ends(
     pair: Replicate, field: str, names: Sequence[str], sparsity: float, rewind: int
-) -> tuple[dict[str, Any], dict[str, str], list[Stage]]:
-    """Return settings and parents of a stage that loads the named networks, and the match that it needs, if any."""
+) -> tuple[Mapping[str, str | None] | None, dict[str, str], list[Stage]]:
+    """Return moves and parents of a stage that loads the named networks, and the match that it needs, if any."""
     ends = [parse_end(name) for name in names]
     roles = string.ascii_lowercase[: len(ends)]
     needed = []
@@ -107,7 +110,7 @@ def _ends(
         raise ValueError(f"analyses.{field}: {error.args[0]}") from error
     moves = {role: end.move for role, end in zip(roles, ends, strict=True)}
     is_usual = moves == {"a": "pi", "b": None} or not needed  # what a line does without being told
-    return {} if is_usual else {"moves": moves}, parents, needed
+    return None if is_usual else moves, parents, needed
 
 
 def _overlaps(config: SweepConfig, pair: Replicate, *, own: bool) -> list[Stage]:
@@ -125,7 +128,7 @@ def _overlaps(config: SweepConfig, pair: Replicate, *, own: bool) -> list[Stage]
             labels = {**pair.labels, "sparsity": sparsity}
             planned += [
                 match,
-                _stage("overlap", {"model": pair.model, "data": pair.evaluation(None)["data"]}, parents, labels),
+                _stage("overlap", OverlapSettings(model=pair.model, data=pair.data), parents, labels),
             ]
     except KeyError as error:
         raise ValueError(f"analyses.overlap: {error.args[0]}") from error
@@ -143,7 +146,7 @@ def _match_quality(config: SweepConfig, pair: Replicate) -> list[Stage]:
     try:
         a = pair.find("A", None, None)
         for samples, epoch in [*((samples, total) for samples in asked.samples), *((None, epoch) for epoch in asked.epochs)]:
-            if samples is not None and samples >= pair.train_data["num_train"]:
+            if samples is not None and samples >= pair.train_data.num_train:
                 continue  # all: the match that carries the masks, where match.samples does not say otherwise
             match = pair.match(method, a, pair.theta["B", epoch], epoch, samples=samples)
             planned += [match, pair.line_to_b(asked.line, match)]
@@ -177,7 +180,7 @@ def _ensembles(config: SweepConfig, asked: EnsembleConfig, pairs: Sequence[Repli
                 "rewind_epoch": None if name == "imp" else asked.rewind,  # imp: A itself, pruned
                 "set_number": number,
             }
-            settings = {"model": first.model, "data": {**first.train_data, **first.test_data}}
+            settings = EnsembleSettings(model=first.model, data=first.data)
             stages += [*needed, _stage("ensemble", settings, parents, labels)]
     return stages
 
@@ -197,7 +200,7 @@ def _members(
         return [pair.masks[asked.sparsity] for pair in pairs], []
     mask, cell = first.masks[asked.sparsity], (asked.sparsity, asked.rewind)
     replicate = first.replicate
-    keys, needed = [], []
+    keys, needed = [], list[Stage]()
     for number, pair in enumerate(pairs):
         labels = {"replicate": replicate, "seed_a": first.seeds["A"], "member": number or None}
         if name == "lth":

@@ -1,21 +1,20 @@
 """What a sweep will write and hold, in bytes, from its plan alone: shapes are enough."""
 
-import json
 import math
 import os
 import shutil
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from raylth.core.data import DATASETS
 from raylth.core.masks import prunable_names
-from raylth.core.models import build_shapes
 from raylth.stages.graph import Graph
 from raylth.stages.kind import NetworkBytes
 from raylth.stages.kinds import kind_of
 from raylth.stages.planning.plan import Plan
+from raylth.stages.planning.shapes import shapes_of
+from raylth.stages.settings import NetworkSettings
 from raylth.stages.stage import Stage
 from raylth.store import DiskLocation, Location
 
@@ -43,19 +42,18 @@ class Forecast:
 
 def forecast(plan: Plan, graph: Graph, running: int) -> Forecast:
     """Forecast what the stages that wait take, with `running` trainings at a time."""
-    sizes: dict[str, NetworkBytes] = {}
+    sizes: dict[NetworkSettings, NetworkBytes] = {}
     published: dict[str, int] = {}
     largest = 0
     for stage in plan.stages:
         published.setdefault(stage.kind, 0)
-        if graph.states[stage.key] != "waiting" or "model" not in stage.settings:
+        if graph.states[stage.key] != "waiting":
             continue
-        model = stage.settings["model"]
-        name = json.dumps(model, sort_keys=True)
-        if name not in sizes:
-            sizes[name] = _sizes(model)
-        published[stage.kind] += _bytes_of(stage, sizes[name])
-        largest = max(largest, sizes[name].weights)
+        model = stage.settings.model
+        if model not in sizes:
+            sizes[model] = _sizes(model)
+        published[stage.kind] += _bytes_of(stage, sizes[model])
+        largest = max(largest, sizes[model].weights)
     trainings = sum(stage.epochs > 0 and graph.states[stage.key] == "waiting" for stage in plan.stages)
     states = 4 * largest * min(trainings, running)  # weights and momentum, the state before and the next one
     return Forecast(published, states, _dataset_bytes(plan), largest)
@@ -84,8 +82,8 @@ def _bytes_of(stage: Stage, network: NetworkBytes) -> int:
     return published + MANIFEST * len(stage.produces) + PER_EPOCH * stage.epochs
 
 
-def _sizes(model: dict[str, Any]) -> NetworkBytes:
-    network = build_shapes(**{**model, "in_shape": tuple(model["in_shape"])})
+def _sizes(model: NetworkSettings) -> NetworkBytes:
+    network = shapes_of(model)
     state = network.state_dict()
     prunable = [state[name] for name in prunable_names(network)]
     return NetworkBytes(

@@ -5,7 +5,6 @@ import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +17,14 @@ from raylth.core.training.schedule import steps_per_epoch
 from raylth.stages.planning.disk_estimate import in_units
 from raylth.stages.planning.plan import Plan
 from raylth.stages.planning.shapes import bytes_to_try, can_be_built
+from raylth.stages.settings import (
+    ConnectSettings,
+    MatchSettings,
+    NetworkSettings,
+    PlaneSettings,
+    SparseSettings,
+    TrainingSettings,
+)
 from raylth.stages.stage import Stage
 from raylth.store import Store, fingerprint
 
@@ -39,11 +46,11 @@ def check_networks(plan: Plan, store: Store) -> list[str]:
     """
     keys = []
     for stages in _by_network(plan.stages):
-        settings = stages[0].settings["model"]
+        model = stages[0].settings.model
         uses, single = _uses(plan, stages), _single(plan, stages)
         known = {
             "version": VERSION,
-            "model": settings,
+            "model": model.plain(),
             "uses": asdict(uses),
             "single": single,
             "libraries": _libraries(),
@@ -53,13 +60,13 @@ def check_networks(plan: Plan, store: Store) -> list[str]:
         if key in _passed or (store.root / FOLDER / key).exists():
             continue
         try:
-            if not can_be_built(settings):
+            if not can_be_built(model):
                 raise MemoryError  # where memory is promised that is not there, the system would end this process
-            _try(settings, uses, single)
+            _try(model, uses, single)
         except MemoryError:  # of this machine, which need not be one that trains
-            named = f"{settings['name']}, width {settings['width']:g}"
+            named = f"{model.name}, width {model.width:g}"
             warnings.warn(
-                f"model.name: {named} was not tried: that takes about {in_units(bytes_to_try(settings))} of memory, more "
+                f"model.name: {named} was not tried: that takes about {in_units(bytes_to_try(model))} of memory, more "
                 "than is free here; whether it can be trained shows when it is",
                 stacklevel=2,
             )
@@ -77,9 +84,9 @@ def keep_checked(store: Store, keys: Iterable[str]) -> None:
                 place.write(b"{}")
 
 
-def _try(settings: dict[str, Any], uses: Uses, single: dict[str, str]) -> None:
-    build = _builder(settings)
-    named = f"{settings['name']}, width {settings['width']:g}" if settings["width"] != 1 else settings["name"]
+def _try(model: NetworkSettings, uses: Uses, single: dict[str, str]) -> None:
+    build = _builder(model)
+    named = f"{model.name}, width {model.width:g}" if model.width != 1 else model.name
     try:
         check_network(build, uses)
     except BadNetwork as error:
@@ -89,38 +96,46 @@ def _try(settings: dict[str, Any], uses: Uses, single: dict[str, str]) -> None:
         raise ValueError(f"{setting}: {numbers} of one sample, on which {named} cannot be trained: {why}")
 
 
-def _builder(settings: dict[str, Any]) -> Callable[[int], nn.Module]:
-    return lambda seed: init_model(seed, **{**settings, "in_shape": tuple(settings["in_shape"])})
+def _builder(model: NetworkSettings) -> Callable[[int], nn.Module]:
+    return lambda seed: init_model(seed, **model.arguments())
 
 
 def _by_network(stages: Iterable[Stage]) -> list[list[Stage]]:
     """Gather the stages of each network."""
-    found: dict[str, list[Stage]] = {}
+    found: dict[NetworkSettings, list[Stage]] = {}
     for stage in stages:
-        if "model" in stage.settings:
-            found.setdefault(fingerprint(stage.settings["model"]), []).append(stage)
+        found.setdefault(stage.settings.model, []).append(stage)
     return list(found.values())
 
 
 def _uses(plan: Plan, stages: list[Stage]) -> Uses:
     """Return what the stages of one network do with it."""
-    model, config = stages[0].settings["model"], plan.config
-    is_known = MODELS[model["name"]] in OURS  # what this package's own can do, its tests show
-    shapes, corrections, is_permuted, is_half = [tuple(model["in_shape"])], set[str](), False, False
+    model, config = stages[0].settings.model, plan.config
+    is_known = MODELS[model.name] in OURS  # what this package's own can do, its tests show
+    shapes, corrections, is_permuted, is_half = [model.in_shape], set[str](), False, False
     for stage in stages:
         settings = stage.settings
-        is_permuted |= stage.kind == "match" or settings.get("mask_transform", {}).get("name") in PERMUTED
-        corrections |= {*settings.get("corrections", ()), settings.get("correction", "plain")} - {"plain"}
-        if stage.epochs:
-            recipe = Recipe(**settings["recipe"])
+        match settings:
+            case MatchSettings():
+                is_permuted = True
+            case SparseSettings():
+                is_permuted |= settings.mask_transform.name in PERMUTED
+            case ConnectSettings():
+                corrections |= set(settings.corrections)
+            case PlaneSettings():
+                corrections.add(settings.correction)
+            case _:
+                pass
+        if isinstance(settings, TrainingSettings):
+            recipe = settings.recipe
             is_half |= recipe.precision == "bf16" and config.resources.of(stage.kind).gpus == 0
             if recipe.first_resolution:
-                shapes.append((*model["in_shape"][:1], recipe.first_resolution, recipe.first_resolution))
+                shapes.append((*model.in_shape[:1], recipe.first_resolution, recipe.first_resolution))
     return Uses(
-        model["num_classes"],
+        model.num_classes,
         tuple(dict.fromkeys(shapes)),
         is_permuted and not is_known,
-        () if is_known else tuple(sorted(corrections)),
+        () if is_known else tuple(sorted(corrections - {"plain"})),
         is_half,
         config.imp.prune_shortcuts,
     )
@@ -131,14 +146,14 @@ def _single(plan: Plan, stages: list[Stage]) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage in stages:
         settings = stage.settings
-        if stage.epochs:
+        if isinstance(settings, TrainingSettings):
             section = "dense" if stage.labels.get("schedule") == "rewound" else stage.kind
-            numbers = _one_sample(Recipe(**settings["recipe"]), settings["data"]["num_train"])
+            numbers = _one_sample(settings.recipe, settings.data.num_train)
             if numbers is not None:
                 found.setdefault(f"{section}.batch_size", numbers)
-        elif settings.get("samples") == 1 and settings.get("method") == "learned":
+        elif isinstance(settings, MatchSettings) and settings.samples == 1 and settings.method == "learned":
             found.setdefault("match.samples", "learned matching on 1 sample has a batch")
-        elif settings.get("samples") == 1 and "repair" in settings.get("corrections", ()):
+        elif isinstance(settings, ConnectSettings) and settings.samples == 1 and "repair" in settings.corrections:
             asked = plan.config.connect
             field = "connect.samples" if asked and asked.samples == 1 else "analyses"
             found.setdefault(field, "REPAIR by 1 sample has a batch")

@@ -7,6 +7,7 @@ from raylth.config.sweep import SweepConfig
 from raylth.stages.kinds import kind_of
 from raylth.stages.planning.analyses import measures
 from raylth.stages.planning.replicate import Replicate
+from raylth.stages.planning.settle import settle
 from raylth.stages.planning.shapes import check_stream_site
 from raylth.stages.stage import Stage
 
@@ -17,7 +18,7 @@ MOST_STAGES = 100_000  # whose plan is in memory, and shown, in seconds
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep's settings and its stages, parents before children."""
+    """A sweep's settings, with nothing left to the machine, and its stages, parents before children."""
 
     config: SweepConfig
     stages: tuple[Stage, ...]
@@ -28,12 +29,13 @@ class Plan:
 
 
 def make_plan(config: SweepConfig) -> Plan:
-    """Plan a sweep; reads the files of `sparse.mask_from`.
+    """Plan a sweep; reads the files of `sparse.mask_from`, and settles `precision: auto` for this machine.
 
     Raises ValueError, which starts with the setting's key path, when a sparsity cannot be reached by whole rounds of
     pruning, when a mask's file does not fit, when `match.stream_site` names what the network does not have, and when an
     analysis needs a network that the sweep does not make; and for a plan of more than 100,000 stages.
     """
+    config = settle(config)
     _check_number(config, _fewest(config))
     stages: dict[str, Stage] = {}
     for width in config.model.widths:

@@ -11,6 +11,7 @@ from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.core.pruning.finder import ITERATIVE
 from raylth.stages.planning.shapes import num_prunable
 from raylth.stages.planning.stage_maker import StageMaker
+from raylth.stages.settings import Amount
 from raylth.stages.stage import Stage
 
 __all__ = ["Replicate"]
@@ -32,12 +33,13 @@ class Replicate(StageMaker):
         """Return all stages of the pair, parents before children; ValueError as `make_plan` says."""
         sparse, total = self.config.sparse, self.config.dense.epochs
         from_files = {sparsity: self.mask_file(sparsity) for sparsity in sparse.sparsities} if sparse.mask_from else {}
-        self.has_network = any(stage.settings["has_network"] for stage in from_files.values())
+        self.has_network = any(stage.settings.has_network for stage in from_files.values())
         dense = self._trained(are_masks_given=bool(from_files))
         for name, stage in dense.items():
             self.theta |= {(name, int(epoch)): key for epoch, key in stage.checkpoints.items()} | {(name, total): stage.key}
+        made: list[Stage]
         if from_files:
-            made, self.masks = list(from_files.values()), {sparsity: stage.key for sparsity, stage in from_files.items()}
+            made, self.masks = [*from_files.values()], {sparsity: stage.key for sparsity, stage in from_files.items()}
         else:
             made, self.masks = self.masks_of("A")
         self.rounds = [stage for stage in made if stage.kind == ITERATIVE]
@@ -92,7 +94,7 @@ class Replicate(StageMaker):
             stage = self.sparse(name, parents, sparsity, rewind, None)
             self.arms[name, sparsity, rewind] = stage.key
             return [stage]
-        planned = []
+        planned: list[Stage] = []
         for match in matches:
             planned.append(self.sparse(name, {**parents, "permutation": match.key}, sparsity, rewind, match))
             if self._is_best(match):
@@ -125,7 +127,7 @@ class Replicate(StageMaker):
             return self._imp(network, self.find(network, None, None))
         start = self.theta[network, 0] if self.finder.network == "initial" else self.find(network, None, None)
         found = [self.find_mask(network, start, sparsity) for sparsity in self.config.sparse.sparsities]
-        return found, {stage.settings["sparsity"]: stage.key for stage in found}
+        return [*found], {stage.settings.sparsity: stage.key for stage in found}
 
     def _imp(self, network: str, dense: str) -> tuple[list[Stage], dict[float, str]]:
         """Return the shared trunk with all landing rounds, and for each sparsity the key of the network's mask."""
@@ -139,7 +141,7 @@ class Replicate(StageMaker):
         trunk: list[Stage] = []
         for number, kept in enumerate(counts[1:], start=1):
             parent = trunk[-1].key if trunk else dense
-            trunk.append(self.round(network, number, parent, {"fraction": imp.prune_fraction}, 1 - kept / total))
+            trunk.append(self.round(network, number, parent, Amount(fraction=imp.prune_fraction), 1 - kept / total))
         keys = [dense, *(stage.key for stage in trunk)]
         landings: list[Stage] = []
         masks = {}
@@ -148,7 +150,7 @@ class Replicate(StageMaker):
             if counts[number] == target and number > 0:  # the trunk itself lands here
                 masks[sparsity] = keys[number]
                 continue
-            landings.append(self.round(network, number + 1, keys[number], {"sparsity": sparsity}, sparsity))
+            landings.append(self.round(network, number + 1, keys[number], Amount(sparsity=sparsity), sparsity))
             masks[sparsity] = landings[-1].key
         return trunk + landings, masks
 

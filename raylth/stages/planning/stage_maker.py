@@ -1,8 +1,10 @@
 """Makes the stages of one replicate at one width: which settings, parents and labels each has, and so its key."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, TypedDict
 
 from raylth.arms import ARMS
 from raylth.common.seeding import derive_seed
@@ -13,13 +15,46 @@ from raylth.core.masks import mask_sparsity
 from raylth.core.matching.matcher import MATCHERS
 from raylth.core.models import MODELS, code_of
 from raylth.core.pruning.finder import FINDERS
+from raylth.core.training.recipe import Recipe
 from raylth.stages.mask_files import read_mask_file
 from raylth.stages.planning.shapes import shapes_of
+from raylth.stages.settings import (
+    Amount,
+    ConnectSettings,
+    DataSettings,
+    DenseSettings,
+    FindSettings,
+    ImpSettings,
+    MaskSettings,
+    MatchSettings,
+    NetworkSettings,
+    OwnTransformSettings,
+    SparseSettings,
+    TransformSettings,
+)
 from raylth.stages.stage import Stage, stage_key
 
 __all__ = ["StageMaker"]
 
 SPARSITY_TOLERANCE = 5e-4  # between a mask made elsewhere and the sparsity that its file is said to have
+
+
+class Training(TypedDict):
+    """The arguments of `TrainingSettings`."""
+
+    model: NetworkSettings
+    data: DataSettings
+    augment: str
+    recipe: Recipe
+    seed: int
+
+
+class Evaluation(TypedDict):
+    """The arguments of `EvaluationSettings`."""
+
+    model: NetworkSettings
+    data: DataSettings
+    samples: int
 
 
 class StageMaker:
@@ -28,28 +63,26 @@ class StageMaker:
     def __init__(self, config: SweepConfig, width: float, replicate: int) -> None:
         self.config, self.replicate = config, replicate
         info = DATASETS[config.data.name]
-        self.model: dict[str, Any] = {
-            "name": config.model.name,
-            "width": width,
-            "init": config.model.init,
-            "num_classes": info.num_classes,
-            "in_shape": list(config.data.in_shape),
-        }
-        if (code := code_of(config.model.name, MODELS[config.model.name])) is not None:
-            self.model["code"] = code
+        self.model = NetworkSettings(
+            name=config.model.name,
+            width=width,
+            init=config.model.init,
+            num_classes=info.num_classes,
+            in_shape=config.data.in_shape,
+            code=code_of(config.model.name, MODELS[config.model.name]),
+        )
         self.augment = config.augment
-        self.train_data: dict[str, Any] = {
-            "name": config.data.name,
-            "layout": info.layout(config.data.layout),
-            "normalisation": config.data.normalisation,
-            "num_train": (config.data.num_train or info.num_train) - config.data.holdout,
-        }
-        if (code := code_of(config.data.name, info.load)) is not None:
-            self.train_data["code"] = code
-        if info.is_streamed:
-            self.train_data["resolution"] = config.data.in_shape[-1]
         held = config.data.holdout
-        self.test_data = {"holdout": held} if held else {"num_test": config.data.num_test or info.num_test}
+        self.train_data = DataSettings(
+            name=config.data.name,
+            layout=info.layout(config.data.layout),
+            normalisation=config.data.normalisation,
+            num_train=(config.data.num_train or info.num_train) - held,
+            code=code_of(config.data.name, info.load),
+            resolution=config.data.in_shape[-1] if info.is_streamed else None,
+        )
+        num_test = None if held else config.data.num_test or info.num_test
+        self.data = replace(self.train_data, holdout=held or None, num_test=num_test)  # with what networks are evaluated on
         base = config.seeds.base
         self.seeds = {name: derive_seed(base, "replicate", replicate, name) % 2**32 for name in ("A", "B")}
         seeds = {"seed_a": self.seeds["A"], "seed_b": self.seeds["B"]}
@@ -60,17 +93,17 @@ class StageMaker:
         self.match_seed = derive_seed(base, "replicate", replicate, "match") % 2**32
         self.analysis_seed = derive_seed(base, "replicate", replicate, "analysis") % 2**32
 
-    def dense(self, network: str, epochs: list[int]) -> Stage:
+    def dense(self, network: str, epochs: list[int]) -> Stage[DenseSettings]:
         """Plan the dense training of A or B, whose weights are kept after each of `epochs`."""
         dense = self.config.dense
         seed = self.seeds[network]
-        settings = {
+        settings = DenseSettings(
             **self._training(dense.recipe(dense.epochs, dense.lr), derive_seed(seed, "data")),
-            "init_seed": derive_seed(seed, "init"),
-        }
+            init_seed=derive_seed(seed, "init"),
+        )
 
         def key(epoch: int) -> str:
-            return stage_key("dense", {**settings, "epoch": epoch}, {})
+            return stage_key("dense", settings, {}, epoch=epoch)
 
         early = sorted({epoch for epoch in epochs if epoch < dense.epochs})
         return Stage(
@@ -83,43 +116,41 @@ class StageMaker:
             checkpoints={str(epoch): key(epoch) for epoch in early},
         )
 
-    def round(self, network: str, number: int, parent: str, amount: dict[str, float], sparsity: float) -> Stage:
+    def round(self, network: str, number: int, parent: str, amount: Amount, sparsity: float) -> Stage[ImpSettings]:
         """Plan a round of iterative magnitude pruning, which prunes by `amount` and then reaches `sparsity`."""
         imp = self.config.imp
-        settings = {
+        settings = ImpSettings(
             **self._training(imp.recipe(imp.epochs_per_round, imp.lr), derive_seed(self.seeds[network], "imp", number)),
-            "amount": amount,
-            "prune_shortcuts": imp.prune_shortcuts,
-        }
+            amount=amount,
+            prune_shortcuts=imp.prune_shortcuts,
+        )
         labels = {
             **self.labels,
             "network": network,
             "imp_round": number,
             "sparsity": sparsity,
-            "landing": "sparsity" in amount,
+            "landing": amount.sparsity is not None,
         }
         parents = {"network": parent}
         return Stage("imp", stage_key("imp", settings, parents), settings, parents, labels, imp.epochs_per_round)
 
-    def find_mask(self, network: str, start: str, sparsity: float) -> Stage:
+    def find_mask(self, network: str, start: str, sparsity: float) -> Stage[FindSettings]:
         """Plan the search for a network's mask at one sparsity, by any finder but iterative pruning."""
         name = self.config.mask.finder
-        settings: dict[str, Any] = {
-            "model": self.model,
-            "data": self.train_data,
-            "finder": name,
-            "sparsity": sparsity,
-            "prune_shortcuts": self.config.imp.prune_shortcuts,
-        }
-        if (code := code_of(name, self.finder.find)) is not None:
-            settings["code"] = code
-        if self.finder.needs_seed:
-            settings["seed"] = derive_seed(self.seeds[network], "finder") % 2**32
+        settings = FindSettings(
+            model=self.model,
+            data=self.train_data,
+            finder=name,
+            sparsity=sparsity,
+            prune_shortcuts=self.config.imp.prune_shortcuts,
+            code=code_of(name, self.finder.find),
+            seed=derive_seed(self.seeds[network], "finder") % 2**32 if self.finder.needs_seed else None,
+        )
         parents = {"network": start}
         labels = {**self.labels, "network": network, "sparsity": sparsity}
         return Stage("find", stage_key("find", settings, parents), settings, parents, labels)
 
-    def mask_file(self, sparsity: float) -> Stage:
+    def mask_file(self, sparsity: float) -> Stage[MaskSettings]:
         """Read A's mask for one sparsity from its file; the file's bytes, not its place, decide the key."""
         prune_shortcuts = self.config.imp.prune_shortcuts
         path = self._mask_path(sparsity)
@@ -132,34 +163,37 @@ class StageMaker:
             raise ValueError(
                 f"sparse.sparsities: {sparsity:g} asked for, but {path} prunes {found:.4f} of the prunable weights"
             )
-        settings = {
-            "model": self.model,
-            "data": {**self.train_data, **self.test_data},
-            "sha256": brought.sha256,
-            "has_network": brought.weights is not None,
-            "prune_shortcuts": prune_shortcuts,
-        }
+        settings = MaskSettings(
+            model=self.model,
+            data=self.data,
+            sha256=brought.sha256,
+            has_network=brought.weights is not None,
+            prune_shortcuts=prune_shortcuts,
+        )
         labels = {**self.labels, "network": "A", "sparsity": sparsity}
         key = stage_key("mask", settings, {})
         return Stage("mask", key, settings, parents={}, labels=labels, files={"mask": str(path)})
 
-    def match(self, method: str, dense_a: str, dense_b: str, epoch: int, *, samples: int | None = None) -> Stage:
+    def match(
+        self, method: str, dense_a: str, dense_b: str, epoch: int, *, samples: int | None = None
+    ) -> Stage[MatchSettings]:
         """Plan the permutation from A's weights to those of B at an epoch, on `samples` if not on what the sweep says."""
         match = self.config.match
         matcher = MATCHERS[method]
-        settings: dict[str, Any] = {"model": self.model, "data": self.train_data, "method": method}
-        if (code := code_of(method, matcher.match)) is not None:
-            settings["code"] = code
-        if matcher.reads_samples:
-            settings["samples"] = samples or match.samples or self.train_data["num_train"]
-            if match.augment:
-                settings["augment"] = self.augment
-        settings |= {name: getattr(match, field) for name, field in matcher.settings.items()}
-        if matcher.needs_seed or "augment" in settings:
-            settings["seed"] = self.match_seed
+        is_augmented = matcher.reads_samples and match.augment
+        settings = MatchSettings(
+            model=self.model,
+            data=self.train_data,
+            method=method,
+            code=code_of(method, matcher.match),
+            samples=(samples or match.samples or self.train_data.num_train) if matcher.reads_samples else None,
+            augment=self.augment if is_augmented else None,
+            own={name: getattr(match, field) for name, field in matcher.settings.items()},
+            seed=self.match_seed if matcher.needs_seed or is_augmented else None,
+        )
         parents = {"a": dense_a, "b": dense_b}
         labels = {**self.labels, "match_epoch": epoch, "match_method": method, "carries_masks": False}
-        labels["match_samples"] = settings.get("samples")
+        labels["match_samples"] = settings.samples
         return Stage("match", stage_key("match", settings, parents), settings, parents, labels)
 
     def line(
@@ -168,19 +202,18 @@ class StageMaker:
         parents: dict[str, str],
         labels: dict[str, Any],
         between: str,
-        moves: dict[str, Any] | None = None,
-    ) -> Stage:
-        """Plan a line between two networks; `moves` are further settings where the first is not moved by pi."""
-        settings = {
-            **self.evaluation(asked.samples), "points": asked.points, "corrections": asked.corrections, **(moves or {}),
-        }  # fmt: skip
+        moves: Mapping[str, str | None] | None = None,
+    ) -> Stage[ConnectSettings]:
+        """Plan a line between two networks; `moves` says which is moved how, where not the first by pi."""
+        settings = ConnectSettings(
+            **self.evaluation(asked.samples), points=asked.points, corrections=tuple(asked.corrections), moves=moves
+        )
         return Stage("connect", stage_key("connect", settings, parents), settings, parents, {**labels, "between": between})
 
-    def evaluation(self, samples: int | None) -> dict[str, Any]:
+    def evaluation(self, samples: int | None) -> Evaluation:
         """The settings of what measures networks on `samples` training samples (None: all) and the test split."""
-        num_train = self.train_data["num_train"]
-        data = {**self.train_data, **self.test_data}
-        return {"model": self.model, "data": data, "samples": min(samples, num_train) if samples else num_train}
+        num_train = self.data.num_train
+        return {"model": self.model, "data": self.data, "samples": min(samples, num_train) if samples else num_train}
 
     def sparse(
         self,
@@ -192,7 +225,7 @@ class StageMaker:
         *,
         order_seed: int | None = None,
         labels: dict[str, Any] | None = None,
-    ) -> Stage:
+    ) -> Stage[SparseSettings]:
         """Plan one arm in one cell; `order_seed` is that of its batches (the pair's own), `labels` are added to its row's."""
         sparse, dense, arm = self.config.sparse, self.config.dense, ARMS[name]
         epochs = dense.epochs - rewind
@@ -201,12 +234,13 @@ class StageMaker:
         else:
             recipe = dense.recipe(epochs, dense.lr, schedule_epochs=dense.epochs, schedule_start=rewind)
         seed = self.order_seed if order_seed is None else order_seed
-        transform: dict[str, Any] = {"name": arm.transform}
+        drawn_from = self.control_seed if arm.needs_seed else None
+        transform: TransformSettings
         if callable(arm.transform):
-            transform = {"name": name, "code": code_of(name, arm.transform)}
-        if arm.needs_seed:
-            transform["seed"] = self.control_seed
-        settings = {**self._training(recipe, seed), "mask_transform": transform}
+            transform = OwnTransformSettings(name=name, code=code_of(name, arm.transform), seed=drawn_from)
+        else:
+            transform = TransformSettings(name=arm.transform, seed=drawn_from)
+        settings = SparseSettings(**self._training(recipe, seed), mask_transform=transform)
         named = {
             **self.labels,
             "network": arm.weights_from,
@@ -234,12 +268,6 @@ class StageMaker:
             error = found
         raise ValueError(f"sparse.mask_from: {template!r} may hold {{replicate}}, {{sparsity}} and {{width}} only") from error
 
-    def _training(self, recipe: Any, seed: int) -> dict[str, Any]:
+    def _training(self, recipe: Recipe, seed: int) -> Training:
         """The settings of anything that trains."""
-        return {
-            "model": self.model,
-            "data": {**self.train_data, **self.test_data},
-            "augment": self.augment,
-            "recipe": recipe.settings(),
-            "seed": seed,
-        }
+        return {"model": self.model, "data": self.data, "augment": self.augment, "recipe": recipe, "seed": seed}

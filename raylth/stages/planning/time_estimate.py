@@ -1,24 +1,24 @@
 """How long the trainings ahead will hold GPUs and cores: by what this plan measured, else by counted operations."""
 
 import functools
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from raylth.core.data import DATASETS
-from raylth.core.models import build_shapes, init_model
+from raylth.core.models import init_model
+from raylth.core.precision import Precision
 from raylth.stages.graph import Graph
 from raylth.stages.planning.plan import Plan
-from raylth.stages.planning.shapes import can_be_built
-from raylth.stages.stage import Stage
+from raylth.stages.planning.shapes import can_be_built, shapes_of
+from raylth.stages.settings import NetworkSettings, TrainingSettings
 from raylth.store import Store
 
 __all__ = ["RATES", "Hours", "Rate", "hours"]
 
+Class = tuple[NetworkSettings, int, Precision]  # network, batch size, arithmetic: trainings that take the same time
 BACKWARD = 3  # operations of a training step, in forward passes
 RESNET50 = 2 * 4.09e9  # operations of its forward pass at 224 px
 
@@ -61,20 +61,20 @@ def hours(plan: Plan, graph: Graph, store: Store, share_of: Callable[[str], tupl
     gpus = cpus = 0.0
     measured, counted, unknown, sources = 0, 0, 0, dict[str, None]()
     for stage in plan.stages:
-        if stage.epochs == 0 or graph.states[stage.key] != "waiting":
+        if not isinstance(stage.settings, TrainingSettings) or graph.states[stage.key] != "waiting":
             continue
         cores, share = share_of(stage.kind)
-        found = timed.get((_class(stage), share > 0))
+        found = timed.get((_class(stage.settings), share > 0))
         if found is not None:
             measured += 1
             gpus += stage.epochs * found * share / 3600
             cpus += 0 if share else stage.epochs * found * cores / 3600
             continue
-        if (operations := _operations(plan, stage)) is None:
+        if (operations := _operations(plan, stage.settings.model)) is None:
             unknown += 1
             continue
         counted += 1
-        rate = RATES[stage.settings["recipe"].get("precision", "float32")] if share else CORE
+        rate = RATES[stage.settings.recipe.precision] if share else CORE
         sources[rate.source] = None
         taken = stage.epochs * operations / rate.operations / 3600
         gpus += taken if share else 0
@@ -82,46 +82,44 @@ def hours(plan: Plan, graph: Graph, store: Store, share_of: Callable[[str], tupl
     return Hours(gpus, cpus, measured, counted, tuple(sources), unknown)
 
 
-def _timed(plan: Plan, graph: Graph, store: Store) -> dict[tuple[str, bool], float]:
+def _timed(plan: Plan, graph: Graph, store: Store) -> dict[tuple[Class, bool], float]:
     """Return the median seconds of an epoch by class and whether it was on a GPU, of this plan's trainings in the store."""
-    found: dict[tuple[str, bool], list[float]] = {}
+    found: dict[tuple[Class, bool], list[float]] = {}
     for stage in plan.stages:
-        if stage.epochs and graph.states[stage.key] == "done":
+        if isinstance(stage.settings, TrainingSettings) and graph.states[stage.key] == "done":
             metrics = store.metrics(stage.key)
             if metrics.get("seconds") and metrics.get("epochs"):
-                place = (_class(stage), metrics.get("device", "cpu") != "cpu")
+                place = (_class(stage.settings), metrics.get("device", "cpu") != "cpu")
                 found.setdefault(place, []).append(metrics["seconds"] / metrics["epochs"])
     return {place: statistics.median(seconds) for place, seconds in found.items()}
 
 
-def _class(stage: Stage) -> str:
-    recipe = stage.settings["recipe"]
-    return json.dumps([stage.settings["model"], recipe["batch_size"], recipe.get("precision", "float32")], sort_keys=True)
+def _class(settings: TrainingSettings) -> Class:
+    return settings.model, settings.recipe.batch_size, settings.recipe.precision
 
 
-def _operations(plan: Plan, stage: Stage) -> float | None:
+def _operations(plan: Plan, model: NetworkSettings) -> float | None:
     """Count the operations of one epoch of training; None where they cannot be counted on this machine."""
     data = plan.config.data
     samples = data.num_train or DATASETS[data.name].num_train
-    forward = _forward(json.dumps(stage.settings["model"], sort_keys=True))
+    forward = _forward(model)
     return None if forward is None else BACKWARD * samples * forward
 
 
 @functools.cache
-def _forward(model: str) -> int | None:
+def _forward(model: NetworkSettings) -> int | None:
     """Count the operations of one sample's forward pass (a multiplication and an addition are two)."""
     from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, which no worker needs
 
-    settings: dict[str, Any] = json.loads(model)
-    shape = tuple(settings["in_shape"])
-    network = build_shapes(**{**settings, "in_shape": shape}).eval()
+    shape = model.in_shape
+    network = shapes_of(model).eval()
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.empty((1, *shape), device=next(network.parameters()).device))
     except Exception:  # of someone else's network, which may look at values: those of a meta tensor are not there
-        if not can_be_built(settings):
+        if not can_be_built(model):
             return None
-        network = init_model(0, **{**settings, "in_shape": shape}).eval()
+        network = init_model(0, **model.arguments()).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.zeros(1, *shape))
     return int(counter.get_total_flops())

@@ -16,7 +16,9 @@ from raylth.cluster.scheduler.graph_searcher import GraphSearcher
 from raylth.cluster.scheduler.packing import Packs
 from raylth.cluster.slots import MARGIN, Shares, Slot, room, share_of_gpu
 from raylth.config.resources import ResourcesConfig
-from raylth.stages import Graph, Stage, make_plan, run_plan
+from raylth.core.training.recipe import Recipe
+from raylth.stages import Graph, Stage, kind_of, make_plan, run_plan
+from raylth.stages.settings import Amount, DataSettings, MatchSettings, NetworkSettings, TransformSettings
 from raylth.store import Store
 from tests.cluster.worker.test_checkpoint_cache import ONE, ends
 from tests.conftest import tiny_sweep
@@ -28,9 +30,26 @@ GPUS = {kind: {"gpus": "auto"} for kind in ("dense", "imp", "sparse", "match")}
 AUTO = ResourcesConfig.model_validate({**GPUS, "pack": "off", "engine": "eager"})
 
 
+NETWORK = {"name": "resnet20", "init": "own", "num_classes": 10, "in_shape": (3, 32, 32)}
+DATA = DataSettings(name="cifar10", layout=None, normalisation="own", num_train=9)
+
+OF_A_KIND = {
+    "dense": {"init_seed": 0},
+    "imp": {"amount": Amount(fraction=0.2), "prune_shortcuts": False},
+    "sparse": {"mask_transform": TransformSettings(name="none")},
+}
+
+
 def training(key, kind="sparse", width=1.0, batch=128, **parents):
-    settings = {"model": {"name": "resnet20", "width": width}, "recipe": {"batch_size": batch}, "data": {"num_train": 9}}
+    shared = {"model": NetworkSettings(**NETWORK, width=width), "data": DATA}
+    recipe = Recipe(epochs=3, lr=0.1, batch_size=batch)
+    settings = kind_of(kind).settings(**shared, augment="none", recipe=recipe, seed=0, **OF_A_KIND[kind])
     return Stage(kind, key, settings, parents, {}, epochs=3)
+
+
+def a_match(key):
+    settings = MatchSettings(model=NetworkSettings(**NETWORK, width=1.0), data=DATA, method="identity", own={})
+    return Stage("match", key, settings, {}, {})
 
 
 def test_a_pack_is_measured_once_and_has_a_gpu_to_itself(tmp_path):
@@ -140,13 +159,13 @@ def test_packs_are_measured_in_the_arithmetic_of_most_epochs(tmp_path):
 
     def stage(key, kind, epochs, **recipe):
         found = training(key, kind)
-        return replace(found, epochs=epochs, settings={**found.settings, "recipe": {"batch_size": 128, **recipe}})
+        return replace(found, epochs=epochs, settings=replace(found.settings, recipe=Recipe(epochs=epochs, lr=0.1, **recipe)))
 
     dense, round_ = stage("d", "dense", 40), stage("i", "imp", 50)
     arms = [stage(f"s{number}", "sparse", 40, precision="bf16") for number in range(3)]
     assert packs.example([dense, round_, *arms]) == arms[0]
     assert packs.example([dense, round_, arms[0]]) == dense
-    wide = replace(arms[0], key="w", settings={**arms[0].settings, "model": {"name": "resnet20", "width": 4.0}}, epochs=999)
+    wide = replace(arms[0], key="w", settings=training("w", width=4.0).settings, epochs=999)
     cores = ResourcesConfig.model_validate({"sparse": {"cpus": 2}})
     for resources, expected in ((ResourcesConfig(), "s0"), (cores, "d")):
         searcher = GraphSearcher(Graph([dense, wide, *arms]), Store(tmp_path), resources, [], {"CPU": 4.0, "GPU": 0.0})
@@ -171,7 +190,7 @@ def test_a_worker_that_dies_while_it_measures_costs_no_stage_anything(tmp_path, 
 
 def test_a_team_that_waits_keeps_nothing_else_from_running(tmp_path):
     resources = ResourcesConfig.model_validate({"imp": {"gpus": 2, "workers": 2}})
-    stages = [training("a", "imp"), training("b", "imp"), Stage("match", "m", {}, {}, {})]
+    stages = [training("a", "imp"), training("b", "imp"), a_match("m")]
     machines = {"CPU": 4.0, "GPU": 2.0}
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), resources, TABLE, machines, may_grow=False)
     assert [searcher.suggest(f"t{number}")["stages"] for number in range(2)] == [["a"], ["m"]]
@@ -257,7 +276,7 @@ def test_a_share_that_the_file_says_is_not_touched(tmp_path):
 def test_one_training_is_tried_while_the_others_of_its_kind_wait(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    stages = [training("a1"), training("a2"), training("b", width=4.0), Stage("match", "m", {}, {}, {})]
+    stages = [training("a1"), training("a2"), training("b", width=4.0), a_match("m")]
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), AUTO, TABLE)
     assert searcher.suggest("t1") == {"stages": ["a1"], "cpus": 1, "gpus": 1.0, "steps": 5, **ONE}
     assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 1.0, "steps": 5, **ONE}, (
@@ -285,6 +304,7 @@ from raylth.cluster import launch
 from raylth.stages import load_data, make_plan, scan
 from raylth.cluster.address import Joining
 from raylth.cluster.nodes.budget_meter import Meter
+from raylth.stages.settings import Amount, DataSettings, MatchSettings, NetworkSettings, TransformSettings
 from raylth.store import Store
 from tests.cluster.scheduler.test_shares import GIB, fake_sweep
 

@@ -225,7 +225,7 @@ def test_a_search_knows_what_its_trials_are_made_of(tmp_path, monkeypatch):
     more = read_sweep(search_sweep(tmp_path, trials=9, repeats=3))
     assert identity(more) == before
     monkeypatch.setattr(
-        "raylth.stages.planning.replicate.code_of", lambda name, build: "other code" if name == "mnist1d" else None
+        "raylth.stages.planning.stage_maker.code_of", lambda name, build: "other code" if name == "mnist1d" else None
     )
     assert identity(config) != before
     judged = searches.judged_by(more)

@@ -11,9 +11,9 @@ from raylth.cluster.slots import Slot, room, slot_of
 from raylth.cluster.worker.data_parallel import TeamLost, _cause, num_workers
 from raylth.config.resources import ResourcesConfig, TrainingShare
 from raylth.config.sweep import SweepConfig
-from raylth.stages import Graph, Preempted, Stage, make_plan
+from raylth.stages import Graph, Preempted, make_plan
 from raylth.store import BrokenArtefact, Store
-from tests.cluster.scheduler.test_shares import training
+from tests.cluster.scheduler.test_shares import a_match, training
 from tests.cluster.worker.test_checkpoint_cache import ends
 from tests.conftest import tiny_sweep
 
@@ -86,7 +86,7 @@ def test_how_many_train_a_network_is_no_part_of_its_key_unless_batch_norm_differ
 
 
 def test_no_more_teams_are_started_than_there_is_room_for(tmp_path):
-    stages = [training(f"s{number}") for number in range(4)] + [Stage("match", "m", {}, {}, {})]
+    stages = [training(f"s{number}") for number in range(4)] + [a_match("m")]
     resources = ResourcesConfig.model_validate({"sparse": {"gpus": 2, "cpus": 2, "min_workers": 1}, "pack": 8})
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), resources, [("H200", 2**37)] * 4, {"CPU": 16.0, "GPU": 4.0})
     first, second, third = (searcher.suggest(f"t{number}") for number in range(3))

@@ -51,7 +51,7 @@ def test_each_set_is_the_papers(finished):
     for name in ("lth", "permuted", "naive"):
         assert len({network.parents["mask"] for network in sets[name]}) == 1
     assert len({network.parents["weights"] for network in sets["lth"]}) == 1
-    assert len({network.settings["seed"] for network in sets["lth"]}) == 3
+    assert len({network.settings.seed for network in sets["lth"]}) == 3
     for name in ("permuted", "naive"):
         assert len({network.parents["weights"] for network in sets[name]}) == 3
     matches = [by_key[network.parents["permutation"]] for network in sets["permuted"]]
@@ -70,7 +70,7 @@ def test_what_is_measured_is_what_a_plain_loop_finds(finished):
     for stage in (stage for stage in plan.stages if stage.kind == "ensemble"):
         predictions = []
         for key in stage.parents.values():
-            network = load_network(stage.settings, context, key).eval()
+            network = load_network(stage.settings.model, context, key).eval()
             with torch.no_grad():
                 predictions.append(torch.softmax(network(context.test.probe(len(context.test))).double(), 1))
         together = sum(predictions) / 3
@@ -106,7 +106,7 @@ def test_a_line_runs_from_dense_a_to_every_round_of_imp(finished):
     for stage in lines:
         points = store.metrics(stage.key)["line"]
         for place, role in ((0, "a"), (1, "b")):
-            loss, accuracy, _ = evaluate(load_network(stage.settings, context, stage.parents[role]), context.test)
+            loss, accuracy, _ = evaluate(load_network(stage.settings.model, context, stage.parents[role]), context.test)
             ends = [point for point in points if point["alpha"] == place and point["split"] == "test"]
             plain, reset = (next(end for end in ends if end["correction"] == name) for name in ("plain", "reset"))
             assert plain["loss"] == pytest.approx(loss, rel=1e-5), "the ends are the networks"

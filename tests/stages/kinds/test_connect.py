@@ -76,14 +76,14 @@ def test_units_are_compared_on_augmented_images_where_that_is_asked_for(finished
         **{**SWEEP, "data": {**SWEEP["data"], "augment": "flip_crop"}, "match": {"epochs": [6], "augment": True}}
     )
     stage = only(make_plan(asked), "match")
-    assert stage.settings["augment"] == "flip_crop"
+    assert stage.settings.augment == "flip_crop"
     context = make_context(store, load_data(plan.config.data))
     images, again, others = (torch.cat([x for x, _ in _batches(s.settings, context)]) for s in (stage, stage, plain))
     assert torch.equal(images, again), "they follow from the seed"
     assert images.shape == others.shape
     assert torch.equal(others, context.train.x)
     assert not torch.equal(images.flatten().sort().values, others.flatten().sort().values)
-    a, b = (load_network(plain.settings, context, plain.parents[role]) for role in "ab")
+    a, b = (load_network(plain.settings.model, context, plain.parents[role]) for role in "ab")
     spec = derive_spec(a, context.train.probe(2))
     own, moved = (match_activations(a, b, spec, found.split(64)).objective for found in (others, images))
     assert own != moved
@@ -97,7 +97,7 @@ def test_no_statistics_are_those_of_a_few_left_over_samples(finished):
     plan, store = finished
     context = make_context(store, load_data(plan.config.data))
     assert [len(x) for x in Gauge(context, 256).inputs(255)] == [170, 86]
-    settings = {**only(plan, "match").settings, "samples": 256}
+    settings = dataclasses.replace(only(plan, "match").settings, samples=256)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raylth.stages.kinds.match.BATCH_SIZE", 255)
         assert [len(x) for x, _ in _batches(settings, context)] == [170, 86]

@@ -56,7 +56,7 @@ def stages(plan, kind, **labels):
 
 def permutation_of(stage, context):
     """The match that a stage uses, read apart from what the stage makes of it."""
-    network = load_network(stage.settings, context, stage.parents["a"])
+    network = load_network(stage.settings.model, context, stage.parents["a"])
     perms = context.load(stage.parents["permutation"], "permutation")
     spec = derive_spec(network, context.train.probe(2))
     found = load_permutation(stage, context, network)
@@ -80,7 +80,7 @@ def test_a_line_joins_the_networks_that_are_named(finished):
     both = lines[(lines["key"] == moved.key) & (lines["correction"] == "plain") & (lines["split"] == "test")]
     context = make_context(store, load_data(plan.config.data))
     permutation = permutation_of(moved, context)
-    lth, permuted = (load_network(moved.settings, context, moved.parents[role]) for role in "ab")
+    lth, permuted = (load_network(moved.settings.model, context, moved.parents[role]) for role in "ab")
     back = permutation.inverse().apply(permuted.state_dict())
     assert any(not torch.equal(back[name], tensor) for name, tensor in permuted.state_dict().items())
     for point in both.itertuples():
@@ -99,7 +99,7 @@ def test_pi_of_a_pruned_a_is_a_network_that_computes_the_same(finished):
     assert len(starts) == 4
     starts = starts[starts["correction"] == "plain"]
     for row in starts.itertuples():
-        network = load_network(stages(plan, "imp")[0].settings, context, pruned[row.replicate])
+        network = load_network(stages(plan, "imp")[0].settings.model, context, pruned[row.replicate])
         assert row.loss == pytest.approx(evaluate(network, context.test)[0], rel=1e-4)
 
 
@@ -110,20 +110,20 @@ def test_the_corners_of_a_plane_are_the_networks(finished):
     for stage in stages(plan, "plane"):
         own = rows[(rows["key"] == stage.key) & (rows["split"] == "test")]
         assert own["corner"].notna().sum() == 3
-        assert own["corner"].isna().sum() == stage.settings["resolution"] ** 2
+        assert own["corner"].isna().sum() == stage.settings.resolution**2
         corners = own.dropna(subset="corner").set_index("corner")
         assert list(corners.index) == ["A", "lth", "pi^-1(permuted)"]
         for role, (_, corner) in zip("abc", corners.iterrows(), strict=True):
-            network = load_network(stage.settings, context, stage.parents[role])
+            network = load_network(stage.settings.model, context, stage.parents[role])
             loss, accuracy, _ = evaluate(network, context.test)
             assert corner["plain_loss"] == pytest.approx(loss, rel=1e-4), "moving units changes no function"
             assert corner["plain_error"] == pytest.approx(100 - accuracy)
-            if stage.settings["correction"] == "reset":
-                reset_bn_stats(network, [context.train.probe(stage.settings["samples"])])
+            if stage.settings.correction == "reset":
+                reset_bn_stats(network, [context.train.probe(stage.settings.samples)])
                 loss, accuracy, _ = evaluate(network, context.test)
             assert corner["loss"] == pytest.approx(loss, rel=1e-2), "the corners are measured as the grid is"
         grid = own[own["corner"].isna()]
-        margin = stage.settings["margin"]
+        margin = stage.settings.margin
         for axis in "xy":
             extent = corners[axis].max() - corners[axis].min()
             assert grid[axis].min() == pytest.approx(corners[axis].min() - margin * extent, abs=1e-6)
@@ -135,10 +135,10 @@ def test_a_plane_is_measured_where_it_is(finished):
     plan, store, run = finished
     context = make_context(store, load_data(plan.config.data))
     rows = load_planes(run.folder)
-    stage = next(s for s in stages(plan, "plane", replicate=0) if s.settings["correction"] == "plain")
-    network = load_network(stage.settings, context, stage.parents["a"])
+    stage = next(s for s in stages(plan, "plane", replicate=0) if s.settings.correction == "plain")
+    network = load_network(stage.settings.model, context, stage.parents["a"])
     names = [name for name, _ in network.named_parameters()]
-    a, b, c = (load_network(stage.settings, context, stage.parents[role]).state_dict() for role in "abc")
+    a, b, c = (load_network(stage.settings.model, context, stage.parents[role]).state_dict() for role in "abc")
     c = permutation_of(stage, context).inverse().apply(c)
 
     def inner(one, other):

@@ -235,7 +235,7 @@ def test_the_quickstart_is_tried_in_a_moment():
 
 def test_what_memory_has_no_room_for_is_said_to_be_untried(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000)))
-    monkeypatch.setattr(hours, "build_shapes", lambda **settings: nn.Linear(3, 3, device="meta"))  # fails on any sample
+    monkeypatch.setattr(hours, "shapes_of", lambda model: nn.Linear(3, 3, device="meta"))  # fails on any sample
     hours._forward.cache_clear()
     plan = make_plan(tiny_sweep(model={"widths": [0.5]}, seeds={"base": 77}))
     with pytest.warns(UserWarning, match=r"model\.name: mlp, width 0\.5 was not tried: that takes about .* of memory"):

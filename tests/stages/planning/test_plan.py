@@ -83,7 +83,7 @@ def test_k_counts_completed_epochs_and_an_arm_trains_the_rest():
     for stage in plan.stages:
         if stage.kind == "sparse":
             assert stage.epochs == 4 - stage.labels["rewind_epoch"]
-            assert stage.settings["recipe"]["epochs"] == stage.epochs
+            assert stage.settings.recipe.epochs == stage.epochs
 
 
 def test_only_what_an_arm_needs_is_planned():
@@ -98,14 +98,12 @@ def test_arms_are_paired_and_b_never_depends_on_a():
     for stage in plan.stages:
         if stage.kind == "sparse":
             cell = (stage.labels["replicate"], stage.labels["sparsity"], stage.labels["rewind_epoch"])
-            by_cell.setdefault(cell, set()).add(stage.settings["seed"])
+            by_cell.setdefault(cell, set()).add(stage.settings.seed)
     assert all(len(seeds) == 1 for seeds in by_cell.values()), "the arms of a cell must share their data order"
-    dense = {(s.labels["replicate"], s.labels["network"]): s.settings["init_seed"] for s in plan.stages if s.kind == "dense"}
+    dense = {(s.labels["replicate"], s.labels["network"]): s.settings.init_seed for s in plan.stages if s.kind == "dense"}
     assert len(set(dense.values())) == 4
     longer = make_plan(tiny_sweep(seeds={"replicates": 2}, dense={"epochs": 5}, match={"epochs": None}))
-    again = {
-        (s.labels["replicate"], s.labels["network"]): s.settings["init_seed"] for s in longer.stages if s.kind == "dense"
-    }
+    again = {(s.labels["replicate"], s.labels["network"]): s.settings.init_seed for s in longer.stages if s.kind == "dense"}
     assert dense == again
 
 
@@ -138,15 +136,15 @@ def test_a_sparsity_that_the_trunk_hits_exactly_needs_no_landing():
 def test_each_matching_method_has_its_own_match_and_permuted_arms_and_only_the_settings_it_reads():
     methods = ["activation", "weight", "learned", "identity", "random"]
     plan = make_plan(tiny_sweep(match={"epochs": [4], "method": methods}, sparse={"sparsities": [0.5], "rewinds": [0]}))
-    matches = {stage.settings["method"]: stage for stage in plan.stages if stage.kind == "match"}
+    matches = {stage.settings.method: stage for stage in plan.stages if stage.kind == "match"}
     assert list(matches) == methods
-    assert set(matches["identity"].settings) == {"model", "data", "method"}
-    assert "seed" in matches["weight"].settings
-    assert "samples" not in matches["weight"].settings
+    assert set(matches["identity"].settings.plain()) == {"model", "data", "method"}
+    assert set(matches["weight"].settings.plain()) == {"model", "data", "method", "seed"}
+    assert matches["activation"].settings.own == {"sites": "post_activation", "stream_site": {}}
     permuted = [stage for stage in plan.stages if stage.labels.get("arm") == "permuted"]
     assert [stage.labels["match_method"] for stage in permuted] == methods
     other = make_plan(tiny_sweep(match={"epochs": [4], "method": methods, "samples": 100, "sites": "pre_activation"}))
-    moved = {stage.settings["method"] for stage in other.stages if stage.kind == "match"} - {
-        stage.settings["method"] for stage in other.stages if stage.key in keys(plan, "match")
+    moved = {stage.settings.method for stage in other.stages if stage.kind == "match"} - {
+        stage.settings.method for stage in other.stages if stage.key in keys(plan, "match")
     }
     assert moved == {"activation", "learned"}

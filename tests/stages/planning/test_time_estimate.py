@@ -1,21 +1,20 @@
 """The hours ahead: operations against published counts, and a plan's own timings before any count."""
 
-import json
-
 import pytest
 
 from raylth.stages import hours, make_plan, scan
 from raylth.stages.planning.time_estimate import CORE, RATES, RESNET50, _forward
+from raylth.stages.settings import NetworkSettings
 from raylth.store import Store
 from tests.conftest import tiny_sweep
 
 
 def test_operations_are_those_of_the_literature():
     """4.09 billion multiplications for ResNet-50 at 224 px (He et al. 2016 say 3.8 without the first version's strides)."""
-    settings = {"name": "resnet50", "width": 1.0, "num_classes": 1000, "in_shape": [3, 224, 224]}
-    assert _forward(json.dumps(settings, sort_keys=True)) == pytest.approx(RESNET50, rel=1e-3)
-    mlp = {"name": "mlp", "width": 1.0, "num_classes": 10, "in_shape": [40]}
-    assert _forward(json.dumps(mlp, sort_keys=True)) == 2 * (40 * 128 + 2 * 128 * 128 + 128 * 10)
+    resnet50 = NetworkSettings(name="resnet50", width=1.0, init="own", num_classes=1000, in_shape=(3, 224, 224))
+    assert _forward(resnet50) == pytest.approx(RESNET50, rel=1e-3)
+    mlp = NetworkSettings(name="mlp", width=1.0, init="own", num_classes=10, in_shape=(40,))
+    assert _forward(mlp) == 2 * (40 * 128 + 2 * 128 * 128 + 128 * 10)
 
 
 def test_what_is_not_timed_is_counted(tmp_path):
