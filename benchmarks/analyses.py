@@ -33,7 +33,7 @@ from raylth.core.interpolate import interpolate
 from raylth.core.models import init_model
 from raylth.core.training.allocator import keep_freed_memory
 from raylth.core.training.loop import Recipe, train
-from raylth.stages.endpoints import Gauge
+from raylth.stages.endpoints import Evaluator
 from raylth.store import locate
 from raylth.store.tables import write_table
 
@@ -75,7 +75,7 @@ def measure_line(images: int) -> dict[str, Any]:
     a, b = (init_model(seed, "resnet20", width=1, num_classes=10, in_shape=(3, 32, 32)) for seed in range(2))
     for seed, network in enumerate((a, b)):
         train(network, ArraySplit(x[:1000], y[:1000]), Recipe(2, lr=0.05), seed=seed)
-    gauge = Gauge(_Data(split), images)  # type: ignore[arg-type]
+    gauge = Evaluator(_Data(split), images)  # type: ignore[arg-type]
     states = [interpolate(a.state_dict(), b.state_dict(), number / (POINTS - 1)) for number in range(POINTS)]
 
     def network_at(state: dict[str, torch.Tensor], *, fast: bool) -> nn.Module:

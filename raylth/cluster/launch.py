@@ -12,7 +12,7 @@ import ray
 from raylth.cluster.address import LOCAL, ClusterError, Joining
 from raylth.cluster.nodes.budget_meter import Meter
 from raylth.cluster.nodes.capacity import machines, sums
-from raylth.cluster.nodes.head_monitor import Lifeline
+from raylth.cluster.nodes.head_monitor import HeadMonitor
 from raylth.cluster.nodes.preflight import check_cluster, on_all_machines, versions
 from raylth.cluster.ray_private import DRIVER_ENVIRONMENT
 from raylth.cluster.slots import MOST_TASKS, TASK_RESOURCE, room, slot_of
@@ -53,7 +53,7 @@ def run_on_ray(
     `joining` says which cluster is joined, or that Ray is started on this machine. `watch` is called about twice a second,
     and once at the end. A process that is interrupted (SIGINT, SIGTERM, SIGHUP) raises KeyboardInterrupt here within a second
     (two, while `watch` imports), with everything that had finished in the store. Raises ClusterError for a share of resources
-    that no node has. `imports` names modules that workers import first: they may bring stages or networks of their own.
+    that no node has. `imports` names modules that workers import first: they may register stages or networks of their own.
     `lost` is called, from a thread, with the address of a cluster that does not answer any more; this may never return then.
     """
     with joined(joining):
@@ -85,7 +85,7 @@ def run_on_ray(
             graph, store, plan.config.resources, gpu_table(), sums(nodes), may_grow=joining.address != LOCAL
         )
         head = ray.get_runtime_context().gcs_address
-        with Lifeline(head, lambda: lost(head)):
+        with HeadMonitor(head, lambda: lost(head)):
             run_loop(searcher, shared, watch, joining, meter)
 
 
@@ -104,7 +104,7 @@ def joined(joining: Joining) -> Iterator[Any]:
 
 def _start_ray(joining: Joining) -> None:
     os.environ.update({name: value for name, value in DRIVER_ENVIRONMENT.items() if name not in os.environ})
-    level = logging.INFO if joining.verbose else logging.CRITICAL  # what goes wrong is told by us, once
+    level = logging.INFO if joining.verbose else logging.CRITICAL  # errors are reported by this package, once
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(level)
     options: dict[str, Any] = {"log_to_driver": joining.verbose, "logging_level": level, "ignore_reinit_error": False}

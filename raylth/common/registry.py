@@ -77,7 +77,7 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def _brought(self, name: str) -> T | None:
-        """Return what an import path, a library or an installed package's entry point brings under a name."""
+        """Return what an import path, a library or an installed package's entry point provides under a name."""
         module, separator, attribute = name.partition(":")
         try:
             if (found := self.resolve(name)) is not None:

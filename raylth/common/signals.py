@@ -1,7 +1,7 @@
 """What SIGINT, SIGTERM and SIGHUP do to a command: the first ends it in order, the next ones of these seconds do nothing.
 
 Ctrl-C is often pressed several times; only one that comes later than that ends the process on the spot. SIGHUP comes when a
-terminal is closed: what would be printed there goes nowhere then, instead of raising an error. A SIGTERM or SIGHUP that was
+terminal is closed: what would be printed there is discarded then, instead of raising an error. A SIGTERM or SIGHUP that was
 ignored when the command was started (`nohup`) stays ignored. Imports nothing heavy: it comes before the rest.
 """
 

@@ -61,7 +61,7 @@ def _format_warning(
 
 
 def _reader_left() -> bool:
-    """Tell whether nobody reads standard output any more; what is still to be written then goes nowhere."""
+    """Return whether nobody reads standard output any more; what is still to be written is discarded then."""
     try:
         output = sys.stdout.fileno()
     except io.UnsupportedOperation:

@@ -1,4 +1,4 @@
-"""Settings of plug-ins: each is checked by a class that the plug-in brings, with mistakes as precise as anywhere else."""
+"""Settings of plug-ins: each is validated by the plug-in's own class, with errors as precise as for built-in settings."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -48,7 +48,7 @@ class SweepView:
             self.console.print(Text(note, style="yellow"), soft_wrap=True)
         now = time.monotonic()
         interval = PLAIN_INTERVAL if self.live is None else LIVE_INTERVAL
-        is_last = graph.finished and not self.is_over  # once: it goes on being told while the workers end
+        is_last = graph.finished and not self.is_over  # once: updates still come while the workers end
         if not is_last and (now - self.shown < interval or self.is_over):
             return
         self.is_over = graph.finished

@@ -86,7 +86,7 @@ def prepare(
 
 
 def share_of(config: SweepConfig) -> Callable[[str], tuple[int, float]]:
-    """Return what tells the cores and GPUs of a kind of stage, of all its workers together."""
+    """Return a function: kind of stage -> (cores, GPUs) of all its workers together."""
 
     def share(kind: str) -> tuple[int, float]:
         slot = slot_of(config.resources.of(kind))

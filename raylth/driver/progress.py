@@ -1,4 +1,4 @@
-"""How a sweep gets on: its speed, and a file in the store that tells anyone who sees the store."""
+"""Progress of a sweep: its speed, and a status file in the store, readable from any machine that sees the store."""
 
 import contextlib
 import json
@@ -127,7 +127,7 @@ class StatusFile:
             "errors": errors,
             "num_errors": len(graph.errors),
         }
-        with contextlib.suppress(OSError):  # nobody is told; the sweep goes on
+        with contextlib.suppress(OSError):  # the status stays old; the sweep continues
             self.path.write(json.dumps(status, indent=1).encode())
 
 

@@ -73,7 +73,7 @@ class Run:
         return self.store.root / "results" / f"{self.name}.parquet"
 
     def keep_settled(self) -> None:
-        """Record what was settled, if anything was and nothing is recorded yet: on any machine the run goes on with it."""
+        """Record what was settled, if nothing is recorded yet: the run uses it on any machine."""
         place = self.folder / SETTLED
         if self.settled and not place.exists():
             place.write(json.dumps({"precision": dict(self.settled)}, indent=1).encode())
@@ -101,7 +101,7 @@ class Run:
         (self.folder / "manifest.json").write(json.dumps(manifest, indent=1).encode())
 
     def append(self, tables: Mapping[str, list[dict[str, Any]]], graph: Graph) -> None:
-        """Write rows of a run that goes on; `compact` joins them in the end."""
+        """Write rows while the run continues; `compact` joins them in the end."""
         manifest = self._manifest(graph)
         for dataset, rows in tables.items():
             if rows:

@@ -40,7 +40,7 @@ OF_THE_SAME_SEARCH = {"trials", "repeats", "concurrent", "final", "sampler", "st
 
 
 def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) -> int:
-    """Search, then run the winners; returns the exit status. The same command goes on where it was stopped.
+    """Search, then run the winners; returns the exit status. The same command continues where it was stopped.
 
     Raises BadSweep, DataError or ClusterError before anything is trained.
     """

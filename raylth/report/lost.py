@@ -1,4 +1,4 @@
-"""Networks that a sweep lost: their training diverged or failed. They are counted and named wherever their absence tells."""
+"""Networks that a sweep lost: their training diverged or failed. They are named wherever their absence matters."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -47,7 +47,7 @@ def unpaired_differences(results: pd.DataFrame, first: str = "permuted", second:
 def contrast(results: pd.DataFrame, first: str = "permuted", second: str = "naive") -> pd.DataFrame:
     """Return `paired_differences`, or `unpaired_differences` where two arms of a replicate come from other dense networks.
 
-    That is told by the column `pair_key`; results without it are paired.
+    The column `pair_key` says so; results without it are paired.
     """
     arms = _two_arms(results, first, second)
     return _by_cell(arms, is_paired=arms.is_paired)

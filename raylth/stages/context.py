@@ -1,4 +1,4 @@
-"""What a stage runs with: a store, the data on a device, and where progress goes. No part of it can change a result."""
+"""What a stage runs with: a store, the data on a device, and callbacks for progress. No part of it can change a result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ def _publishes_nothing(key: str, artefact: Artefact) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything around a stage. `load` reads a parent's arrays; `progress(key, n)` is told of a stage's n more epochs."""
+    """Everything around a stage. `load` reads a parent's arrays; `progress(key, n)` reports n more epochs."""
 
     store: Store
     load: Load
@@ -47,7 +47,7 @@ class Context:
     engine: EngineName = "eager"  # that trains, where it is proved on this device
     note: Callable[[str], None] = lambda line: None  # reports a line to the driver
     team: Team = ALONE  # the processes that run the same stage together; the first of them writes
-    measured: Callable[[str, dict[str, Any]], None] = lambda key, point: None  # told each evaluated point of a curve
+    measured: Callable[[str, dict[str, Any]], None] = lambda key, point: None  # called with each evaluated point of a curve
 
 
 def load_data(data: DataConfig, staging: str | None = None, *, to_train: bool = True) -> Dataset:

@@ -17,7 +17,7 @@ from raylth.stages.settings import EndsSettings
 from raylth.stages.stage import Stage
 from raylth.stages.training import load_network
 
-__all__ = ["Gauge", "Measured", "load_ends", "load_permutation"]
+__all__ = ["Evaluator", "Measured", "load_ends", "load_permutation"]
 
 IMAGES = 125  # of one forward pass: their activations stay in a CPU's cache; no result depends on it
 SIGNALS = 1000  # of one forward pass, where samples are vectors
@@ -49,7 +49,7 @@ def load_ends(stage: Stage[EndsSettings], context: Context) -> list[nn.Module]:
     return networks
 
 
-class Gauge:
+class Evaluator:
     """Measures networks on training samples, classes in proportion, and on the test split, as they are or corrected."""
 
     def __init__(self, context: Context, samples: int) -> None:

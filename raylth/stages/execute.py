@@ -159,7 +159,7 @@ def scan(plan: Plan, store: Store, note: Callable[[str], None] = lambda line: No
 
     `thorough` reads and hashes every byte, which is what None means for a disk; in a bucket, where reading costs money and
     the service keeps checksums of its own, the files' sizes are compared, and bytes are verified when they are used.
-    `note` is told one line per broken artefact.
+    `note` is called with one line per broken artefact.
     """
     if thorough is None:
         thorough = isinstance(store.root, DiskLocation)

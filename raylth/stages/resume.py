@@ -1,4 +1,4 @@
-"""Training that survives its process: its state goes to the store on the way, and a later process goes on from there."""
+"""Training that survives its process: its state is saved on the way, and a later process continues."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ NUMBERS = ("epochs", "step", "losses", "loss_sum")
 
 
 class Preempted(RuntimeError):
-    """The process was asked to stop; its training is saved, and the same stage goes on from there."""
+    """The process was asked to stop; its training is saved, and the same stage continues from there."""
 
 
 def load_state(key: str, context: Context, not_beyond: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:

@@ -25,7 +25,7 @@ def load_same_data(
     """Load a plan's data, after a look whether they are those from which the store's stages of the plan were made.
 
     Returns None where nothing is left to train and nothing had to be loaded: the data's files are those that were hashed
-    before (path, size, times; the store remembers what they gave), or are gone, which `note` is told. Where nothing will be
+    before (path, size, times; the store remembers what they gave), or are gone, which `note` reports. Where nothing will be
     trained anyway (`dry`), nothing is fetched or written.
     Raises DataError, one line: missing or corrupt data, or what has changed, and how to go on.
     """

@@ -70,7 +70,7 @@ def fit(trainees: Sequence[Trainee], context: Context) -> list[dict[str, Any] | 
     """Train networks together as their stages' settings say, which are alike but for seeds and masks.
 
     Returns for each the metrics that every trained network has, or how it diverged. A training that another process began
-    goes on where its last saved state stands. The processes of a team all call this alike. Raises Preempted, with all states
+    continues from its last saved state. The processes of a team all call this alike. Raises Preempted, with all states
     saved, when the process is asked to stop, and NotPackable for more than one network of a kind that cannot be trained
     together.
     """

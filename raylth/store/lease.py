@@ -22,7 +22,7 @@ DURATION = 30.0  # seconds that a lease outlives its last renewal
 
 
 class Lease:
-    """The lease of one key; `held` tells whether it was got. Use as a context manager."""
+    """The lease of one key; `held` is whether it was acquired. Use as a context manager."""
 
     def __init__(self, store: Store, key: str) -> None:
         self.key, self.folder = key, store.root / "leases" / key[:2]

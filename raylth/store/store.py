@@ -9,7 +9,7 @@
           /runs/<run>/                                        manifest, figures and errors of one sweep file
 
 A file appears whole or not at all (raylth.store.location); its name carries its own hash, so two writers of one key cannot
-mix their files. Everything inside is relative: a store that is moved or copied goes on working, also from disk to a bucket.
+mix their files. Everything inside is relative: a store that is moved or copied keeps working, also from disk to a bucket.
 """
 
 import contextlib

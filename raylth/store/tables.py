@@ -199,7 +199,7 @@ def write_table(root: Location, dataset: str, run: str, rows: list[dict[str, Any
 
 
 def append_rows(root: Location, dataset: str, run: str, rows: list[dict[str, Any]], manifest: dict[str, Any]) -> Location:
-    """Write rows of a run that goes on to a part of their own beside its file; `compact_table` joins them.
+    """Write rows of a running sweep to a part of their own beside its file; `compact_table` joins them.
 
     A stage's later rows replace its earlier ones.
     """

@@ -16,12 +16,12 @@ PATIENCE = 100.0  # seconds without a word from an exporter, at the end of a swe
 
 
 class Exporter(Protocol):
-    """Tells of networks elsewhere; what it has told already it does not tell again."""
+    """Writes networks to a tracker, each once."""
 
     name: str  # of its setting in `log`
 
     def write(self, network: Network) -> None:
-        """Tell of a network; any exception means that it is worth another try."""
+        """Write a network; any exception means that it is worth another try."""
 
 
 class Background:

@@ -1,4 +1,4 @@
-"""What is told of a trained network elsewhere: its name and labels, its curve, its final numbers."""
+"""Record sent to experiment trackers: a trained network's name and labels, its curve, its final numbers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class Network:
 
 
 def networks(rows: dict[str, list[dict[str, Any]]], graph: Graph) -> list[Network]:
-    """Return the networks among rows, done or diverged; what failed is trained again, and told then."""
+    """Return the networks among rows, done or diverged; what failed is trained again, and written then."""
     curves: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for point in rows["curves"]:
         values = {name: point[name] for name in CURVES if point.get(name) is not None}

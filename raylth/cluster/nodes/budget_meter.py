@@ -18,7 +18,7 @@ SAVE_SECONDS = 30.0  # between two writes of what was used
 class Meter:
     """Counts the hours of all machines of the cluster while the sweep runs, used or not, and what they cost.
 
-    The count goes on where an earlier run of the same sweep left it: it lies in a file in the run's folder.
+    The count continues from an earlier run of the same sweep: it is kept in a file in the run's folder.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Watchdog:
     def look(self, nodes: Nodes, waiting: Sequence[tuple[str, Slot, int]]) -> str | None:
         """Take in the machines and what is asked of them, as (kind of stage, share, fewest workers).
 
-        Returns what a person should be told: after so many minutes in which nothing fitted, and again after twice as many.
+        Returns a message for the user: after so many minutes in which nothing fitted, and again after twice as many.
         """
         fits = any(room(nodes, slot.cpus, slot.gpus) >= fewest for _, slot, fewest in waiting)
         was_silent, self.is_silent = self.is_silent, bool(waiting) and not fits

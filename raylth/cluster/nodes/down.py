@@ -76,6 +76,6 @@ def left_on_aws(name: str, region: str) -> list[str]:
                 found.append(f"instance {machine['InstanceId']}: {machine['InstanceType']}, {machine['State']['Name']}")
     for page in client.get_paginator("describe_volumes").paginate(Filters=ours):
         for volume in page["Volumes"]:
-            if volume["State"] == "available":  # one in use goes with its machine
+            if volume["State"] == "available":  # one in use is deleted with its machine
                 found.append(f"volume {volume['VolumeId']}: {volume['Size']} GB, attached to nothing")
     return found

@@ -5,13 +5,13 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-__all__ = ["Lifeline"]
+__all__ = ["HeadMonitor"]
 
 INTERVAL = 4.0  # seconds between two looks
 FAILURES = 4  # in a row, until the head counts as gone
 
 
-class Lifeline:
+class HeadMonitor:
     """Looks from a thread whether the head's port answers, and calls `lost` once when it does not. A context manager."""
 
     def __init__(self, address: str, lost: Callable[[], None]) -> None:
@@ -19,7 +19,7 @@ class Lifeline:
         self.address, self.lost = (host, int(port)), lost
         self._over = threading.Event()
 
-    def __enter__(self) -> "Lifeline":
+    def __enter__(self) -> "HeadMonitor":
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 

@@ -17,7 +17,7 @@ from raylth.store import Store
 
 __all__ = ["GraphSearcher"]
 
-TRY_STEPS = 5  # of a training, to see what memory it takes; it goes on from there
+TRY_STEPS = 5  # of a training, to measure its memory; it continues from there
 TRY_DELAY = 1.0  # seconds until others of its kind are looked at again
 TEAM_DELAY = 1.0  # seconds until a training that needs several workers is looked at again
 BATCH_SECONDS = 2.0  # of stages that go in one trial
@@ -216,7 +216,7 @@ class GraphSearcher(StageEnds, Searcher):
         return left
 
     def _more_like(self, stage: Stage, slot: Slot) -> list[Stage]:
-        """Take what goes with a stage in one trial: nothing when it takes long, or met with trouble before."""
+        """Take the stages that run with one in the same trial: none when it takes long, or was interrupted before."""
         seconds = self.seconds.get(stage.kind)
         if seconds is None or not self._is_fresh(stage):
             return []

@@ -10,13 +10,13 @@ from typing import Any
 
 from raylth.cluster import ray_private
 
-__all__ = ["Warm"]
+__all__ = ["IdleWorkers"]
 
 MANY = 10_000  # more workers than a sweep has
 LONGEST = 30.0  # seconds: a machine that is not needed for longer may be given back
 
 
-class Warm:
+class IdleWorkers:
     """Lets Tune keep idle workers, for half a minute, and as long as no trial waits that would need what they hold."""
 
     def __init__(self) -> None:

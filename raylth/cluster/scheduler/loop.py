@@ -25,7 +25,7 @@ from raylth.stages import Graph
 __all__ = ["Watch", "run_loop"]
 
 MACHINES_SECONDS = 5.0  # between two looks at what the cluster has
-BOARD_SECONDS = 0.5  # between two questions to the board: each costs three processes a moment
+COUNTER_SECONDS = 0.5  # between two questions to the counter: each costs three processes a moment
 Watch = Callable[[Graph, int, list[str]], None]  # (graph, epochs trained in this run, new notes)
 
 
@@ -38,7 +38,7 @@ def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, joining: Joi
     folder = tempfile.mkdtemp(prefix="raylth-tune-")
     try:
         with signals.deferred() as asked:
-            pulse = _Pulse(searcher, shared.board, watch, asked, meter)
+            pulse = _Pulse(searcher, shared.epoch_counter, watch, asked, meter)
             scheduler = TrialScheduler(searcher.causes, searcher.has_team, lambda: searcher.is_closed, pulse.on_turn)
             searcher.tasks = StageTasks(searcher, shared, shares_are_ours=joining.is_local)
             searcher.num_idle, searcher.free_worker = scheduler.num_idle, scheduler.free_worker
@@ -73,12 +73,12 @@ class _Closed(Exception):  # the end of a loop, no error
 class _Pulse:
     """Tune's loop calls this at every turn: it passes progress on and stops the loop when asked to."""
 
-    def __init__(self, searcher: GraphSearcher, board: Any, watch: Watch, asked: signals.Asked, meter: Meter) -> None:
-        self.searcher, self.board, self.watch, self.asked, self.meter = searcher, board, watch, asked, meter
+    def __init__(self, searcher: GraphSearcher, counter: Any, watch: Watch, asked: signals.Asked, meter: Meter) -> None:
+        self.searcher, self.counter, self.watch, self.asked, self.meter = searcher, counter, watch, asked, meter
         self.watchdog = Watchdog(searcher.resources.capacity_minutes, ray_private.unavailable_node_types)
         self.looked_at = self.asked_at = float("-inf")
         self.epochs = 0  # trained in this run
-        self.counts: dict[float, int] = {}  # since when a board counts -> its last answer; one that died begins again at 0
+        self.counts: dict[float, int] = {}  # since when a counter counts -> its last answer; one that died begins again at 0
         self.pending: Any = None
         searcher.on_turn = self.turn
 
@@ -96,7 +96,7 @@ class _Pulse:
         """Pass on what is new; KeyboardInterrupt when the sweep is to stop."""
         if self.asked.by is not None:
             raise KeyboardInterrupt
-        self._read_board()
+        self._read_counter()
         self._look_at_machines()
         self.pass_on()
 
@@ -119,12 +119,12 @@ class _Pulse:
             self.searcher.is_closed = True
             self.searcher.notes.append(f"{self.meter.exhausted}: no stage is started any more, those that run are finished")
 
-    def _read_board(self) -> None:
-        """Ask the board without waiting; the answer is taken at a later turn."""
+    def _read_counter(self) -> None:
+        """Ask the counter without waiting; the answer is taken at a later turn."""
         if self.pending is None:
-            if time.monotonic() - self.asked_at >= BOARD_SECONDS:
+            if time.monotonic() - self.asked_at >= COUNTER_SECONDS:
                 self.asked_at = time.monotonic()
-                self.pending = self.board.read.remote()
+                self.pending = self.counter.read.remote()
         elif ray.wait([self.pending], timeout=0)[0]:
             with contextlib.suppress(ray.exceptions.RayError):
                 since, epochs = ray.get(self.pending)

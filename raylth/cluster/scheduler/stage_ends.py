@@ -50,7 +50,7 @@ class StageEnds:
         self.times: dict[tuple[str, str], int] = {}  # (stage key, cause) -> how often
         self.elsewhere: Counter[str] = Counter()  # stage key -> how often another sweep was found at it
         self.delayed: list[tuple[float, str]] = []  # heap of (when, stage key)
-        self.notes: list[str] = []  # what a person should be told, in order
+        self.notes: list[str] = []  # messages for the user, in order
 
     def ended(self, stages: list[Stage], slot: Slot, result: dict[str, Any]) -> None:
         """Take what a trial or a task returned of its stages into the graph."""

@@ -9,13 +9,13 @@ from ray.tune.schedulers import FIFOScheduler
 
 from raylth.cluster import ray_private
 from raylth.cluster.failures import NOT_STARTED, cause_of
-from raylth.cluster.scheduler.idle_workers import Warm
+from raylth.cluster.scheduler.idle_workers import IdleWorkers
 
 __all__ = ["TrialScheduler"]
 
 
 class TrialScheduler(FIFOScheduler):
-    """Tells the searcher why a trial's worker ended; Tune itself tells it only that it did.
+    """Records why a trial's worker ended, for the searcher; Tune itself reports only that it did.
 
     Tune's loop is watched from here, too: for the sake of a callback, Tune imports its integrations of all trackers that are
     installed (mlflow and wandb: 1.8 s).
@@ -29,10 +29,12 @@ class TrialScheduler(FIFOScheduler):
         on_turn: Callable[[bool], None] = lambda any_runs: None,
     ) -> None:
         super().__init__()
-        self.on_turn = on_turn  # told at every turn of Tune's loop whether any trial runs; what it raises ends the loop
+        self.on_turn = (
+            on_turn  # called at every turn of Tune's loop with whether any trial runs; what it raises ends the loop
+        )
         self.causes = causes  # trial -> (cause, what was raised), read by the searcher
         self.is_closed = is_closed  # whether no trial is to start any more
-        self.warm = Warm()
+        self.idle_workers = IdleWorkers()
         self.controller: Any = None  # Tune's, once it has asked for a trial
         self.has_team = has_team  # whether a trial runs whose workers have resources of their own
 
@@ -41,10 +43,10 @@ class TrialScheduler(FIFOScheduler):
         self.controller = tune_controller
         live = ray_private.live_trials(tune_controller)
         self.on_turn(any(trial.status == Trial.RUNNING for trial in live))
-        if self.is_closed():  # those that wait would be started by and by
+        if self.is_closed():  # pending trials would otherwise still start
             for waiting in (trial for trial in live if trial.status == Trial.PENDING):
                 ray_private.stop_trial(tune_controller, waiting)
-        self.warm.turn(tune_controller)
+        self.idle_workers.turn(tune_controller)
         trial = None if self.is_closed() else super().choose_trial_to_run(tune_controller)
         if trial is None and self.has_team():
             ray_private.end_idle_workers(tune_controller)

@@ -128,7 +128,7 @@ class PointTrial(tune.Trainable):
             self._train_all()
         except Preempted as error:
             if not self.is_over.is_set():  # the machine is to go, and what was trained is saved
-                self.is_over.wait(DRAIN_SECONDS)  # Ray tells that the machine is gone, which Tune does not count as a failure
+                self.is_over.wait(DRAIN_SECONDS)  # Ray reports the machine as gone, which Tune does not count as a failure
                 if not self.is_over.is_set():
                     self.reports.put(error)
         except BaseException as error:  # the thread that waits raises it

@@ -35,7 +35,7 @@ LOOK_SECONDS = 5.0  # between two looks at what the cluster has
 
 @dataclass
 class Study:
-    """An Optuna study of some arms, kept in a journal file: what was tried before is known when it goes on.
+    """An Optuna study of some arms, kept in a journal file: trials of earlier runs are known when it continues.
 
     `config` has the base seed of the study's repeat, counted from 1.
     """
@@ -94,7 +94,7 @@ class Study:
 
 
 class StudySearch(OptunaSearch):
-    """Tune's searcher, which also tells Optuna that a training was stopped early: it did not end at a low accuracy."""
+    """Tune's searcher, which also reports early stops to Optuna as pruned: the training did not end at a low accuracy."""
 
     is_closed = False  # the budget is used up: no trial is started any more
 
@@ -155,7 +155,7 @@ def search_on_ray(
             storage_path=storage,
             name=study.title,
             verbose=0,
-            callbacks=[_Teller(study, told, searcher, meter)],
+            callbacks=[_Reporter(study, told, searcher, meter)],
             failure_config=tune.FailureConfig(max_failures=study.config.resources.retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -224,7 +224,7 @@ def distribution(space: Space) -> optuna.distributions.BaseDistribution:
 
 
 def sampler(study: Study) -> optuna.samplers.BaseSampler:
-    """Make the sampler that the file names. What it draws goes on from what was tried, and so does its seed.
+    """Make the sampler that the file names. Its draws, and its seed, continue from what was tried.
 
     A seed that the file itself gives is the first repeat's; the others have seeds that are derived from it.
     """
@@ -268,7 +268,7 @@ class _Exhausted(Exception):  # the end of a loop, no error
     """The budget is used up, and nothing runs any more."""
 
 
-class _Teller(Callback):
+class _Reporter(Callback):
     """Tells each trial's end, and charges for the machines."""
 
     def __init__(self, study: Study, told: Callable[[str], None], searcher: StudySearch, meter: Meter | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from raylth.cluster.worker.epoch_counter import Board
+from raylth.cluster.worker.epoch_counter import EpochCounter
 from raylth.store import BrokenArtefact, Store, decode_tensors
 
 __all__ = ["CheckpointActor", "CheckpointReader", "holder_of", "start_checkpoint_actors"]
@@ -24,12 +24,12 @@ PATIENCE = 60.0  # seconds for the object store to deliver what the store itself
 HELD_KINDS = ("dense", "imp")  # what the actors are handed right after training
 
 
-class CheckpointActor(Board):
+class CheckpointActor(EpochCounter):
     """Holds the files of a share of the keys; what it does not hold it reads, verified, from the store.
 
-    It keeps at most `budget` bytes and lets go of what was not asked for longest; a reader that still has an object keeps
-    it alive. Ray spills to disk what the object store cannot hold. The first of these actors is the board, too: a process of
-    its own would cost the start of a sweep a second.
+    It keeps at most `budget` bytes and drops the least recently used; a reader that still has an object keeps it alive. Ray
+    spills to disk what the object store cannot hold. The first of these actors is the epoch counter, too: a process of its
+    own would cost the start of a sweep a second.
     """
 
     def __init__(self, root: str, budget: int) -> None:

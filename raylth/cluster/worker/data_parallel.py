@@ -13,7 +13,7 @@ import ray
 from raylth.cluster import failures, ray_private
 from raylth.cluster.slots import Nodes, room
 from raylth.cluster.worker.checkpoint_cache import CheckpointReader
-from raylth.cluster.worker.epoch_counter import Chalk
+from raylth.cluster.worker.epoch_counter import EpochReporter
 from raylth.cluster.worker.payload import Shared
 from raylth.cluster.worker.trace import Trace
 from raylth.core.memory import is_out_of_memory
@@ -125,11 +125,11 @@ def _member(config: dict[str, Any]) -> str | None:
         importlib.import_module(module)
     torch.set_num_threads(config["cpus"])
     team = Team(train.get_context().get_world_rank(), train.get_context().get_world_size())
-    store, chalk, trace = Store(shared.root), Chalk(shared.board), Trace()
+    store, reporter, trace = Store(shared.root), EpochReporter(shared.epoch_counter), Trace()
 
     def progress(key: str, epochs: int) -> None:
         if team.rank == 0:
-            chalk(epochs)
+            reporter(epochs)
             trace("epochs", key, epochs=epochs)
 
     context = shared.context(
@@ -143,7 +143,7 @@ def _member(config: dict[str, Any]) -> str | None:
     try:
         return run_stage(stage, context)
     finally:
-        chalk.flush()
+        reporter.flush()
 
 
 def _cause(error: Exception) -> Exception:

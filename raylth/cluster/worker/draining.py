@@ -1,4 +1,4 @@
-"""Whether this machine is to go: Ray's head knows, whoever told it."""
+"""Polls Ray for whether this node is draining."""
 
 import time
 
@@ -12,7 +12,7 @@ ASK_SECONDS = 2.0  # a spot machine has two minutes after its notice, a pod half
 
 
 class Drain:
-    """Asks the head now and then. A drained machine is given no new work, but what runs there is told nothing by Ray."""
+    """Polls the head every few seconds. Ray gives a draining node no new work, but does not notify what runs there."""
 
     def __init__(self) -> None:
         self.node, self.asked_at, self.is_draining = ray.get_runtime_context().get_node_id(), time.monotonic(), False

@@ -1,14 +1,14 @@
-"""A board on which workers chalk up trained epochs, so that the driver can show progress inside long stages."""
+"""Counts trained epochs across workers, so that the driver can show progress inside long stages."""
 
 import time
 from typing import Any
 
-__all__ = ["Board", "Chalk"]
+__all__ = ["EpochCounter", "EpochReporter"]
 
 INTERVAL = 0.5  # seconds between a worker's messages
 
 
-class Board:
+class EpochCounter:
     """Counts the epochs that all workers have trained in this run; an actor can be one beside its work."""
 
     def __init__(self) -> None:
@@ -19,15 +19,15 @@ class Board:
         self.epochs += epochs
 
     def read(self) -> tuple[float, int]:
-        """Return since when this board counts, which names it, and the number of epochs trained since."""
+        """Return when this counter started, which identifies it, and the number of epochs trained since."""
         return self.since, self.epochs
 
 
-class Chalk:
-    """One worker's end of the board: collects epochs and sends them at most twice a second."""
+class EpochReporter:
+    """A worker's reporter: collects epochs and sends them to the counter at most twice a second."""
 
-    def __init__(self, board: Any) -> None:
-        self.board, self.epochs, self.sent = board, 0, time.monotonic()
+    def __init__(self, counter: Any) -> None:
+        self.counter, self.epochs, self.sent = counter, 0, time.monotonic()
 
     def __call__(self, epochs: int) -> None:
         """Count `epochs` more; they are sent with the next message."""
@@ -38,5 +38,5 @@ class Chalk:
     def flush(self) -> None:
         """Send what was collected, without waiting."""
         if self.epochs:
-            self.board.add.remote(self.epochs)
+            self.counter.add.remote(self.epochs)
         self.epochs, self.sent = 0, time.monotonic()

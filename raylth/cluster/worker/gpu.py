@@ -71,7 +71,7 @@ def peak_bytes() -> int:
 
 
 def total_bytes() -> list[tuple[str, int]]:
-    """Return the name and the memory of each GPU of this machine, as its driver tells; none where there is no driver."""
+    """Return the name and the memory of each GPU of this machine, as its driver reports; none where there is no driver."""
     try:
         found = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],

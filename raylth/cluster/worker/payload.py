@@ -37,8 +37,8 @@ class Shared:
         return holder_of(self.checkpoints, key)
 
     @property
-    def board(self) -> Any:
-        """The actor on which trained epochs are chalked up."""
+    def epoch_counter(self) -> Any:
+        """The actor that counts trained epochs."""
         return self.checkpoints[0]
 
     def context(

@@ -23,7 +23,7 @@ from raylth.cluster.nodes.preflight import compare, versions
 from raylth.cluster.worker import gpu
 from raylth.cluster.worker.checkpoint_cache import CheckpointReader
 from raylth.cluster.worker.draining import Drain
-from raylth.cluster.worker.epoch_counter import Chalk
+from raylth.cluster.worker.epoch_counter import EpochReporter
 from raylth.cluster.worker.payload import Shared
 from raylth.cluster.worker.trace import Trace
 from raylth.common.importing import uncollected
@@ -49,12 +49,12 @@ class StageRunner:
         self.store = Store(shared.root)
         self.reader = CheckpointReader(shared.checkpoints, self.store)
         self.drain = Drain()
-        self.chalk, self.trace = Chalk(shared.board), Trace()
+        self.epochs_trained, self.trace = EpochReporter(shared.epoch_counter), Trace()
         self.contexts: dict[str, Context] = {}  # device -> what stages run with, for the life of the process
         self.is_busy = self.is_asked_to_stop = False
         self.steps_left: int | None = None  # of a training that is only tried
         self.notes: dict[str, None] = {}  # lines for the driver's person, each once
-        signal.signal(signal.SIGTERM, self._ask_to_stop)  # a machine that goes away says so this way
+        signal.signal(signal.SIGTERM, self._ask_to_stop)  # sent by a machine that is shutting down
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -106,7 +106,7 @@ class StageRunner:
             result |= self._failure(stage, error)
             self._recover(error)
         finally:
-            self.chalk.flush()
+            self.epochs_trained.flush()
         if result["outcome"] == "done":
             for made in stage.produces:
                 self.reader.hand_over(stage.kind, made)
@@ -172,7 +172,7 @@ class StageRunner:
             raise DeviceLost(f"this process cannot use its GPU any more after {line}") from error
 
     def _progress(self, key: str, epochs: int) -> None:
-        self.chalk(epochs)
+        self.epochs_trained(epochs)
         self.trace("epochs", key, epochs=epochs)
 
     def _must_stop(self) -> bool:

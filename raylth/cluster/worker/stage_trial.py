@@ -114,7 +114,7 @@ class StageTrial(StageRunner, tune.Trainable):
                     raise
                 outcomes = [error] * len(held)
             finally:
-                self.chalk.flush()
+                self.epochs_trained.flush()
         for stage, outcome in zip(held, outcomes, strict=True):
             result = results[stage.key]
             result |= {"outcome": "done", "computed": stage.key in new}

@@ -57,7 +57,7 @@ class Observer:
 
 
 def rows(output: Tensor, site: Site) -> Tensor:
-    """Return a site's units as rows (n, units * block): its axis brought last, all samples and positions in front."""
+    """Return a site's units as rows (n, units * block): its axis moved last, all samples and positions in front."""
     if output.ndim > 2 or site.axis != output.ndim - 1:
         output = output.movedim(site.axis, -1).flatten(0, -2)
     return output if output.shape[1] == site.length else output[:, site.start : site.start + site.length]

@@ -36,7 +36,7 @@ def build_model(
 
     `in_shape` is one sample's shape without the batch: (C, H, W) for images, (L,) for signals; `width` multiplies
     every hidden width. With `init` "torch" all convolutions and linear layers are drawn as torch does by itself. `code` is
-    what `code_of` told of a user's own network. Raises UnknownName for a name that is not registered, ValueError for a shape
+    `code_of` of a user's own network. Raises UnknownName for a name that is not registered, ValueError for a shape
     or width that the network cannot have and for what is no network, RuntimeError where its code is another.
     """
     if code is not None and code_of(name, MODELS[name]) != code:

@@ -1,7 +1,7 @@
 """What each of torch's operations does to who owns which channel: the rules that a walk follows.
 
 A rule takes the walk, the traced node and, for a module, the module; it returns the layout of the node's output and
-tells the walk which axes of which parameters hold what. Source of the idea: Git Re-Basin (Ainsworth et al. 2023), whose
+records which axes of which parameters hold what. Source of the idea: Git Re-Basin (Ainsworth et al. 2023), whose
 specifications were written by hand.
 """
 

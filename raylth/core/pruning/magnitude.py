@@ -54,7 +54,7 @@ def prune_global_magnitude(
 def trunk_counts(total: int, fraction: float, target_alive: int) -> list[int]:
     """List how many weights are alive after each full round of the trunk, before the landing on `target_alive`.
 
-    Starts with `total` (round 0) and goes on while a full round, which prunes `round(fraction * alive)`, keeps at least
+    Starts with `total` (round 0) and continues while a full round, which prunes `round(fraction * alive)`, keeps at least
     `target_alive`. The landing round prunes `counts[-1] - target_alive` more; when that is 0, the trunk lands by itself.
     Raises ValueError when a round would prune nothing before the target is reached, and for more than 10,000 rounds.
     """

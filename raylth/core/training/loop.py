@@ -69,7 +69,7 @@ def train(
     first forward pass, after every step and at the end, so neither momentum nor weight decay revives them.
     `on_epoch(completed, loss)` is called after each epoch with the number of epochs completed, and
     `on_step(completed, step, snapshot)` after each step, with what copies the training's state; what it raises ends the
-    training. Given such a `state`, `model` goes on from there and ends with the same bits (on the same hardware). With a
+    training. Given such a `state`, `model` continues from there and ends with the same bits (on the same hardware). With a
     `team` the processes train it together, each with its part of every batch; all must call this alike, and all end with it.
 
     Raises Diverged at the end of an epoch whose mean loss is not finite.

@@ -52,7 +52,7 @@ def fastest_pack(
     """Find with which engine, and in packs of which of the `sizes`, a network is trained fastest here.
 
     Each engine is proved first. A few steps of each size are trained on samples of `split`, and a batch is
-    evaluated, so that what does not fit in memory is met here; sizes grow until they bring nothing, do not fit, or measuring
+    evaluated, so that what does not fit in memory is met here; sizes grow until they gain nothing, do not fit, or measuring
     on would take long. What cannot be packed has size 1. An engine must be 5 % faster than those before it; where only one is
     asked for, and it is not proved, the one that it falls back to is measured.
     """
@@ -149,7 +149,7 @@ def _time(program: Program, samples: Split, recipe: Recipe, augment: str) -> flo
     start = time.perf_counter()
     ends: list[float] = []
 
-    def on_epoch(completed: int, losses: list[float]) -> None:  # the device has done what it was asked to: it told the losses
+    def on_epoch(completed: int, losses: list[float]) -> None:  # the losses were read, so the device has finished its work
         ends.append(time.perf_counter())
         is_slow = ends[0] - start > LONGEST / 8  # one step takes seconds: nothing is gained by packing what fills the machine
         if is_slow or (len(ends) > FEWEST and ends[-1] - ends[0] >= SHORTEST):

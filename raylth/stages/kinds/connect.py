@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raylth.core.interpolate import barrier, line, middle_rise
 from raylth.stages.context import Context
-from raylth.stages.endpoints import Gauge, Measured, load_ends
+from raylth.stages.endpoints import Evaluator, Measured, load_ends
 from raylth.stages.kind import PER_POINT, Finished, Rows, StageKind
 from raylth.stages.settings import ConnectSettings
 from raylth.stages.stage import Artefact, Stage
@@ -31,15 +31,15 @@ def connect(stage: Stage[ConnectSettings], context: Context) -> dict[str, Artefa
     start = time.perf_counter()
     settings = stage.settings
     a, b = load_ends(stage, context)
-    gauge = Gauge(context, settings.samples)
+    evaluator = Evaluator(context, settings.samples)
     corrected = {
-        "plain": lambda: lambda network, alpha: gauge.plain(network),
-        "reset": gauge.reset,
-        "repair": lambda: gauge.repair(a, b),
+        "plain": lambda: lambda network, alpha: evaluator.plain(network),
+        "reset": evaluator.reset,
+        "repair": lambda: evaluator.repair(a, b),
     }
     points = settings.points
     alphas = [number / (points - 1) for number in range(points)]
-    plain_ends = gauge.plain(a), gauge.plain(b)
+    plain_ends = evaluator.plain(a), evaluator.plain(b)
     found, barriers = [], []
     for name in settings.corrections:
         walked = _walk(a, b, alphas, corrected[name]())

@@ -1,7 +1,7 @@
 """Stage `imp`: one round of iterative magnitude pruning with fine-tuning (paper, section 3).
 
 A round of the trunk prunes a fraction of the weights still alive; a landing round prunes what lands exactly on its
-sparsity. Each round is a stage of its own, so every sparsity shares the trunk and a stopped trunk goes on where it was.
+sparsity. Each round is a stage of its own, so every sparsity shares the trunk and a stopped trunk resumes where it was.
 """
 
 from raylth.core.masks import full_mask, num_alive

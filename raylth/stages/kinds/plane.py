@@ -7,7 +7,7 @@ import torch
 
 from raylth.core.interpolate import Plane
 from raylth.stages.context import Context
-from raylth.stages.endpoints import Gauge, load_ends
+from raylth.stages.endpoints import Evaluator, load_ends
 from raylth.stages.kind import PER_POINT, Finished, Rows, StageKind
 from raylth.stages.settings import PlaneSettings
 from raylth.stages.stage import Artefact, Stage
@@ -26,8 +26,8 @@ def plane(stage: Stage[PlaneSettings], context: Context) -> dict[str, Artefact]:
     start = time.perf_counter()
     settings = stage.settings
     networks = load_ends(stage, context)
-    gauge = Gauge(context, settings.samples)
-    measure = gauge.reset() if settings.correction == "reset" else lambda network, alpha: gauge.plain(network)
+    evaluator = Evaluator(context, settings.samples)
+    measure = evaluator.reset() if settings.correction == "reset" else lambda network, alpha: evaluator.plain(network)
     names = [name for name, _ in networks[0].named_parameters()]
     a, b, c = (network.state_dict() for network in networks)
     found = Plane(a, b, c, coordinates_of=names)
@@ -35,7 +35,7 @@ def plane(stage: Stage[PlaneSettings], context: Context) -> dict[str, Artefact]:
     between = copy.deepcopy(networks[0])
     for role, (x, y), network in zip("abc", found.corners, networks, strict=True):
         between.load_state_dict(network.state_dict())
-        plain = gauge.plain(between)
+        plain = evaluator.plain(between)
         for row in _rows(x, y, measure(between, 0.0), role):
             loss, error = plain[str(row["split"])]
             points.append({**row, "plain_loss": loss, "plain_error": error})

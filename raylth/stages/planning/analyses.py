@@ -109,7 +109,7 @@ def _ends(
     except KeyError as error:
         raise ValueError(f"analyses.{field}: {error.args[0]}") from error
     moves = {role: end.move for role, end in zip(roles, ends, strict=True)}
-    is_usual = moves == {"a": "pi", "b": None} or not needed  # what a line does without being told
+    is_usual = moves == {"a": "pi", "b": None} or not needed  # a line's default
     return None if is_usual else moves, parents, needed
 
 

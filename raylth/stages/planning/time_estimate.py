@@ -53,7 +53,7 @@ class Hours:
 
 
 def hours(plan: Plan, graph: Graph, store: Store, share_of: Callable[[str], tuple[int, float]]) -> Hours:
-    """Estimate the hours of all trainings that wait; `share_of` tells a kind's cores and GPUs (of all its workers together).
+    """Estimate the hours of all trainings that wait; `share_of` maps a kind to its cores and GPUs (all workers').
 
     A network trained alone that is too small for a GPU takes several times what its operations say.
     """

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ray.tune.utils.object_cache import _ObjectCache
 
-from raylth.cluster.scheduler.idle_workers import LONGEST, Warm
+from raylth.cluster.scheduler.idle_workers import LONGEST, IdleWorkers
 from raylth.config.load import read_sweep
 from raylth.stages import make_plan
 from tests.conftest import tiny_sweep
@@ -57,7 +57,7 @@ def now(monkeypatch):
 
 
 def test_idle_workers_are_kept_for_a_while(now):
-    controller, warm = Controller(), Warm()
+    controller, warm = Controller(), IdleWorkers()
     controller.live = [trial(RUNNING, "1 CPU")]
     warm.turn(controller)
     assert all(controller.idle("1 CPU", worker) for worker in ("a", "b", "c"))
@@ -71,7 +71,7 @@ def test_idle_workers_are_kept_for_a_while(now):
 
 
 def test_idle_workers_make_room_for_a_trial_that_needs_what_they_hold(now):
-    controller, warm = Controller(), Warm()
+    controller, warm = Controller(), IdleWorkers()
     controller.live = [trial(RUNNING, "1/3 GPU")]
     warm.turn(controller)
     assert all(controller.idle("1/3 GPU", worker) for worker in ("a", "b"))

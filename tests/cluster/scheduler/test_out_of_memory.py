@@ -84,7 +84,7 @@ def worker_of(store, stages, **config):
         stages={stage.key: stage.to_dict() for stage in stages}, errors=str(store.root / "errors"), imports=()
     )
     worker.store, worker.reader = store, SimpleNamespace(hand_over=lambda kind, key: None)
-    worker.chalk, worker.trace = SimpleNamespace(flush=lambda: None), lambda *told, **more: None
+    worker.epochs_trained, worker.trace = SimpleNamespace(flush=lambda: None), lambda *told, **more: None
     worker.contexts, worker.is_asked_to_stop, worker.is_busy = {"cpu": Bare()}, False, False
     worker.steps_left, worker.drain = None, lambda: False
     alone = {"pack": False, "measure": None, "workers": 1, "min_workers": 1, "steps": None, "cpus": 1, "gpus": 1.0}

@@ -18,7 +18,7 @@ from raylth.cluster.scheduler.graph_searcher import GraphSearcher
 from raylth.cluster.scheduler.loop import _Pulse
 from raylth.cluster.slots import Shares
 from raylth.cluster.worker.checkpoint_cache import CheckpointReader, start_checkpoint_actors
-from raylth.cluster.worker.epoch_counter import Chalk
+from raylth.cluster.worker.epoch_counter import EpochReporter
 from raylth.common.signals import Asked
 from raylth.config.resources import ResourcesConfig
 from raylth.stages import Graph, Preempted, Stage, make_plan
@@ -70,13 +70,13 @@ def test_epochs_are_counted_on_through_the_death_of_the_board(cluster, store):
     def count() -> int:
         pulse.asked_at = float("-inf")
         for _ in range(200):
-            pulse._read_board()
+            pulse._read_counter()
             time.sleep(0.05)
             if pulse.pending is None:
                 return pulse.epochs
         raise TimeoutError
 
-    chalk = Chalk(board)
+    chalk = EpochReporter(board)
     chalk(5)
     chalk.flush()
     assert count() == 5

@@ -9,7 +9,7 @@ from raylth.core.interpolate import barrier, middle_rise
 from raylth.core.matching import match_activations
 from raylth.core.permutation import derive_spec
 from raylth.stages import load_data, make_context, make_plan, run_plan, run_stage
-from raylth.stages.endpoints import Gauge
+from raylth.stages.endpoints import Evaluator
 from raylth.stages.kinds.match import _batches
 from raylth.stages.stage import stage_key
 from raylth.stages.training import load_network
@@ -96,7 +96,7 @@ def test_no_statistics_are_those_of_a_few_left_over_samples(finished):
     """256 samples in batches of at most 255, as REPAIR and learned matching see them: none of a single sample."""
     plan, store = finished
     context = make_context(store, load_data(plan.config.data))
-    assert [len(x) for x in Gauge(context, 256).inputs(255)] == [170, 86]
+    assert [len(x) for x in Evaluator(context, 256).inputs(255)] == [170, 86]
     settings = dataclasses.replace(only(plan, "match").settings, samples=256)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raylth.stages.kinds.match.BATCH_SIZE", 255)

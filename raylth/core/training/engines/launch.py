@@ -97,7 +97,7 @@ def weight_blocks(columns: int, depth: int, itemsize: int) -> Blocks:
 
 
 def norm_blocks(channels: int) -> Blocks:
-    """Tile of what goes element by element: 16 elements a thread, at most 128 channels wide."""
+    """Tile of elementwise work: 16 elements a thread, at most 128 channels wide."""
     n = _power(channels, 1, 128)
     return Blocks(2048 // n, n)
 
