@@ -13,8 +13,8 @@ import yaml
 
 from raylth import __version__
 from raylth.cli.main import COMMANDS
-from raylth.cli.results import TABLES
 from raylth.config.load import read_sweep
+from raylth.report.sql import TABLES
 from tests.test_house import check_commands
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -40,13 +40,19 @@ class Graph:
             for parent in parents:
                 self._children[parent].append(key)
             self._missing[key] = {parent for parent in parents if self.states[parent] != "done"}
-        self._ready: dict[bool, list[int]] = {True: [], False: []}  # whether stages train -> heap of their ranks
+        self._keys = list(self.stages)
+        self._is_trial: Callable[[Stage], bool] = lambda stage: stage.epochs > 0
+        self._ready: dict[bool, list[int]] = {True: [], False: []}  # whether stages are trials -> heap of their ranks
+        self.split(self._is_trial)
+        for key, reason in (diverged or {}).items():
+            self.diverge(key, reason)
+
+    def split(self, is_trial: Callable[[Stage], bool]) -> None:
+        """Say which stages `next_ready` and `first_ready` count as trials; by itself, those that train."""
+        self._is_trial, self._ready = is_trial, {True: [], False: []}
         for key in self.stages:
             if self._is_ready(key):
                 self._push(key)
-        self._keys = list(self.stages)
-        for key, reason in (diverged or {}).items():
-            self.diverge(key, reason)
 
     def producer(self, key: str) -> Stage:
         """Return the stage that publishes an artefact."""
@@ -56,20 +62,20 @@ class Graph:
         """Return the keys of the stages that produce a stage's parents."""
         return {self._producer[parent] for parent in stage.parents.values()}
 
-    def next_ready(self, trains: bool | None = None) -> Stage | None:
+    def next_ready(self, trial: bool | None = None) -> Stage | None:
         """Take the first stage whose parents are all done and mark it running; None when there is none.
 
-        `trains` says whether only stages are meant that train a network, or only those that do not.
+        `trial` says whether only stages are meant that run as trials, or only the others.
         """
-        stage = self.first_ready(trains)
+        stage = self.first_ready(trial)
         if stage is not None:
-            heapq.heappop(self._ready[stage.epochs > 0])
+            heapq.heappop(self._ready[self._is_trial(stage)])
             self.states[stage.key] = "running"
         return stage
 
-    def first_ready(self, trains: bool | None = None) -> Stage | None:
+    def first_ready(self, trial: bool | None = None) -> Stage | None:
         """Return the stage that `next_ready` would take, and take it not."""
-        kinds = (True, False) if trains is None else (trains,)
+        kinds = (True, False) if trial is None else (trial,)
         for kind in kinds:
             while self._ready[kind] and not self._is_ready(self._keys[self._ready[kind][0]]):
                 heapq.heappop(self._ready[kind])
@@ -86,7 +92,7 @@ class Graph:
         taken: list[Stage] = []
         if self._children[like.key]:
             return taken
-        ready = self._ready[like.epochs > 0]
+        ready = self._ready[self._is_trial(like)]
         while ready and len(taken) < most:
             key = self._keys[ready[0]]
             stage = self.stages[key]
@@ -192,7 +198,7 @@ class Graph:
         return counts
 
     def _push(self, key: str) -> None:
-        heapq.heappush(self._ready[self.stages[key].epochs > 0], self._rank[key])
+        heapq.heappush(self._ready[self._is_trial(self.stages[key])], self._rank[key])
 
     def _is_ready(self, key: str) -> bool:
         return self.states[key] == "waiting" and not self._missing[key]

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -33,10 +34,10 @@ SECOND = "127.0.0.2"  # the address of the cluster's second node
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """A cluster of two nodes with a core each, made by `ray start` in a folder of its own; gives address and folder."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("r")
+        folder = Path(tempfile.mkdtemp(prefix="r"))  # short: sockets lie below it
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_TMPDIR", str(folder))
         for name, value in ray_private.DRIVER_ENVIRONMENT.items():
@@ -392,10 +393,10 @@ except ray.exceptions.RayError as error:
 """
 
 
-def test_an_actor_that_ray_killed_for_memory_is_known(tmp_path_factory):
+def test_an_actor_that_ray_killed_for_memory_is_known():
     """Ray is told that a hundredth of the memory is all of it."""
     settings = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100", "RAY_AUTH_MODE": "disabled"}
-    assert output_of(FULL, **settings, RAY_TMPDIR=str(tmp_path_factory.mktemp("m"))) == "True"
+    assert output_of(FULL, **settings, RAY_TMPDIR=tempfile.mkdtemp(prefix="r")) == "True"
 
 
 WARNS = pytest.mark.filterwarnings("default::DeprecationWarning")  # Ray Data's own, of its own settings

@@ -190,7 +190,8 @@ def test_a_sweep_joins_a_running_cluster_that_asks_for_a_token(first_run, sweep_
 @pytest.mark.parametrize("pack", [3, "auto"])
 def test_packs_train_the_same_networks(first_run, sweep_file, tmp_path, pack):
     """Every network is there, those that trained together say so, and each is the one that trained alone, to rounding."""
-    done = sweep(sweep_file, f"storage={tmp_path}/packed", f"resources.pack={pack}")
+    whole = "resources.match.cpus=2"  # so that no arm starts alone while its like wait for their matches
+    done = sweep(sweep_file, f"storage={tmp_path}/packed", f"resources.pack={pack}", whole)
     assert done.returncode == 0, done.stdout + done.stderr
     alone = load_results(sweep_file.parent / "store").set_index("key")
     packed = load_results(tmp_path / "packed").set_index("key").loc[alone.index]

@@ -34,7 +34,16 @@ class StageTasks:
         self.searcher, self.shared, self.shares_are_ours = searcher, shared, shares_are_ours
         self.run, self.reference = uuid.uuid4().hex, ray.put(shared)
         self.running: dict[Any, tuple[Stage, Slot]] = {}  # reference of the result -> stage and its share
+        self.graph.split(self.is_trial)
         self.task = ray.remote(max_retries=0)(run_task)  # what a lost worker leads to depends on why it was lost
+
+    def is_trial(self, stage: Stage) -> bool:
+        """Whether a stage is a trial: a training, or one with a share of a GPU.
+
+        Ray ends a task's process with its first use of a GPU, and each would have to import torch and open the device anew; a
+        trial's worker keeps both.
+        """
+        return stage.epochs > 0 or self.searcher.resources.of(stage.kind).gpus != 0
 
     @property
     def graph(self) -> Graph:
@@ -47,12 +56,12 @@ class StageTasks:
 
     def come_first(self) -> bool:
         """Whether a task is ready that comes before the first ready training: arms wait for what it makes."""
-        task, training = self.graph.first_ready(trains=False), self.graph.first_ready(trains=True)
+        task, training = self.graph.first_ready(trial=False), self.graph.first_ready(trial=True)
         return task is not None and training is not None and kind_of(task.kind).rank < kind_of(training.kind).rank
 
     def seconds_waiting(self) -> float | None:
         """Return how long the tasks take together that are ready, as far as is known; None where there is none."""
-        ready = [stage for stage in self.graph.ready() if not stage.epochs]
+        ready = [stage for stage in self.graph.ready() if not self.is_trial(stage)]
         return sum(self.searcher.least_seconds.get(stage.kind, 0.0) for stage in ready) if ready else None
 
     def wait(self, seconds: float) -> None:
@@ -71,7 +80,7 @@ class StageTasks:
 
     def submit(self) -> None:
         """Submit the stages that are ready and that there is room for."""
-        while (stage := self.graph.first_ready(trains=False)) is not None:
+        while (stage := self.graph.first_ready(trial=False)) is not None:
             slot = self.searcher.shares.of(stage)
             if not self._may_start(stage, slot):
                 return
@@ -80,11 +89,10 @@ class StageTasks:
 
     def _submit(self, stage: Stage, slot: Slot) -> None:
         config = {
-            "cpus": slot.cpus, "gpus": slot.gpus, "workers": 1, "steps": None, "engine": "eager",
+            "cpus": slot.cpus, "gpus": 0.0, "workers": 1, "steps": None, "engine": "eager",
         }  # fmt: skip
         references = {key: self.shared.holder(key).references.remote(key) for key in stage.parents.values()}
-        ours = self.shares_are_ours and not slot.gpus
-        share = {"num_cpus": 0, "resources": {TASK_RESOURCE: 1}} if ours else {"num_cpus": slot.cpus, "num_gpus": slot.gpus}
+        share = {"num_cpus": 0, "resources": {TASK_RESOURCE: 1}} if self.shares_are_ours else {"num_cpus": slot.cpus}
         asked = self.task.options(**share, name=f"raylth {stage.kind}")
         reference = asked.remote(self.run, [self.reference], stage.key, config, references)
         self.running[reference] = stage, slot
@@ -103,19 +111,17 @@ class StageTasks:
 
     def _may_start(self, stage: Stage, slot: Slot) -> bool:
         """Whether there is room for a task now, beside the first training that waits for room, unless that comes after it."""
-        idle = self.searcher.idle() if slot.gpus or not self.shares_are_ours else []
+        idle = [] if self.shares_are_ours else self.searcher.idle()
         asked = [*((each, fewest) for _, each, fewest in self.searcher.asked()), *idle]
         if asks_too_much([*asked, (slot, 1)], self.searcher.machines) and asked:
             return False
-        training = self.graph.first_ready(trains=True)
+        training = self.graph.first_ready(trial=True)
         if training is None:
             return True
         if kind_of(stage.kind).rank < kind_of(training.kind).rank:  # arms wait for it, and others can be trained meanwhile
             mine = self._cpus([(slot, 1), *((each, 1) for _, each, _ in self.asked())])
             return not self.running or mine <= self.searcher.machines.get("CPU", 0.0) / 2
         wanted = self.searcher.shares.of(training)
-        if wanted.gpus and slot.gpus:
-            return False
         cpus = self._cpus([*asked, (slot, 1), (wanted, self.searcher.shares.fewest(training))])
         return cpus <= self.searcher.machines.get("CPU", 0.0)
 

@@ -118,7 +118,7 @@ def test_what_measures_waits_while_a_training_could_start(tmp_path):
     tasks = tasks_of(tmp_path, stages, sparse={"cpus": 3})
     tasks.submit()
     assert list(tasks.running) == ["line0"], "of 4 cores the training needs 3"
-    tasks.graph.next_ready(trains=True)
+    tasks.graph.next_ready(trial=True)
     tasks.searcher.running["trial"] = [tasks.graph.stages["train"]], Slot(3, 0.0)
     tasks.submit()
     assert list(tasks.running) == ["line0"], "no room beside both"
@@ -135,12 +135,14 @@ def test_what_arms_wait_for_comes_first_and_takes_half_of_the_cores(tmp_path):
     assert list(tasks.running) == ["pi0", "pi1"]
 
 
-def test_a_gpu_is_a_trainings_first(tmp_path):
-    stages = [stage("sparse", "train", epochs=3), stage("plane", "plane"), stage("connect", "line")]
-    tasks = tasks_of(tmp_path, stages, gpus=1.0, sparse={"gpus": 1}, plane={"gpus": 1})
-    assert tasks.graph.first_ready(trains=False).key == "plane"
+def test_what_has_a_share_of_a_gpu_stays_a_trial(tmp_path):
+    """Its worker has the device open; Ray would end a task's process after each."""
+    stages = [stage("plane", "plane"), stage("connect", "line")]
+    tasks = tasks_of(tmp_path, stages, gpus=1.0, plane={"gpus": 1})
+    tasks.graph.split(tasks.is_trial)
     tasks.submit()
-    assert not tasks.running, "the plane would take the training's GPU"
+    assert list(tasks.running) == ["line"]
+    assert tasks.graph.next_ready(trial=True).key == "plane"
 
 
 def test_idle_workers_are_in_the_way_of_tasks_on_a_cluster_and_not_on_a_ray_of_our_own(tmp_path):
