@@ -22,6 +22,7 @@ TRY_DELAY = 1.0  # seconds until others of its kind are looked at again
 TEAM_DELAY = 1.0  # seconds until a training that needs several workers is looked at again
 BATCH_SECONDS = 2.0  # of stages that go in one trial
 IDLE_SECONDS = 1.0  # between two trials a worker is idle for a moment
+QUIET_SECONDS = 5.0  # without a task's start or end: it may wait for an idle worker's share, as beside a draining machine
 START_SECONDS = 6.0  # in which a worker starts, on busy cores
 TASK_SECONDS = 0.1  # that tasks are waited for before the loop turns
 
@@ -47,6 +48,7 @@ class GraphSearcher(StageEnds, Searcher):
     ) -> None:
         Searcher.__init__(self)
         StageEnds.__init__(self, graph, store, resources, gpus, machines)
+        self.alive = dict(self.machines)  # resource -> how much of it the machines have that are there now
         self.may_grow = may_grow  # whether more may come than that
         self.running: dict[str, tuple[list[Stage], Slot]] = {}  # trial -> its stages, in the order in which it runs them
         self.began: dict[str, float] = {}  # trial -> when it was suggested
@@ -138,6 +140,7 @@ class GraphSearcher(StageEnds, Searcher):
 
     def see(self, alive: Mapping[str, float]) -> None:
         """Take in what the machines have that are there now: more may have come than could be known at the start."""
+        self.alive = dict(alive)
         for resource in self.machines:
             self.machines[resource] = max(self.machines[resource], alive[resource])
 
@@ -158,14 +161,21 @@ class GraphSearcher(StageEnds, Searcher):
             self.idle_since = float("inf")
             return
         self.idle_since = min(self.idle_since, time.monotonic())
-        waiting = self.tasks.seconds_waiting()
-        if waiting is None or self.tasks.shares_are_ours:
+        if self.tasks.shares_are_ours:
             return
-        is_worth_it = not self.tasks.running or waiting > START_SECONDS * len(self.tasks.running)
         is_idle = at_once or time.monotonic() - self.idle_since > IDLE_SECONDS
-        if (is_worth_it and is_idle) or not self._trains_again():
+        asked = [(slot, workers) for _, slot, workers in self.asked()]
+        waiting = self.tasks.seconds_waiting()
+        is_stuck = time.monotonic() - self.tasks.moved_at > QUIET_SECONDS
+        is_short = asks_too_much([*asked, *self.idle()], self.alive)  # as after a machine was lost
+        if self.tasks.running and is_idle and (is_stuck or is_short):
+            self.tasks.moved_at = time.monotonic()
             self.free_worker()
-            self.tasks.submit()
+        elif waiting is not None:
+            is_worth_it = not self.tasks.running or waiting > START_SECONDS * len(self.tasks.running)
+            if (is_worth_it and is_idle) or not self._trains_again():
+                self.free_worker()
+                self.tasks.submit()
 
     def _trains_again(self) -> bool:
         """Whether a worker will be needed again."""

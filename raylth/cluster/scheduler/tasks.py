@@ -33,6 +33,7 @@ class StageTasks:
     def __init__(self, searcher: "GraphSearcher", shared: "Shared", *, shares_are_ours: bool = False) -> None:
         self.searcher, self.shared, self.shares_are_ours = searcher, shared, shares_are_ours
         self.run, self.reference = uuid.uuid4().hex, ray.put(shared)
+        self.moved_at = time.monotonic()  # when a task was last submitted, or ended
         self.running: dict[Any, tuple[Stage, Slot]] = {}  # reference of the result -> stage and its share
         self.graph.split(self.is_trial)
         self.task = ray.remote(max_retries=0)(run_task)  # what a lost worker leads to depends on why it was lost
@@ -96,10 +97,12 @@ class StageTasks:
         asked = self.task.options(**share, name=f"raylth {stage.kind}")
         reference = asked.remote(self.run, [self.reference], stage.key, config, references)
         self.running[reference] = stage, slot
+        self.moved_at = time.monotonic()
 
     def _take(self, reference: Any) -> None:
         """Take a task's end to the searcher."""
         stage, slot = self.running.pop(reference)
+        self.moved_at = time.monotonic()
         try:
             result = ray.get(reference)
         except ray.exceptions.RayError as error:
@@ -113,17 +116,17 @@ class StageTasks:
         """Whether there is room for a task now, beside the first training that waits for room, unless that comes after it."""
         idle = [] if self.shares_are_ours else self.searcher.idle()
         asked = [*((each, fewest) for _, each, fewest in self.searcher.asked()), *idle]
-        if asks_too_much([*asked, (slot, 1)], self.searcher.machines) and asked:
+        if asks_too_much([*asked, (slot, 1)], self.searcher.alive) and asked:
             return False
         training = self.graph.first_ready(trial=True)
         if training is None:
             return True
         if kind_of(stage.kind).rank < kind_of(training.kind).rank:  # arms wait for it, and others can be trained meanwhile
             mine = self._cpus([(slot, 1), *((each, 1) for _, each, _ in self.asked())])
-            return not self.running or mine <= self.searcher.machines.get("CPU", 0.0) / 2
+            return not self.running or mine <= self.searcher.alive.get("CPU", 0.0) / 2
         wanted = self.searcher.shares.of(training)
         cpus = self._cpus([*asked, (slot, 1), (wanted, self.searcher.shares.fewest(training))])
-        return cpus <= self.searcher.machines.get("CPU", 0.0)
+        return cpus <= self.searcher.alive.get("CPU", 0.0)
 
     @staticmethod
     def _cpus(asked: Iterable[tuple[Slot, int]]) -> float:

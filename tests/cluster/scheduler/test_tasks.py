@@ -106,7 +106,7 @@ def tasks_of(tmp_path, stages, cpus=4, gpus=0.0, **resources):
     machines = {"CPU": cpus, "GPU": gpus}
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(engine="eager", **resources), machines=machines)
     tasks = StageTasks.__new__(StageTasks)
-    tasks.searcher, tasks.running, tasks.shares_are_ours = searcher, {}, False
+    tasks.searcher, tasks.running, tasks.shares_are_ours, tasks.moved_at = searcher, {}, False, 0.0
     tasks._submit = lambda stage, slot: tasks.running.update({stage.key: (stage, slot)})
     searcher.tasks = tasks
     return tasks
