@@ -20,7 +20,6 @@ __all__ = [
     "current_cluster_file",
     "drain_machine",
     "draining_nodes",
-    "end_idle_worker",
     "end_idle_workers",
     "error_of_trial",
     "has_idle_worker",
@@ -38,7 +37,6 @@ __all__ = [
     "release_idle_workers",
     "set_trial_attribute",
     "stop_trial",
-    "take_event",
     "tell_pruned",
     "torch_config",
     "unavailable_node_types",
@@ -212,22 +210,6 @@ def release_idle_workers(controller: Any, resources: Any, number: int) -> None:
 def end_idle_workers(controller: Any) -> None:
     """End all idle actors now, so that what they hold is free."""
     controller._cleanup_cached_actors(force_all=True)
-
-
-def end_idle_worker(controller: Any) -> None:
-    """End one idle actor now, if there is any, so that what it holds is free."""
-    cache = controller._actor_cache
-    found = next((key for key, actors in cache._cached_objects.items() if actors), None)
-    if found is not None:
-        actor = cache.pop_cached_object(found)
-        actor.set_on_stop(None)  # as Tune's own `_cleanup_cached_actors` does: no trial is associated with it
-        actor.set_on_error(None)
-        controller._remove_actor(tracked_actor=actor)
-
-
-def take_event(controller: Any) -> None:
-    """Let Tune's loop take what has happened, such as the end of an actor, while it waits for its searcher."""
-    controller._actor_manager.next(timeout=0)
 
 
 def has_worker(controller: Any, trial: Any) -> bool:

@@ -21,9 +21,6 @@ TRY_STEPS = 5  # of a training, to measure its memory; it continues from there
 TRY_DELAY = 1.0  # seconds until others of its kind are looked at again
 TEAM_DELAY = 1.0  # seconds until a training that needs several workers is looked at again
 BATCH_SECONDS = 2.0  # of stages that go in one trial
-IDLE_SECONDS = 1.0  # between two trials a worker is idle for a moment
-QUIET_SECONDS = 5.0  # without a task's start or end: it may wait for an idle worker's share, as beside a draining machine
-START_SECONDS = 6.0  # in which a worker starts, on busy cores
 TASK_SECONDS = 0.1  # that tasks are waited for before the loop turns
 
 
@@ -48,7 +45,6 @@ class GraphSearcher(StageEnds, Searcher):
     ) -> None:
         Searcher.__init__(self)
         StageEnds.__init__(self, graph, store, resources, gpus, machines)
-        self.alive = dict(self.machines)  # resource -> how much of it the machines have that are there now
         self.may_grow = may_grow  # whether more may come than that
         self.running: dict[str, tuple[list[Stage], Slot]] = {}  # trial -> its stages, in the order in which it runs them
         self.began: dict[str, float] = {}  # trial -> when it was suggested
@@ -58,11 +54,7 @@ class GraphSearcher(StageEnds, Searcher):
         self.measuring: dict[str, tuple[Stage, Slot]] = {}  # trial -> the stage whose class it measures, and its share
         self.on_turn: Callable[[], None] = lambda: None  # while all is held, Tune's loop asks here and turns nowhere else
         self.is_closed = False  # no stage is started any more
-        self.tasks: StageTasks | None = None  # run what trains nothing; without them it is suggested, too
-        self.num_idle: Callable[[], int] = lambda: 0  # workers that Tune keeps for later trials, with their share
-        self.free_worker: Callable[[], None] = lambda: None  # ends one of them
-        self.idle_since = float("inf")  # since when workers are idle
-        self.last_slot: Slot | None = None  # of the trial that ended last
+        self.tasks: StageTasks | None = None  # on a Ray of our own: run what trains nothing; else it is suggested, too
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its inputs for a restore, which the store makes needless
@@ -87,10 +79,10 @@ class GraphSearcher(StageEnds, Searcher):
         while self.delayed and self.delayed[0][0] <= time.monotonic():
             self.graph.retry(heapq.heappop(self.delayed)[1])
         if self.tasks is not None and self.tasks.come_first():
-            self._submit_tasks(at_once=True)
+            self.tasks.submit()
         suggested = None if self._one_waits() else self._next_trial(trial_id)
         if suggested is None and self.tasks is not None:
-            self._submit_tasks()
+            self.tasks.submit()
         return Searcher.FINISHED if suggested is None and self.graph.finished else suggested
 
     def _next_trial(self, trial_id: str) -> dict[str, Any] | None:
@@ -140,49 +132,12 @@ class GraphSearcher(StageEnds, Searcher):
 
     def see(self, alive: Mapping[str, float]) -> None:
         """Take in what the machines have that are there now: more may have come than could be known at the start."""
-        self.alive = dict(alive)
         for resource in self.machines:
             self.machines[resource] = max(self.machines[resource], alive[resource])
 
     def _one_waits(self) -> bool:
         """Whether more was suggested than all machines together, also those that may come, have room for."""
         return asks_too_much(((slot, fewest) for _, slot, fewest in self.asked()), self.machines)
-
-    def idle(self) -> list[tuple[Slot, int]]:
-        """Return what the workers keep that wait for a trial."""
-        number = self.num_idle()
-        return [(self.last_slot or Slot(1, 0.0), number)] if number else []
-
-    def _submit_tasks(self, at_once: bool = False) -> None:
-        """Submit tasks, and end an idle worker whose share of a machine they wait for, if that is worth its next start."""
-        assert self.tasks is not None
-        self.tasks.submit()
-        if not self.num_idle():
-            self.idle_since = float("inf")
-            return
-        self.idle_since = min(self.idle_since, time.monotonic())
-        if self.tasks.shares_are_ours:
-            return
-        is_idle = at_once or time.monotonic() - self.idle_since > IDLE_SECONDS
-        asked = [(slot, workers) for _, slot, workers in self.asked()]
-        waiting = self.tasks.seconds_waiting()
-        is_stuck = time.monotonic() - self.tasks.moved_at > QUIET_SECONDS
-        is_short = asks_too_much([*asked, *self.idle()], self.alive)  # as after a machine was lost
-        if self.tasks.running and is_idle and (is_stuck or is_short):
-            self.tasks.moved_at = time.monotonic()
-            self.free_worker()
-        elif waiting is not None:
-            is_worth_it = not self.tasks.running or waiting > START_SECONDS * len(self.tasks.running)
-            if (is_worth_it and is_idle) or not self._trains_again():
-                self.free_worker()
-                self.tasks.submit()
-
-    def _trains_again(self) -> bool:
-        """Whether a worker will be needed again."""
-        states = self.graph.states
-        return bool(self.running) or any(
-            stage.epochs and states[key] == "waiting" for key, stage in self.graph.stages.items()
-        )
 
     def _has_room(self, stage: Stage, slot: Slot) -> bool:
         """Whether the machines have room for a stage now; chosen later, it may be another that matters more."""
@@ -246,7 +201,6 @@ class GraphSearcher(StageEnds, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the ends of a trial's stages into the graph."""
         stages, slot = self.running.pop(trial_id)
-        self.last_slot = slot
         del self.began[trial_id]
         self.tried.pop(trial_id, None)
         measuring = self.measuring.pop(trial_id, None)

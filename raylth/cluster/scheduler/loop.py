@@ -40,8 +40,8 @@ def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, joining: Joi
         with signals.deferred() as asked:
             pulse = _Pulse(searcher, shared.epoch_counter, watch, asked, meter)
             scheduler = TrialScheduler(searcher.causes, searcher.has_team, lambda: searcher.is_closed, pulse.on_turn)
-            searcher.tasks = StageTasks(searcher, shared, shares_are_ours=joining.is_local)
-            searcher.num_idle, searcher.free_worker = scheduler.num_idle, scheduler.free_worker
+            if joining.is_local:
+                searcher.tasks = StageTasks(searcher, shared)
             tuner = tune.Tuner(
                 tune.with_parameters(StageTrial, shared=shared),
                 tune_config=tune.TuneConfig(

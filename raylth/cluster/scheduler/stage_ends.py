@@ -2,7 +2,6 @@
 
 import contextlib
 import heapq
-import math
 import random
 import time
 from collections import Counter
@@ -46,7 +45,6 @@ class StageEnds:
         self.machines = dict(machines or {})  # resource -> how much of it all have, also those that may come
         self.packs = Packs(resources, store, self.shares.name, self.machines)
         self.seconds: dict[str, float] = {}  # kind -> what a stage of it takes, a running mean
-        self.least_seconds: dict[str, float] = {}  # kind -> what the quickest took: a process' first one takes longer
         self.times: dict[tuple[str, str], int] = {}  # (stage key, cause) -> how often
         self.elsewhere: Counter[str] = Counter()  # stage key -> how often another sweep was found at it
         self.delayed: list[tuple[float, str]] = []  # heap of (when, stage key)
@@ -71,7 +69,6 @@ class StageEnds:
             if result["computed"]:
                 before = self.seconds.get(stage.kind, result["seconds"])
                 self.seconds[stage.kind] = 0.8 * before + 0.2 * result["seconds"]
-                self.least_seconds[stage.kind] = min(self.least_seconds.get(stage.kind, math.inf), result["seconds"])
             self.graph.num_computed += result["computed"]
             self.graph.finish(stage.key)
         elif result["outcome"] == "tried":

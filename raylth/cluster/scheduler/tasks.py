@@ -26,14 +26,13 @@ __all__ = ["StageTasks"]
 class StageTasks:
     """Submits the ready stages of a graph that train nothing, and takes their ends to the searcher.
 
-    With `shares_are_ours`, on a Ray of our own, CPUs are counted here alone: a worker that waits for its next training keeps
-    its share in Ray's books, and would have to be ended and started anew for a task of a second.
+    It is for a Ray of our own, where this driver alone decides what runs: their CPUs are counted here. In Ray's books a
+    worker that waits for its next training keeps its share, and would have to be ended for a task of a second.
     """
 
-    def __init__(self, searcher: "GraphSearcher", shared: "Shared", *, shares_are_ours: bool = False) -> None:
-        self.searcher, self.shared, self.shares_are_ours = searcher, shared, shares_are_ours
+    def __init__(self, searcher: "GraphSearcher", shared: "Shared") -> None:
+        self.searcher, self.shared = searcher, shared
         self.run, self.reference = uuid.uuid4().hex, ray.put(shared)
-        self.moved_at = time.monotonic()  # when a task was last submitted, or ended
         self.running: dict[Any, tuple[Stage, Slot]] = {}  # reference of the result -> stage and its share
         self.graph.split(self.is_trial)
         self.task = ray.remote(max_retries=0)(run_task)  # what a lost worker leads to depends on why it was lost
@@ -59,11 +58,6 @@ class StageTasks:
         """Whether a task is ready that comes before the first ready training: arms wait for what it makes."""
         task, training = self.graph.first_ready(trial=False), self.graph.first_ready(trial=True)
         return task is not None and training is not None and kind_of(task.kind).rank < kind_of(training.kind).rank
-
-    def seconds_waiting(self) -> float | None:
-        """Return how long the tasks take together that are ready, as far as is known; None where there is none."""
-        ready = [stage for stage in self.graph.ready() if not self.is_trial(stage)]
-        return sum(self.searcher.least_seconds.get(stage.kind, 0.0) for stage in ready) if ready else None
 
     def wait(self, seconds: float) -> None:
         """Wait until a task has ended, at most so long."""
@@ -93,16 +87,13 @@ class StageTasks:
             "cpus": slot.cpus, "gpus": 0.0, "workers": 1, "steps": None, "engine": "eager",
         }  # fmt: skip
         references = {key: self.shared.holder(key).references.remote(key) for key in stage.parents.values()}
-        share = {"num_cpus": 0, "resources": {TASK_RESOURCE: 1}} if self.shares_are_ours else {"num_cpus": slot.cpus}
-        asked = self.task.options(**share, name=f"raylth {stage.kind}")
+        asked = self.task.options(num_cpus=0, resources={TASK_RESOURCE: 1}, name=f"raylth {stage.kind}")
         reference = asked.remote(self.run, [self.reference], stage.key, config, references)
         self.running[reference] = stage, slot
-        self.moved_at = time.monotonic()
 
     def _take(self, reference: Any) -> None:
         """Take a task's end to the searcher."""
         stage, slot = self.running.pop(reference)
-        self.moved_at = time.monotonic()
         try:
             result = ray.get(reference)
         except ray.exceptions.RayError as error:
@@ -114,19 +105,18 @@ class StageTasks:
 
     def _may_start(self, stage: Stage, slot: Slot) -> bool:
         """Whether there is room for a task now, beside the first training that waits for room, unless that comes after it."""
-        idle = [] if self.shares_are_ours else self.searcher.idle()
-        asked = [*((each, fewest) for _, each, fewest in self.searcher.asked()), *idle]
-        if asks_too_much([*asked, (slot, 1)], self.searcher.alive) and asked:
+        asked = [(each, fewest) for _, each, fewest in self.searcher.asked()]
+        if asks_too_much([*asked, (slot, 1)], self.searcher.machines) and asked:
             return False
         training = self.graph.first_ready(trial=True)
         if training is None:
             return True
         if kind_of(stage.kind).rank < kind_of(training.kind).rank:  # arms wait for it, and others can be trained meanwhile
             mine = self._cpus([(slot, 1), *((each, 1) for _, each, _ in self.asked())])
-            return not self.running or mine <= self.searcher.alive.get("CPU", 0.0) / 2
+            return not self.running or mine <= self.searcher.machines.get("CPU", 0.0) / 2
         wanted = self.searcher.shares.of(training)
         cpus = self._cpus([*asked, (slot, 1), (wanted, self.searcher.shares.fewest(training))])
-        return cpus <= self.searcher.alive.get("CPU", 0.0)
+        return cpus <= self.searcher.machines.get("CPU", 0.0)
 
     @staticmethod
     def _cpus(asked: Iterable[tuple[Slot, int]]) -> float:

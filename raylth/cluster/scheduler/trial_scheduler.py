@@ -35,12 +35,10 @@ class TrialScheduler(FIFOScheduler):
         self.causes = causes  # trial -> (cause, what was raised), read by the searcher
         self.is_closed = is_closed  # whether no trial is to start any more
         self.idle_workers = IdleWorkers()
-        self.controller: Any = None  # Tune's, once it has asked for a trial
         self.has_team = has_team  # whether a trial runs whose workers have resources of their own
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Return the first that waits. Tune keeps idle workers and what they hold; a team may be waiting for just that."""
-        self.controller = tune_controller
         live = ray_private.live_trials(tune_controller)
         self.on_turn(any(trial.status == Trial.RUNNING for trial in live))
         if self.is_closed():  # pending trials would otherwise still start
@@ -51,19 +49,6 @@ class TrialScheduler(FIFOScheduler):
         if trial is None and self.has_team():
             ray_private.end_idle_workers(tune_controller)
         return trial
-
-    def num_idle(self) -> int:
-        """Return how many workers wait, and no trial for them."""
-        if self.controller is None:
-            return 0
-        live = list(ray_private.live_trials(self.controller))
-        if not live:  # then Tune waits for its searcher, and takes no event itself
-            ray_private.take_event(self.controller)
-        return max(0, ray_private.num_idle_workers(self.controller) - sum(trial.status == Trial.PENDING for trial in live))
-
-    def free_worker(self) -> None:
-        """End one of them now."""
-        ray_private.end_idle_worker(self.controller)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Note the cause; Tune calls this just before the searcher."""

@@ -106,7 +106,7 @@ def tasks_of(tmp_path, stages, cpus=4, gpus=0.0, **resources):
     machines = {"CPU": cpus, "GPU": gpus}
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(engine="eager", **resources), machines=machines)
     tasks = StageTasks.__new__(StageTasks)
-    tasks.searcher, tasks.running, tasks.shares_are_ours, tasks.moved_at = searcher, {}, False, 0.0
+    tasks.searcher, tasks.running = searcher, {}
     tasks._submit = lambda stage, slot: tasks.running.update({stage.key: (stage, slot)})
     searcher.tasks = tasks
     return tasks
@@ -143,21 +143,6 @@ def test_what_has_a_share_of_a_gpu_stays_a_trial(tmp_path):
     tasks.submit()
     assert list(tasks.running) == ["line"]
     assert tasks.graph.next_ready(trial=True).key == "plane"
-
-
-def test_idle_workers_are_in_the_way_of_tasks_on_a_cluster_and_not_on_a_ray_of_our_own(tmp_path):
-    tasks = tasks_of(tmp_path, [stage("connect", "line")], cpus=2)
-    ended = []
-    tasks.searcher.num_idle, tasks.searcher.last_slot = (lambda: 2 - len(ended)), Slot(1, 0.0)
-    tasks.searcher.free_worker = lambda: ended.append(1)
-    assert tasks.searcher._suggest("trial") is None
-    assert (len(ended), list(tasks.running)) == (1, ["line"]), "one of them, since nothing is trained any more"
-    tasks.graph.retry("line")
-    tasks.running.clear()
-    ended.clear()
-    tasks.shares_are_ours = True
-    assert tasks.searcher._suggest("trial") is None
-    assert (len(ended), list(tasks.running)) == (0, ["line"])
 
 
 @pytest.fixture
