@@ -142,7 +142,7 @@ def main() -> int:
     parser.add_argument("--plan", choices=["gpu", "slice", "cpu"], default="gpu")
     parser.add_argument("--out", type=Path, help="folder for the figures; $OUT, or a new temporary one")
     parser.add_argument("--only", nargs="+", help="of these steps alone")
-    parser.add_argument("--seconds", type=float, help="of the whole; no step goes on beyond them; 560, and 1,100 on a CPU")
+    parser.add_argument("--seconds", type=float, help="of the whole; no step continues beyond them; 560, and 1,100 on a CPU")
     options = parser.parse_args()
     whole = options.seconds or (1100.0 if options.plan == "cpu" else 560.0)
     out = options.out or Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix="gpu-protocol-"))

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts a sweep on the head, where it goes on when nobody is logged in: start-sweep.sh FILE [key.path=value ...], with FILE in
+# Starts a sweep on the head, where it continues when nobody is logged in: start-sweep.sh FILE [key.path=value ...], with FILE in
 # ~/raylth/sent: on the Ray of the cluster, or not at all. Ends when the sweep trains, with status 0, or with the sweep's own status when that ends before.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)

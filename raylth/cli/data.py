@@ -25,7 +25,7 @@ examples:
   python -m raylth.data imagenet /data/imagenet /scratch/imagenet
   python -m raylth.data imagenet s3://bucket/imagenet /scratch/imagenet --max-side 400 --jpeg-share 1
 
-A split that is there already, whole and with the same settings, is left alone: the same command goes on where it stopped.
+A split that is there already, whole and with the same settings, is left alone: the same command resumes where it stopped.
 """
 STATUSES = {
     ExitCode.OK: "both files are there",
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command resumes it", file=sys.stderr)
         return ExitCode.INTERRUPTED
     return ExitCode.OK
 

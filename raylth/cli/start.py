@@ -68,5 +68,5 @@ def _run(config: SweepConfig, options: argparse.Namespace, joining: Joining) -> 
         return (run_sweep if config.search is None else run_search)(config, typed, joining)
     except KeyboardInterrupt:  # before the first training, or after the last one
         why = signals.was_asked().why
-        print(f"stopped{why}; what was finished is saved, and the same command goes on", file=sys.stderr)
+        print(f"stopped{why}; what was finished is saved, and the same command resumes it", file=sys.stderr)
         return ExitCode.INTERRUPTED

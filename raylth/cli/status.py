@@ -98,4 +98,4 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
         console.print(f"and {status['num_errors'] - len(status['errors'])} more", highlight=False)
     if state == "lost":
         why = f"process {status['process']['pid']} has ended" if _has_ended(status) else f"its driver is silent for {ago}"
-        console.print(f"{why}; running the same sweep file again goes on", highlight=False)
+        console.print(f"{why}; running the same sweep file again resumes it", highlight=False)

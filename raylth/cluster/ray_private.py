@@ -20,6 +20,7 @@ __all__ = [
     "current_cluster_file",
     "drain_machine",
     "draining_nodes",
+    "end_idle_worker",
     "end_idle_workers",
     "error_of_trial",
     "has_idle_worker",
@@ -210,6 +211,17 @@ def release_idle_workers(controller: Any, resources: Any, number: int) -> None:
 def end_idle_workers(controller: Any) -> None:
     """End all idle actors now, so that what they hold is free."""
     controller._cleanup_cached_actors(force_all=True)
+
+
+def end_idle_worker(controller: Any) -> None:
+    """End one idle actor now, if there is any, so that what it holds is free."""
+    cache = controller._actor_cache
+    found = next((key for key, actors in cache._cached_objects.items() if actors), None)
+    if found is not None:
+        actor = cache.pop_cached_object(found)
+        actor.set_on_stop(None)  # as Tune's own `_cleanup_cached_actors` does: no trial is associated with it
+        actor.set_on_error(None)
+        controller._remove_actor(tracked_actor=actor)
 
 
 def has_worker(controller: Any, trial: Any) -> bool:

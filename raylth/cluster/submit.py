@@ -60,7 +60,7 @@ def send(
     follow = shlex.join(["tail", "-f", f"raylth/sent/{Path(sweep).stem}.log"])
     inside = f"cd raylth && venv/bin/python -m raylth.status {shlex.quote(storage)}"
     state = f"python -m raylth.status {storage}" if "://" in storage else f"{on_head}{shlex.quote(inside)}"
-    lines = ["the sweep runs on the head and goes on without this machine", f"its output: {on_head}{shlex.quote(follow)}"]
+    lines = ["the sweep runs on the head and continues without this machine", f"its output: {on_head}{shlex.quote(follow)}"]
     return ExitCode.OK, "\n".join([told, *lines, f"how it gets on: {state}"])
 
 

@@ -47,8 +47,8 @@ class TrainingShare(Share):
     )
     min_workers: Count | None = Field(
         None,
-        description="Fewest workers with which a training goes on after machines were lost, with the same batches; null: it "
-        "waits for as many as before.",
+        description="Fewest workers with which a training continues after machines were lost, with the same batches; null: "
+        "it waits for as many as before.",
     )
 
     @model_validator(mode="after")

@@ -114,7 +114,7 @@ class StopConfig(Settings):
 
     name: Literal["asha", "median"] = Field("asha", description="asha (Li et al. 2020) or median (Golovin et al. 2017).")
     grace_epochs: Count = Field(5, description="Epochs that every training gets, and between two looks at it.")
-    factor: Real = Field(3.0, gt=1, description="asha: one of so many goes on at each rung.")
+    factor: Real = Field(3.0, gt=1, description="asha: one of so many continues at each rung.")
 
 
 class FinalConfig(Settings):

@@ -101,7 +101,7 @@ class SparseConfig(OptimizerConfig):
     )
     lr: Rate = Field(0.02, description="Peak learning rate of a fresh schedule (paper: 0.02).")
     schedule: Literal["fresh", "rewound"] = Field(
-        "fresh", description="fresh: lr on a new cosine over T - k epochs; rewound: the dense schedule goes on from k."
+        "fresh", description="fresh: lr on a new cosine over T - k epochs; rewound: the dense schedule continues from k."
     )
     mask_from: Folder | None = Field(
         None,

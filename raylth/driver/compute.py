@@ -61,7 +61,7 @@ def how_to_go_on(graph: Graph, command: Sequence[str]) -> str:
     """Say how much is finished, and which command continues."""
     done = sum(state == "done" for state in graph.states.values())
     typed = shlex.join([terminal.typed_python(), "-m", "raylth.sweep", *command])
-    return f"{done} of {len(graph.stages)} stages are finished and saved. To go on, run the same again:\n  {typed}"
+    return f"{done} of {len(graph.stages)} stages are finished and saved. To resume, run the same again:\n  {typed}"
 
 
 class ImportAhead:

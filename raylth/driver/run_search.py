@@ -68,11 +68,11 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
                 studies = _search(repeats, dataset, run, *journal, console, command, joining, meter)
         except KeyboardInterrupt:
             console.print(
-                f"\nstopped{signals.was_asked().why}: what was tried is kept; the same command goes on", highlight=False
+                f"\nstopped{signals.was_asked().why}: what was tried is kept; the same command resumes it", highlight=False
             )
             return ExitCode.INTERRUPTED
     if meter.exhausted and any(len(study.ended()) < study.search.trials for study in studies):
-        console.print(f"{meter.exhausted}; raise it, and the same command goes on", highlight=False, soft_wrap=True)
+        console.print(f"{meter.exhausted}; raise it, and the same command resumes it", highlight=False, soft_wrap=True)
         return ExitCode.BUDGET
     for study in studies:
         if not study.winners():
@@ -224,8 +224,8 @@ def _search(
     from raylth.cluster.launch import check_shares, joined
     from raylth.cluster.nodes.capacity import machines
     from raylth.cluster.nodes.preflight import versions
-    from raylth.cluster.search.point_trial import Given
     from raylth.cluster.search.study import search_on_ray
+    from raylth.cluster.worker.payload import SearchShared
 
     config, search = repeats[0], repeats[0].search
     assert search is not None
@@ -256,7 +256,8 @@ def _search(
             check_shares(config.resources, machines())
             for study, left in ahead:
                 if not meter.exhausted:
-                    given = Given(root, study.config.model_dump(mode="json"), data, sha256, every, versions())
+                    plain = study.config.model_dump(mode="json")
+                    given = SearchShared(root, data, sha256, versions(), config=plain, every=every)
                     search_on_ray(study, given, left, told, scratch, meter, None if joining.is_local else machines())
     except KeyboardInterrupt:
         status.update(graph, 0, meter.used, state="stopped", note=f"stopped{signals.was_asked().why}")

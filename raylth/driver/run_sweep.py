@@ -57,7 +57,7 @@ def run_sweep(
 
 
 def _interrupted(sweep: Prepared, console: Console, command: Sequence[str]) -> int:
-    """Write what has ended, and say how to go on."""
+    """Write what has ended, and say how to continue."""
     with contextlib.suppress(OSError):  # the same command writes them
         sweep.recorder.close(seconds=INTERRUPTED_SECONDS)
     why = signals.was_asked().why

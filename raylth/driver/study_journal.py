@@ -71,7 +71,7 @@ def _mend(file: Path, note: Callable[[str], None]) -> None:
         aside = file.with_name(f"{JOURNAL}.harmed-{int(time.time())}")
         aside.write_bytes(content)
         note(
-            f"{file}: line {whole + 1} of {len(lines)} is no record of a study; the search goes on from what is before it, "
+            f"{file}: line {whole + 1} of {len(lines)} is no record of a study; the search continues from what is before it, "
             f"and the whole is kept as {aside.name}"
         )
     else:

@@ -52,7 +52,7 @@ class Contents:
 def write_report(run: Location, out: Location) -> Location:
     """Write a run's report to `out`: `report.html`, `figures/*.png` and `.svg`, `tables/*.csv` and `.tex`.
 
-    `run` is its folder in a store, `<store>/runs/<run>`; the sweep may still be going on. Returns the page. Raises
+    `run` is its folder in a store, `<store>/runs/<run>`; the sweep may still be running. Returns the page. Raises
     FileNotFoundError when the run has written nothing yet.
     """
     manifest, frames = load_manifest(run), Frames.load(run)

@@ -1,4 +1,4 @@
-"""Writes to the store that go on behind a training."""
+"""Writes to the store that continue behind a training."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

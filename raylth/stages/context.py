@@ -43,7 +43,7 @@ class Context:
     state_seconds: float = 0.0  # at least so far apart
     stopping: Callable[[], bool] = lambda: False  # whether the process was asked to stop
     publish: Callable[[str, Artefact], None] = _publishes_nothing  # what is finished before its stage is
-    uploads: Uploads = field(default_factory=Uploads)  # writes that go on behind the stage
+    uploads: Uploads = field(default_factory=Uploads)  # writes that continue behind the stage
     engine: EngineName = "eager"  # that trains, where it is proved on this device
     note: Callable[[str], None] = lambda line: None  # reports a line to the driver
     team: Team = ALONE  # the processes that run the same stage together; the first of them writes

@@ -123,7 +123,7 @@ def _check_parents(stage: Stage, context: Context) -> None:
 
 
 def _behind(context: Context, uploads: Uploads, kind: str) -> Context:
-    """Return the context of a stage whose writes go on behind it."""
+    """Return the context of a stage whose writes continue behind it."""
     return replace(
         context, uploads=uploads, publish=lambda key, artefact: uploads.submit(lambda: _write(key, artefact, kind, context))
     )

@@ -149,7 +149,7 @@ class Graph:
     def lose(self, artefact: str) -> Stage:
         """Note that an artefact which was there is gone: the stage that produces it must run again.
 
-        Children that wait go on waiting for it; returns the stage.
+        Children that wait continue waiting for it; returns the stage.
         """
         key = self._producer[artefact]
         if self.states[key] == "done":

@@ -27,7 +27,7 @@ def load_same_data(
     Returns None where nothing is left to train and nothing had to be loaded: the data's files are those that were hashed
     before (path, size, times; the store remembers what they gave), or are gone, which `note` reports. Where nothing will be
     trained anyway (`dry`), nothing is fetched or written.
-    Raises DataError, one line: missing or corrupt data, or what has changed, and how to go on.
+    Raises DataError, one line: missing or corrupt data, or what has changed, and how to continue.
     """
     data = plan.config.data
     stamp = _stamp(data)

@@ -78,7 +78,7 @@ def fit(trainees: Sequence[Trainee], context: Context) -> list[dict[str, Any] | 
     places = [(state[0].epochs, state[0].step) if state else None for state in found]
     context.team.agree(places, "the saved states that they found")
     results: dict[int, dict[str, Any] | Diverged] = {}
-    for place in dict.fromkeys(places):  # those that stand at the same step go on together
+    for place in dict.fromkeys(places):  # those that stand at the same step continue together
         group = [number for number, other in enumerate(places) if other == place]
         fitted = _fit_group([trainees[number] for number in group], [found[number] for number in group], context)
         results.update(zip(group, fitted, strict=True))

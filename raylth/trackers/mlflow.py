@@ -26,7 +26,7 @@ MANY = 1000  # metrics that MLflow takes, and runs that it gives, at once
 class Mlflow:
     """Writes a sweep's networks as the runs of one experiment, each once: they are found by the tag `raylth.key`.
 
-    One that is there but not finished, of a driver that was killed, is gone on with.
+    One that is there but not finished, of a driver that was killed, is continued.
     """
 
     name = "mlflow"

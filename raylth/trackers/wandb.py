@@ -23,7 +23,7 @@ class Wandb:
     """Writes a sweep's networks as one group of runs, each once.
 
     What was written is listed in a file beside W&B's own. A server knows a run by its id: one that is there, of another
-    machine or of a driver that was killed, is gone on with after its last epoch.
+    machine or of a driver that was killed, is continued after its last epoch.
     """
 
     name = "wandb"

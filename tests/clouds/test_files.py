@@ -32,7 +32,7 @@ def test_ray_takes_each_file(name, monkeypatch):
 @pytest.mark.parametrize("name", FILES)
 def test_what_runs_on_a_machine_is_the_same_everywhere(name):
     ours, theirs = ({part: read(file)[part] for part in SHARED} for file in (name, "aws"))
-    if name == "local":  # machines that are not paid by the hour go on
+    if name == "local":  # machines that are not paid by the hour continue
         ours["setup_commands"] = [command.removeprefix("RAYLTH_LIFETIME_HOURS=0 ") for command in ours["setup_commands"]]
         assert ours["setup_commands"] != read(name)["setup_commands"]
     assert ours == theirs

@@ -144,7 +144,7 @@ def test_ray_up_a_sweep_and_ray_down(cluster):
     sent = cluster.raylth("sweep", sweep, "--cluster", cluster.file)
     assert sent.returncode == 0, sent.stdout + sent.stderr
     assert "joining Ray at" in sent.stdout, sent.stdout
-    assert cluster.machines.num_processes(0, "raylth.sweep sent/far.yaml"), "it goes on without us"
+    assert cluster.machines.num_processes(0, "raylth.sweep sent/far.yaml"), "it continues without us"
     cluster.wait_for_end(re.findall(r"^how it gets on: ray (exec .*)$", sent.stdout, re.MULTILINE)[0])
     rows = load_results(cluster.folder / "store")
     assert set(rows["status"]) == {"done"}

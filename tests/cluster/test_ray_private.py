@@ -275,6 +275,14 @@ class Script(Searcher):
             yield None
         self.seen.append("none is kept")
         assert not ray_private.has_idle_worker(self.controller, resources)
+        yield {"until": str(self.file)}
+        while not ray_private.num_idle_workers(self.controller):
+            yield None
+        ray_private.end_idle_worker(self.controller)
+        assert ray_private.num_idle_workers(self.controller) == 0
+        while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+            yield None
+        self.seen.append("one is ended alone")
         yield {"until": "never"}
         while True:
             yield None
@@ -330,7 +338,8 @@ def test_tunes_controller_does_what_is_asked_of_it(cluster, tmp_path):
             tuner.fit()
         script.controller = tuner = None
         gc.collect()
-    assert script.seen == ["two are kept", "an idle one is reset", "none is kept"], "the last is stopped, and ends the loop"
+    seen = ["two are kept", "an idle one is reset", "none is kept", "one is ended alone"]
+    assert script.seen == seen, "the last is stopped, and ends the loop"
     assert isinstance(script.error, ray.exceptions.RayTaskError)
     assert str(script.error.cause) == "so it was asked"
 

@@ -46,7 +46,7 @@ OTHERS = [
 @pytest.mark.parametrize("error", NAMES, ids=str)
 def test_every_name_of_out_of_memory_is_known(error):
     assert is_out_of_memory(error)
-    outer = ValueError("the stage could not go on")
+    outer = ValueError("the stage could not continue")
     outer.__cause__ = error
     assert is_out_of_memory(outer), "what it was raised from counts"
 

@@ -1,4 +1,4 @@
-"""`precision: auto` is settled once for a run: by the machine that starts it, and recorded for those where it goes on."""
+"""`precision: auto` is settled once for a run: by the machine that starts it, and recorded for those where it continues."""
 
 import json
 from dataclasses import replace

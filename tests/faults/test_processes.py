@@ -65,7 +65,7 @@ def incidents(output):
 
 
 def test_kill_9_of_training_workers_in_mid_epoch(start_sweep, reference):
-    """Each stage that was hit goes on from its last saved epoch."""
+    """Each stage that was hit continues from its last saved epoch."""
     sweep = start_sweep()
     wait_until(lambda: states(sweep) and sweep.num_epochs() >= 12, "training of twelve epochs")
     kill(sweep.workers())
@@ -89,7 +89,7 @@ def test_sigterm_saves_the_training_and_counts_as_preemption(start_sweep, refere
 
 
 def test_kill_9_of_workers_that_train_several_networks_as_one(start_sweep, reference):
-    """Every member goes on from its last saved epoch, with its own bits, alone or in other company."""
+    """Every member continues from its last saved epoch, with its own bits, alone or in other company."""
     sweep = start_sweep("resources.pack=4")
     wait_until(lambda: len(states_of_arms(sweep, reference)) >= 2, "saved state of a pack")
     kill(sweep.workers())
@@ -141,7 +141,7 @@ def test_kill_9_of_the_driver_and_the_same_command_goes_on(start_sweep, referenc
     assert status([str(sweep.store.root)]) == 0
     shown = capsys.readouterr().out
     assert ": lost, " in shown
-    assert f"process {sweep.process.pid} has ended; running the same sweep file again goes on" in shown
+    assert f"process {sweep.process.pid} has ended; running the same sweep file again resumes it" in shown
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive, "the driver's workers go down with it"
     there = {path.parent.name for path in artefacts(sweep)}
@@ -213,7 +213,7 @@ def test_a_cluster_that_ends_is_said_and_the_same_command_goes_on_elsewhere(clus
     output, _ = sweep.process.communicate(timeout=50)  # Ray alone would take 60 s
     assert sweep.process.returncode == 1, output
     assert "does not answer any more" in output
-    assert "stages are finished and saved. To go on, run the same again:" in output
+    assert "stages are finished and saved. To resume, run the same again:" in output
     local = [word for word in sweep.command if word not in ("--address", cluster.address)]
     cluster.shutdown()
     sweep.process = subprocess.Popen(local, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -254,7 +254,7 @@ def assert_dense_as_by_one(reference, sweep):
 
 
 def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, reference):
-    """The other ends with it, and both go on from the last saved epoch."""
+    """The other ends with it, and both continue from the last saved epoch."""
     sweep = start_sweep("resources.dense.workers=2")
     wait_until(lambda: states(sweep) and sweep.num_epochs() >= 3 and len(members(sweep)) == 2, "two workers in training")
     kill(members(sweep)[1:])

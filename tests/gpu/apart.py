@@ -71,7 +71,7 @@ def pinned_beside_a_capture(device: torch.device) -> None:
 
 
 def full_in_a_capture(device: torch.device) -> None:
-    """Memory that runs out within a capture, while branches are open, is known as that, and the process goes on as before."""
+    """Memory that runs out within a capture, while branches are open, is known as that, and the process continues."""
     made = []
 
     class Full(LeanStep):

@@ -58,7 +58,7 @@ def test_a_network_with_dropout_has_the_bits_of_the_plain_loop_in_a_graph(device
     """What a network draws is seeded for each step, so a graph must draw the plain loop's numbers in all of them.
 
     It fails where the warm-up before a capture moves the generator on: the first step of each size of batch, whose replay
-    follows the capture, would then draw other numbers, and with them a training that goes on elsewhere.
+    follows the capture, would then draw other numbers, and with them a training that continues elsewhere.
     """
     recipe = recipe_for(device)
     expected, losses = alone("dropout", 1, device, recipe)

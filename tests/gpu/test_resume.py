@@ -1,4 +1,4 @@
-"""A training that is stopped and goes on, as after a preemption, ends with the bits of an undisturbed one."""
+"""A training that is stopped and continues, as after a preemption, ends with the bits of an undisturbed one."""
 
 from contextlib import suppress
 

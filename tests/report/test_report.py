@@ -289,7 +289,7 @@ def test_arms_of_one_colour_differ_in_their_dash(results):
 
 
 def test_a_line_looks_alike_in_every_panel_and_the_legend_has_all(tmp_path):
-    """Of a sweep that goes on, a panel may lack what others have."""
+    """Of a sweep that continues, a panel may lack what others have."""
     figure, axes = new_panels(2, 2, "unfinished")
     labels = [("permuted", "permuted activation"), ("permuted", "permuted weight"), ("lth", "lth")]
     looks = looks_of(labels)

@@ -1,4 +1,4 @@
-"""Trainings that are stopped in their middle and go on: the same bits as without the stop."""
+"""Trainings that are stopped in their middle and continue: the same bits as without the stop."""
 
 import functools
 from dataclasses import replace
@@ -148,7 +148,7 @@ def test_a_state_that_cannot_be_trusted_counts_as_none(reference, tmp_path, harm
 
 @pytest.mark.parametrize("stop_at", [None, 10])
 def test_a_state_that_cannot_be_saved_costs_the_training_nothing(reference, tmp_path, monkeypatch, stop_at):
-    """The store refuses the first state; the training goes on, the next state is saved, also at SIGTERM."""
+    """The store refuses the first state; the training continues, the next state is saved, also at SIGTERM."""
     plan, expected = reference
     store, tried, calls = Store(tmp_path), [], []
     stage = next(s for s in plan.stages if s.kind == "dense" and s.labels["network"] == "B")

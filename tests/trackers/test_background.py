@@ -1,4 +1,4 @@
-"""Exporters in threads: what fails is tried again, what goes on failing is switched off, told once, and ends nothing."""
+"""Exporters in threads: what fails is tried again, what keeps failing is switched off, told once, and ends nothing."""
 
 import importlib.util
 import sys

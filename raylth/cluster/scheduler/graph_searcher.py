@@ -3,6 +3,7 @@
 import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -11,6 +12,7 @@ from raylth.cluster.failures import CRASHED, NOT_STARTED, OUT_OF_MEMORY, PREEMPT
 from raylth.cluster.scheduler.stage_ends import StageEnds
 from raylth.cluster.scheduler.tasks import StageTasks
 from raylth.cluster.slots import Slot, asks_too_much
+from raylth.cluster.worker.payload import Work
 from raylth.config.resources import ResourcesConfig
 from raylth.stages import Graph, Stage
 from raylth.store import Store
@@ -54,7 +56,7 @@ class GraphSearcher(StageEnds, Searcher):
         self.measuring: dict[str, tuple[Stage, Slot]] = {}  # trial -> the stage whose class it measures, and its share
         self.on_turn: Callable[[], None] = lambda: None  # while all is held, Tune's loop asks here and turns nowhere else
         self.is_closed = False  # no stage is started any more
-        self.tasks: StageTasks | None = None  # on a Ray of our own: run what trains nothing; else it is suggested, too
+        self.tasks: StageTasks | None = None  # run what trains nothing; without them it is suggested, too
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its inputs for a restore, which the store makes needless
@@ -66,8 +68,10 @@ class GraphSearcher(StageEnds, Searcher):
         """
         while True:
             suggested = self._suggest(trial_id)
-            if suggested is not None or self.running or self.tasks is None or not (self.tasks.running or self.delayed):
-                return suggested
+            if suggested is not None or self.running or self.tasks is None or self.tasks.places.is_made():
+                return suggested  # where a place is being made Tune may have to end an idle worker, at its next turn
+            if not (self.tasks.running or self.delayed):
+                return None
             self.tasks.wait(TASK_SECONDS)
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -112,23 +116,29 @@ class GraphSearcher(StageEnds, Searcher):
                 self.packed.add(trial_id)
             if measure:
                 self.measuring[trial_id] = stage, share
-            return {
-                "stages": [each.key for each in (stage, *others)],
-                "cpus": slot.cpus,
-                "gpus": slot.gpus,
-                "workers": slot.workers,
-                "min_workers": self.shares.fewest(stage),
-                "steps": TRY_STEPS if is_tried else None,
-                "pack": bool(pack),
-                "measure": self._example_of(stage, share).key if measure else None,
+            work = Work(
+                [each.key for each in (stage, *others)],
+                slot.cpus,
+                slot.gpus,
+                slot.workers,
+                self.shares.fewest(stage),
+                steps=TRY_STEPS if is_tried else None,
+                pack=bool(pack),
+                measure=self._example_of(stage, share).key if measure else None,
                 **(self.packs.to_measure(stage, share) if measure else {"engine": self.packs.engine(stage, share)}),
-            }
+            )
+            return asdict(work)
         return None
 
     def asked(self) -> list[tuple[str, Slot, int]]:
         """Return what trials and tasks take that have not ended: kind, share, and the fewest workers."""
-        trials = [(stages[0].kind, slot, self.shares.fewest(stages[0])) for stages, slot in self.running.values()]
+        kinds = [stages[0].kind for stages, _ in self.running.values()]
+        trials = [(kind, *each) for kind, each in zip(kinds, self.trials(), strict=True)]
         return trials + (self.tasks.asked() if self.tasks else [])
+
+    def trials(self) -> list[tuple[Slot, int]]:
+        """Return what trials take that have not ended: share, and the fewest workers."""
+        return [(slot, self.shares.fewest(stages[0])) for stages, slot in self.running.values()]
 
     def see(self, alive: Mapping[str, float]) -> None:
         """Take in what the machines have that are there now: more may have come than could be known at the start."""
@@ -148,6 +158,10 @@ class GraphSearcher(StageEnds, Searcher):
     def has_team(self) -> bool:
         """Whether several workers train a network now, or wait to."""
         return any(slot.workers > 1 for _, slot in self.running.values())
+
+    def is_short(self) -> bool:
+        """Whether a task waits for what an idle worker may hold."""
+        return self.tasks is not None and self.tasks.places.is_short()
 
     def _num_teams(self, slot: Slot) -> int:
         return sum(other == slot for _, other in self.running.values())

@@ -15,6 +15,7 @@ from raylth.cluster.address import Joining
 from raylth.cluster.nodes.budget_meter import Meter, Watchdog
 from raylth.cluster.nodes.capacity import sums
 from raylth.cluster.scheduler.graph_searcher import GraphSearcher
+from raylth.cluster.scheduler.places import Places
 from raylth.cluster.scheduler.tasks import StageTasks
 from raylth.cluster.scheduler.trial_scheduler import TrialScheduler
 from raylth.cluster.worker.payload import Shared
@@ -39,9 +40,11 @@ def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, joining: Joi
     try:
         with signals.deferred() as asked:
             pulse = _Pulse(searcher, shared.epoch_counter, watch, asked, meter)
-            scheduler = TrialScheduler(searcher.causes, searcher.has_team, lambda: searcher.is_closed, pulse.on_turn)
-            if joining.is_local:
-                searcher.tasks = StageTasks(searcher, shared)
+            scheduler = TrialScheduler(
+                searcher.causes, searcher.has_team, searcher.is_short, lambda: searcher.is_closed, pulse.on_turn
+            )
+            places = Places(is_local=joining.is_local)
+            searcher.tasks = StageTasks(searcher, shared, places)
             tuner = tune.Tuner(
                 tune.with_parameters(StageTrial, shared=shared),
                 tune_config=tune.TuneConfig(
@@ -62,6 +65,8 @@ def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, joining: Joi
                 tuner.fit()
             pulse.pass_on()
     finally:
+        if searcher.tasks is not None:
+            searcher.tasks.places.close()
         meter.save()
         shutil.rmtree(folder, ignore_errors=True)
 

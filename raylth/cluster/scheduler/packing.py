@@ -65,7 +65,7 @@ class Packs:
         if self.asked_engine == AUTO:
             is_careful = fingerprint(self._class(stage, slot)) in self.careful
             engines = ["eager"] if not slot.gpus else ["eager", "graph"] if is_careful else list(ENGINES)
-        return {"sizes": None if self.asked == AUTO else [self._fixed], "engines": engines, "engine": "eager"}
+        return {"sizes": None if self.asked == AUTO else [self._fixed], "engines": engines}
 
     @property
     def _fixed(self) -> int:

@@ -6,13 +6,14 @@ networks in the object store. What its end means is settled by the searcher, as 
 
 import time
 import uuid
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from raylth.cluster.failures import cause_of
-from raylth.cluster.slots import TASK_RESOURCE, Slot, asks_too_much
+from raylth.cluster.scheduler.places import Place, Places
+from raylth.cluster.slots import Slot, asks_too_much
+from raylth.cluster.worker.payload import Work
 from raylth.cluster.worker.stage_task import run_task
 from raylth.stages import Graph, Stage, kind_of
 
@@ -24,26 +25,19 @@ __all__ = ["StageTasks"]
 
 
 class StageTasks:
-    """Submits the ready stages of a graph that train nothing, and takes their ends to the searcher.
+    """Submits the ready stages of a graph that train nothing, and takes their ends to the searcher."""
 
-    It is for a Ray of our own, where this driver alone decides what runs: their CPUs are counted here. In Ray's books a
-    worker that waits for its next training keeps its share, and would have to be ended for a task of a second.
-    """
-
-    def __init__(self, searcher: "GraphSearcher", shared: "Shared") -> None:
-        self.searcher, self.shared = searcher, shared
+    def __init__(self, searcher: "GraphSearcher", shared: "Shared", places: Places) -> None:
+        self.searcher, self.shared, self.places = searcher, shared, places
         self.run, self.reference = uuid.uuid4().hex, ray.put(shared)
-        self.running: dict[Any, tuple[Stage, Slot]] = {}  # reference of the result -> stage and its share
+        self.running: dict[Any, tuple[Stage, Place]] = {}  # reference of the result -> stage and where it runs
         self.graph.split(self.is_trial)
         self.task = ray.remote(max_retries=0)(run_task)  # what a lost worker leads to depends on why it was lost
 
-    def is_trial(self, stage: Stage) -> bool:
-        """Whether a stage is a trial: a training, or one with a share of a GPU.
-
-        Ray ends a task's process with its first use of a GPU, and each would have to import torch and open the device anew; a
-        trial's worker keeps both.
-        """
-        return stage.epochs > 0 or self.searcher.resources.of(stage.kind).gpus != 0
+    @staticmethod
+    def is_trial(stage: Stage) -> bool:
+        """Whether a stage is a trial: a training."""
+        return stage.epochs > 0
 
     @property
     def graph(self) -> Graph:
@@ -51,8 +45,8 @@ class StageTasks:
         return self.searcher.graph
 
     def asked(self) -> list[tuple[str, Slot, int]]:
-        """Return what the tasks take that have not ended: kind, share, and number of workers."""
-        return [(stage.kind, slot, 1) for stage, slot in self.running.values()]
+        """Return what the tasks take, or keep for the next one: kind, share, and number of workers."""
+        return [(kind, slot, 1) for kind, slot in self.places.held()]
 
     def come_first(self) -> bool:
         """Whether a task is ready that comes before the first ready training: arms wait for what it makes."""
@@ -72,52 +66,52 @@ class StageTasks:
             ended, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
             for reference in ended:
                 self._take(reference)
+        self.places.turn()
 
     def submit(self) -> None:
         """Submit the stages that are ready and that there is room for."""
         while (stage := self.graph.first_ready(trial=False)) is not None:
             slot = self.searcher.shares.of(stage)
-            if not self._may_start(stage, slot):
+            place = self.places.take(stage.kind, slot) if self._may_start(stage, slot) else None
+            if place is None:
                 return
             self.graph.take([stage])
-            self._submit(stage, slot)
+            self._submit(stage, place)
 
-    def _submit(self, stage: Stage, slot: Slot) -> None:
-        config = {
-            "cpus": slot.cpus, "gpus": 0.0, "workers": 1, "steps": None, "engine": "eager",
-        }  # fmt: skip
+    def _submit(self, stage: Stage, place: Place) -> None:
+        work = Work([stage.key], place.slot.cpus, place.slot.gpus)
         references = {key: self.shared.holder(key).references.remote(key) for key in stage.parents.values()}
-        asked = self.task.options(num_cpus=0, resources={TASK_RESOURCE: 1}, name=f"raylth {stage.kind}")
-        reference = asked.remote(self.run, [self.reference], stage.key, config, references)
-        self.running[reference] = stage, slot
+        task = self.task.options(name=f"raylth {stage.kind}", **place.options)
+        reference = task.remote(self.run, [self.reference], work, references)
+        self.running[reference] = stage, place
 
     def _take(self, reference: Any) -> None:
         """Take a task's end to the searcher."""
-        stage, slot = self.running.pop(reference)
+        stage, place = self.running.pop(reference)
         try:
             result = ray.get(reference)
         except ray.exceptions.RayError as error:
+            self.places.give_back(place, is_sound=False)
             raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             detail = (str(raised).strip().splitlines() or [""])[0]
             self.searcher.lost([stage], cause_of(error), f"{type(raised).__name__}: {detail}")
             return
-        self.searcher.ended([stage], slot, result)
+        self.places.give_back(place)
+        self.searcher.ended([stage], place.slot, result)
 
     def _may_start(self, stage: Stage, slot: Slot) -> bool:
         """Whether there is room for a task now, beside the first training that waits for room, unless that comes after it."""
-        asked = [(each, fewest) for _, each, fewest in self.searcher.asked()]
-        if asks_too_much([*asked, (slot, 1)], self.searcher.machines) and asked:
+        machines = self.searcher.machines
+        tasks = [(each, 1) for each in (*self.places.busy(), slot)]
+        asked = [*self.searcher.trials(), *tasks]
+        if asks_too_much(asked, machines) and len(asked) > 1:
             return False
         training = self.graph.first_ready(trial=True)
         if training is None:
             return True
         if kind_of(stage.kind).rank < kind_of(training.kind).rank:  # arms wait for it, and others can be trained meanwhile
-            mine = self._cpus([(slot, 1), *((each, 1) for _, each, _ in self.asked())])
-            return not self.running or mine <= self.searcher.machines.get("CPU", 0.0) / 2
-        wanted = self.searcher.shares.of(training)
-        cpus = self._cpus([*asked, (slot, 1), (wanted, self.searcher.shares.fewest(training))])
-        return cpus <= self.searcher.machines.get("CPU", 0.0)
-
-    @staticmethod
-    def _cpus(asked: Iterable[tuple[Slot, int]]) -> float:
-        return sum(slot.cpus * workers for slot, workers in asked)
+            half = {resource: total / 2 for resource, total in machines.items()}
+            return len(tasks) == 1 or not asks_too_much(tasks, half)
+        return not asks_too_much(
+            [*asked, (self.searcher.shares.of(training), self.searcher.shares.fewest(training))], machines
+        )

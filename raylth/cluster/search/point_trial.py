@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -15,6 +15,7 @@ from raylth.cluster.nodes.preflight import compare, versions
 from raylth.cluster.slots import slot_of
 from raylth.cluster.worker import gpu
 from raylth.cluster.worker.draining import Drain
+from raylth.cluster.worker.payload import SearchShared
 from raylth.config.overrides import changed
 from raylth.config.sweep import SweepConfig
 from raylth.store import Lease, Store
@@ -22,23 +23,11 @@ from raylth.store import Lease, Store
 if TYPE_CHECKING:
     from raylth.stages import Context, Stage
 
-__all__ = ["EPOCHS", "Given", "PointTrial"]
+__all__ = ["EPOCHS", "PointTrial"]
 
 EPOCHS = "epochs"  # by which trainings are compared
 DRAIN_SECONDS = 150.0  # after which a machine that was to go has not gone
 LEASE_SECONDS = 1.0  # between two looks at what another trial computes
-
-
-@dataclass(frozen=True)
-class Given:
-    """What every trial of a search is given."""
-
-    root: str
-    config: dict[str, Any]  # of the sweep, with its holdout
-    dataset: list[Any]  # [reference to the Dataset in the object store]
-    data_sha256: str
-    every: int  # epochs between two reports
-    versions: dict[str, str]  # what every worker's machine must run
 
 
 class Clock:
@@ -81,12 +70,12 @@ class PointTrial(tune.Trainable):
     training runs in a thread that waits at each report until Tune wants the next.
     """
 
-    def setup(self, config: dict[str, Any], given: Given, arms: list[str]) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, Any], shared: SearchShared, arms: list[str]) -> None:  # type: ignore[override]
         """Take the handles."""
-        compare(given.versions, {ray.util.get_node_ip_address(): versions()})  # of a machine that came later
-        self.given, self.arms, self.drain = given, arms, Drain()
+        compare(shared.versions, {ray.util.get_node_ip_address(): versions()})  # of a machine that came later
+        self.shared, self.arms, self.drain = shared, arms, Drain()
         gpu.see_only(ray.get_gpu_ids())
-        self.store = Store(given.root)
+        self.store = Store(shared.root)
         self.context_of: Context | None = None
         self.thread: threading.Thread | None = None
 
@@ -140,7 +129,7 @@ class PointTrial(tune.Trainable):
 
         from raylth.stages import divergence, make_plan
 
-        config = SweepConfig.model_validate(self.given.config)
+        config = SweepConfig.model_validate(self.shared.config)
         torch.set_num_threads(config.resources.sparse.cpus)
         plan = make_plan(changed(config, {**self.config, "sparse.arms": self.arms}))
         left = sum(stage.kind == "sparse" for stage in plan.stages)
@@ -160,7 +149,7 @@ class PointTrial(tune.Trainable):
 
     def _report(self, stage: "Stage", clock: "Clock", point: dict[str, Any]) -> None:
         """Report a point of an arm's curve, if it is one at which every trial reports."""
-        every, epoch = self.given.every, point["epoch"]
+        every, epoch = self.shared.every, point["epoch"]
         if stage.kind == "sparse" and "test_accuracy" in point and every and epoch % every == 0 and epoch < stage.epochs:
             clock.measure(epoch, point["test_accuracy"])
 
@@ -178,7 +167,7 @@ class PointTrial(tune.Trainable):
                 try:
                     run_stage(stage, self._context(stage, clock))
                 except Preempted:
-                    if self.is_over.is_set():  # a trial that was stopped is not gone on with
+                    if self.is_over.is_set():  # a trial that was stopped is not continued
                         self.store.drop_state(stage.key)
                     raise
 
@@ -187,14 +176,14 @@ class PointTrial(tune.Trainable):
         from raylth.stages import make_context
 
         if self.context_of is None:
-            resources = SweepConfig.model_validate(self.given.config).resources
+            resources = SweepConfig.model_validate(self.shared.config).resources
             slot = slot_of(resources.sparse)
             self.context_of = make_context(
                 self.store,
-                ray.get(self.given.dataset[0]),
-                data_sha256=self.given.data_sha256,
+                ray.get(self.shared.dataset[0]),
+                data_sha256=self.shared.data_sha256,
                 device=gpu.device(slot.gpus),
-                evaluate_every=self.given.every,
+                evaluate_every=self.shared.every,
                 state_every=resources.state_every,
                 state_seconds=resources.state_seconds,
                 stopping=self._must_stop,

@@ -20,8 +20,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raylth.cluster import ray_private
 from raylth.cluster.nodes.budget_meter import Meter, Watchdog
-from raylth.cluster.search.point_trial import EPOCHS, Given, PointTrial
+from raylth.cluster.search.point_trial import EPOCHS, PointTrial
 from raylth.cluster.slots import Nodes, room, slot_of
+from raylth.cluster.worker.payload import SearchShared
 from raylth.common.registry import nearest
 from raylth.common.seeding import derive_seed
 from raylth.config.search import SearchConfig, Space, StopConfig
@@ -114,7 +115,7 @@ class StudySearch(OptunaSearch):
 
 def search_on_ray(
     study: Study,
-    given: Given,
+    shared: SearchShared,
     left: int,
     told: Callable[[str], None],
     storage: str,
@@ -142,7 +143,7 @@ def search_on_ray(
     )
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(PointTrial, given=given, arms=study.arms), {"CPU": slot.cpus, "GPU": slot.gpus}
+            tune.with_parameters(PointTrial, shared=shared, arms=study.arms), {"CPU": slot.cpus, "GPU": slot.gpus}
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,

@@ -4,7 +4,6 @@ import importlib
 import os
 import tempfile
 import traceback
-from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -14,7 +13,7 @@ from raylth.cluster import failures, ray_private
 from raylth.cluster.slots import Nodes, room
 from raylth.cluster.worker.checkpoint_cache import CheckpointReader
 from raylth.cluster.worker.epoch_counter import EpochReporter
-from raylth.cluster.worker.payload import Shared
+from raylth.cluster.worker.payload import Shared, Work
 from raylth.cluster.worker.trace import Trace
 from raylth.core.memory import is_out_of_memory
 from raylth.core.training.data_parallel import Team
@@ -36,27 +35,27 @@ class TeamLost(RuntimeError):
         self.cause = cause
 
 
-def num_workers(nodes: Nodes, config: Mapping[str, Any]) -> int:
+def num_workers(nodes: Nodes, work: Work) -> int:
     """Return how many workers to start: as many as asked for, or as there is room for where that is allowed.
 
     Where there is not even room for the fewest, all are asked for, and waited for.
     """
-    possible = room(nodes, config["cpus"], config["gpus"])
-    return possible if config["min_workers"] <= possible < config["workers"] else config["workers"]
+    possible = room(nodes, work.cpus, work.gpus)
+    return possible if work.min_workers <= possible < work.workers else work.workers
 
 
-def run_team(stage: Stage, shared: Shared, config: Mapping[str, Any]) -> str | None:
+def run_team(stage: Stage, shared: Shared, work: Work) -> str | None:
     """Run a training stage with several workers, and return what `run_stage` returns.
 
-    `config` has `workers`, `min_workers`, and each worker's `cpus` and `gpus`. While there is no room for them it waits, and
-    looks again how many there is room for. Raises TeamLost when workers were lost, and else what a worker raised.
+    While there is no room for them it waits, and looks again how many there is room for. Raises
+    TeamLost when workers were lost, and else what a worker raised.
     """
     from ray.train import TrainingFailedError
 
     os.environ.setdefault(ray_private.START_TIMEOUT, str(START_SECONDS))
     while True:
         try:
-            return _fit(stage, shared, config)
+            return _fit(stage, shared, work)
         except TrainingFailedError as error:
             traceback.clear_frames(error.__traceback__)  # they hold Ray Train's controller, and it the team's CPUs
             if ray_private.is_start_timeout(error):
@@ -64,23 +63,23 @@ def run_team(stage: Stage, shared: Shared, config: Mapping[str, Any]) -> str | N
             raise _cause(error) from error
 
 
-def _fit(stage: Stage, shared: Shared, config: Mapping[str, Any]) -> str | None:
+def _fit(stage: Stage, shared: Shared, work: Work) -> str | None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    each = {"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})}
+    each = {"CPU": work.cpus, **({"GPU": work.gpus} if work.gpus else {})}
     failure: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": 0, "max_preemption_failures": 0}
     with tempfile.TemporaryDirectory(prefix="raylth-team-", ignore_cleanup_errors=True) as folder:
         trainer = TorchTrainer(
             _member,  # type: ignore[arg-type]  # mypy sees Ray Train's first version, here and below
-            train_loop_config={"stage": stage.to_dict(), "shared": shared, "cpus": config["cpus"]},
+            train_loop_config={"stage": stage.to_dict(), "shared": shared, "cpus": work.cpus},
             scaling_config=ScalingConfig(
-                num_workers=num_workers(nodes, config), use_gpu=bool(config["gpus"]), resources_per_worker=each
+                num_workers=num_workers(nodes, work), use_gpu=bool(work.gpus), resources_per_worker=each
             ),
             torch_config=ray_private.torch_config(
                 _choose_interface,  # torch's processes meet on the network on which Ray's do
-                {"backend": "cpu:gloo,cuda:nccl" if config["gpus"] else "gloo", "timeout_s": COPYING_SECONDS},
+                {"backend": "cpu:gloo,cuda:nccl" if work.gpus else "gloo", "timeout_s": COPYING_SECONDS},
             ),
             run_config=RunConfig(  # nothing is written there: the store has it all
                 storage_path=folder, name="team", failure_config=FailureConfig(**failure)

@@ -1,7 +1,7 @@
-"""What every worker of a run is given, and the context that it makes of it."""
+"""What workers are given: once for a run, what all share; for each trial or task, its work."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -11,25 +11,57 @@ from raylth.store import Store
 
 if TYPE_CHECKING:
     from raylth.core.training.data_parallel import Team
+    from raylth.core.training.engines.program import EngineName
     from raylth.stages import Context
 
-__all__ = ["Shared"]
+__all__ = ["Handles", "SearchShared", "Shared", "Work"]
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What all trials of a run share: handles, references and paths, never tensors."""
+class Work:
+    """What a trial or a task is to do: stages, its share of a machine, and how. Tune is given it as a plain dictionary."""
 
-    root: str
-    stages: dict[str, dict[str, Any]]  # key -> `Stage.to_dict`
+    stages: list[str]  # keys
+    cpus: int  # of each worker
+    gpus: float
+    workers: int = 1  # that train a network together
+    min_workers: int = 1
+    engine: "EngineName" = "eager"
+    steps: int | None = None  # try so many steps, to see what memory they take
+    pack: bool = False  # train the stages as one program
+    measure: str | None = None  # the training by which it is measured how many go together: no stage is run
+    sizes: list[int] | None = None  # of packs that are measured; None: any
+    engines: list["EngineName"] = field(default_factory=list)  # that are measured
+
+
+@dataclass(frozen=True)
+class Handles:
+    """What every worker of a run or of a search is given: handles, references and paths, never tensors."""
+
+    root: str  # of the store
     dataset: list[Any]  # [reference to the Dataset in the object store]
     data_sha256: str
+    versions: dict[str, str]  # what every worker's machine must run
+
+
+@dataclass(frozen=True)
+class SearchShared(Handles):
+    """What all trials of a search share."""
+
+    config: dict[str, Any]  # of the sweep, with its holdout
+    every: int  # epochs between two reports
+
+
+@dataclass(frozen=True)
+class Shared(Handles):
+    """What all trials and tasks of a run share."""
+
+    stages: dict[str, dict[str, Any]]  # key -> `Stage.to_dict`
     checkpoints: list[Any]
     errors: str  # folder for the tracebacks of failed stages
     evaluate_every: int
     state_every: int
     state_seconds: float
-    versions: dict[str, str]  # what every worker's machine must run
     imports: tuple[str, ...] = ()  # modules that a worker imports before its first stage
 
     def holder(self, key: str) -> Any:

@@ -24,7 +24,7 @@ from raylth.cluster.worker import gpu
 from raylth.cluster.worker.checkpoint_cache import CheckpointReader
 from raylth.cluster.worker.draining import Drain
 from raylth.cluster.worker.epoch_counter import EpochReporter
-from raylth.cluster.worker.payload import Shared
+from raylth.cluster.worker.payload import Shared, Work
 from raylth.cluster.worker.trace import Trace
 from raylth.common.importing import uncollected
 from raylth.core.memory import DeviceLost, is_out_of_memory, release_memory
@@ -37,9 +37,9 @@ __all__ = ["StageRunner"]
 
 
 class StageRunner:
-    """One worker process. `config` is what it is asked now: its share of a machine, engine, and how many steps to try."""
+    """One worker process."""
 
-    config: dict[str, Any]
+    work: Work  # that it was given last
 
     def begin(self, shared: Shared) -> None:
         """Take the handles; data and torch come with the first stage."""
@@ -58,7 +58,7 @@ class StageRunner:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Work as `config` says, with what stages need imported; a request to stop waits until the stage can be left."""
+        """Do `work`, with what stages need imported; a request to stop waits until the stage can be left."""
         for module in self.shared.imports:
             importlib.import_module(module)
         self.is_busy = True
@@ -68,7 +68,7 @@ class StageRunner:
 
             import raylth.stages  # noqa: F401
 
-        torch.set_num_threads(self.config["cpus"])
+        torch.set_num_threads(self.work.cpus)
         self.notes = {}
         try:
             yield
@@ -82,7 +82,7 @@ class StageRunner:
         stage = read_stage(self.shared.stages[key])
         result: dict[str, Any] = {"outcome": "done", "error": None, "broken": None, "computed": False}
         start = time.perf_counter()
-        self.steps_left = self.config["steps"]
+        self.steps_left = self.work.steps
         if self.is_asked_to_stop:
             raise Preempted("asked to stop between two stages")
         try:
@@ -114,7 +114,7 @@ class StageRunner:
             result |= self._try_evaluation(stage)
             with contextlib.suppress(OSError):  # its steps may be another engine's: the whole training is one's
                 self.store.drop_state(stage.key)
-        result["peak_bytes"] = gpu.peak_bytes() if self.config["workers"] == 1 else None
+        result["peak_bytes"] = gpu.peak_bytes() if self.work.workers == 1 else None
         return result | {"seconds": time.perf_counter() - start}
 
     def _compute(self, stage: "Stage") -> str | None:
@@ -122,9 +122,9 @@ class StageRunner:
         from raylth.cluster.worker.data_parallel import run_team
         from raylth.stages import run_stage
 
-        if self.config["workers"] > 1:
-            return run_team(stage, self.shared, self.config)
-        return run_stage(stage, self._context(gpu.device(self.config["gpus"])))
+        if self.work.workers > 1:
+            return run_team(stage, self.shared, self.work)
+        return run_stage(stage, self._context(gpu.device(self.work.gpus)))
 
     def _try_evaluation(self, stage: "Stage") -> dict[str, Any]:
         """Evaluate as the tried stage will at its end, which may take more memory than its steps; returns what that changes.
@@ -136,7 +136,7 @@ class StageRunner:
         gc.collect()  # the tried network; what torch has cached stays, as it does in a training
         changed: dict[str, Any] = {}
         try:
-            evaluate_a_batch(stage, self._context(gpu.device(self.config["gpus"])))
+            evaluate_a_batch(stage, self._context(gpu.device(self.work.gpus)))
         except Exception as error:
             if is_out_of_memory(error):
                 changed = self._failure(stage, error)
@@ -168,7 +168,7 @@ class StageRunner:
         """
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         release_memory(error)
-        if self.config["gpus"] and self.config["workers"] == 1 and not gpu.is_healthy():
+        if self.work.gpus and self.work.workers == 1 and not gpu.is_healthy():
             raise DeviceLost(f"this process cannot use its GPU any more after {line}") from error
 
     def _progress(self, key: str, epochs: int) -> None:
@@ -187,15 +187,15 @@ class StageRunner:
         self.is_asked_to_stop = True
         if not self.is_busy:
             os._exit(128 + number)
-        if self.config["workers"] > 1:  # the team ends with the process that waits for it
+        if self.work.workers > 1:  # the team ends with the process that waits for it
             from raylth.stages import Preempted
 
-            raise Preempted("asked to stop; its workers go on from their last saved epoch")
+            raise Preempted("asked to stop; its workers continue from their last saved epoch")
 
     def _context(self, device: str) -> "Context":
         if device not in self.contexts:
             self.contexts[device] = self.shared.context(device, self.store, self.reader, self._progress, self._must_stop)
-        return replace(self.contexts[device], engine=self.config["engine"], note=self._note)
+        return replace(self.contexts[device], engine=self.work.engine, note=self._note)
 
     def _note(self, line: str) -> None:
         self.notes[line] = None

@@ -8,7 +8,7 @@ from typing import Any
 from ray import tune
 
 from raylth.cluster.worker import gpu
-from raylth.cluster.worker.payload import Shared
+from raylth.cluster.worker.payload import Shared, Work
 from raylth.cluster.worker.stage_runner import StageRunner
 from raylth.store import Lease
 
@@ -38,7 +38,7 @@ class Tries:
 
 
 class StageTrial(StageRunner, tune.Trainable):
-    """Runs the stages that `config["stages"]` names. The process stays for the next trial (`reuse_actors`)."""
+    """Runs the stages of the `Work` that its configuration is. The process stays for the next trial (`reuse_actors`)."""
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -50,20 +50,21 @@ class StageTrial(StageRunner, tune.Trainable):
     def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]  # with_parameters adds it
         """Take the handles; data and torch come with the first stage."""
         self.begin(shared)
+        self.work = Work(**config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next stage into the same process."""
-        self.config = new_config
+        self.config, self.work = new_config, Work(**new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """Run the stages, one after another. A stage's error is a result, not the end of the worker."""
         with self.working():
-            keys, tries = self.config["stages"], Tries()
-            if self.config["measure"]:  # then its stage is run with others, as many together as this finds
-                outcomes = [{"outcome": "tried", **self._measure(self.config["measure"])}]
+            keys, tries = self.work.stages, Tries()
+            if self.work.measure:  # then its stage is run with others, as many together as this finds
+                outcomes = [{"outcome": "tried", **self._measure(self.work.measure)}]
             else:
-                outcomes = self._run_pack(keys, tries) if self.config["pack"] else [self.run_one(key) for key in keys]
+                outcomes = self._run_pack(keys, tries) if self.work.pack else [self.run_one(key) for key in keys]
             return {"done": True, "outcomes": outcomes, "notes": list(self.notes), **tries.found()}
 
     def _run_pack(self, keys: list[str], tries: "Tries") -> list[dict[str, Any]]:
@@ -106,7 +107,7 @@ class StageTrial(StageRunner, tune.Trainable):
             for key in new:
                 self.trace("began", key)
             try:
-                outcomes = run_together(held, self._context(gpu.device(self.config["gpus"]))) if held else []
+                outcomes = run_together(held, self._context(gpu.device(self.work.gpus))) if held else []
             except NotPackable:
                 raise
             except Exception as error:  # of all; a training that must stop is saved, and starts elsewhere
@@ -145,15 +146,15 @@ class StageTrial(StageRunner, tune.Trainable):
         stage = read_stage(self.shared.stages[key])
         settings = stage.settings
         assert isinstance(settings, TrainingSettings)
-        context = self._context(gpu.device(self.config["gpus"]))
+        context = self._context(gpu.device(self.work.gpus))
         try:
             found = fastest_pack(
                 lambda: new_network(settings.model, 0, context.device),
                 context.train,
                 settings.recipe,
                 settings.augment,
-                engines=self.config["engines"],
-                sizes=self.config["sizes"] or SIZES,
+                engines=self.work.engines,
+                sizes=self.work.sizes or SIZES,
             )
         except Exception as error:  # the stage itself will say what is wrong
             found = Fastest(1)

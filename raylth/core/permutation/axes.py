@@ -159,7 +159,7 @@ class Units:
 def reshape(layout: Layout, before: Sequence[int], after: Sequence[int]) -> Layout | None:
     """Return the layout behind a flatten, view or unsqueeze from shape `before` to `after`; None where it is not known.
 
-    Known is whatever keeps the units' entries in one run each: a channel axis that goes on as it is, or that is merged
+    Known is whatever keeps the units' entries in one run each: a channel axis that continues as it is, or that is merged
     with axes behind it.
     """
     result: list[Entries] = []

@@ -107,7 +107,7 @@ def train_together(
     """Train all members of a program in place, each as `train` would train it alone, to rounding.
 
     Each member has its own seed and mask; all have the same recipe, and all masks the same names or none is there. Returns
-    for each member what `train` returns, or how it diverged: the others go on, and the training ends early only when none
+    for each member what `train` returns, or how it diverged: the others continue, and the training ends early only when none
     is left. `on_epoch` gets the losses of all members, `on_step` what copies the states of all; `states` stand at the same
     epoch and step. The networks that the program was made of have their values when this returns, also by an exception.
     A `team` of several processes trains one network. ValueError when it is not of the size that the recipe asks for.
@@ -189,7 +189,7 @@ class Epochs:
     def __call__(self, epoch: int, first: int, stop: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (step, inputs, labels) of an epoch of the schedule, steps `first` to `stop` - 1, at its resolution.
 
-        What the network draws itself, as dropout does, is seeded for each step: it is the same in any process that goes on
+        What the network draws itself, as dropout does, is seeded for each step: it is the same in any process that continues
         from there, and another for each process of a team.
         """
         batches = self._resized(epoch).epoch(

@@ -52,7 +52,7 @@ LATER = {  # field -> those that mean nothing while it has its default
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a training stands between two steps: all that another process needs to go on with the same bits.
+    """Where a training stands between two steps: all that another process needs to continue with the same bits.
 
     Order, flips, crops and learning rate follow from seed, epoch and step, so they are not part of it.
     """

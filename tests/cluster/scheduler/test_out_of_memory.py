@@ -1,4 +1,4 @@
-"""Packs that run out of memory go on in halves, a tried training is evaluated, and a process that lost its GPU ends."""
+"""Packs that run out of memory continue in halves, a tried training is evaluated, and a process that lost its GPU ends."""
 
 import gc
 import json

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -14,6 +17,7 @@ from raylth.cluster.failures import OUT_OF_MEMORY
 from raylth.cluster.launch import run_on_ray
 from raylth.cluster.nodes.budget_meter import Meter
 from raylth.cluster.scheduler.graph_searcher import GraphSearcher
+from raylth.cluster.scheduler.places import Places
 from raylth.cluster.scheduler.tasks import StageTasks
 from raylth.cluster.slots import Slot
 from raylth.cluster.worker.checkpoint_cache import CheckpointReader, start_checkpoint_actors
@@ -106,8 +110,8 @@ def tasks_of(tmp_path, stages, cpus=4, gpus=0.0, **resources):
     machines = {"CPU": cpus, "GPU": gpus}
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), ResourcesConfig(engine="eager", **resources), machines=machines)
     tasks = StageTasks.__new__(StageTasks)
-    tasks.searcher, tasks.running = searcher, {}
-    tasks._submit = lambda stage, slot: tasks.running.update({stage.key: (stage, slot)})
+    tasks.searcher, tasks.running, tasks.places = searcher, {}, Places(is_local=True)
+    tasks._submit = lambda stage, place: tasks.running.update({stage.key: (stage, place)})
     searcher.tasks = tasks
     return tasks
 
@@ -135,19 +139,9 @@ def test_what_arms_wait_for_comes_first_and_takes_half_of_the_cores(tmp_path):
     assert list(tasks.running) == ["pi0", "pi1"]
 
 
-def test_what_has_a_share_of_a_gpu_stays_a_trial(tmp_path):
-    """Its worker has the device open; Ray would end a task's process after each."""
-    stages = [stage("plane", "plane"), stage("connect", "line")]
-    tasks = tasks_of(tmp_path, stages, gpus=1.0, plane={"gpus": 1})
-    tasks.graph.split(tasks.is_trial)
-    tasks.submit()
-    assert list(tasks.running) == ["line"]
-    assert tasks.graph.next_ready(trial=True).key == "plane"
-
-
 @pytest.fixture
 def cluster():
-    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -174,3 +168,161 @@ def test_out_of_memory_of_a_task_is_told_from_a_crash(tmp_path):
     tasks.searcher.lost([tasks.graph.stages["line"]], OUT_OF_MEMORY, "OutOfMemoryError: killed")
     assert tasks.graph.incidents == {OUT_OF_MEMORY: 1}
     assert tasks.graph.states["line"] == "waiting"
+
+
+JOINED = """
+import sys, json
+from raylth.cluster import launch
+from ray.cluster_utils import Cluster
+from raylth.cluster.address import Joining
+from raylth.cluster.nodes import preflight
+from raylth.cluster.nodes.budget_meter import Meter
+from raylth.config.sweep import SweepConfig
+from raylth.stages import load_data, make_plan, scan
+from raylth.store import Store
+preflight.machines = launch.machines = lambda: [{"CPU": 2.0, "GPU": 1.0}]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+store, plan = Store(sys.argv[1]), make_plan(SweepConfig.model_validate_json(sys.argv[2]))
+graph = scan(plan, store)
+launch.run_on_ray(
+    plan, graph, store, load_data(plan.config.data), errors=store.root / "errors",
+    meter=Meter(None, None, store.root / "used.json"), joining=Joining(cluster.address),
+    watch=lambda graph, epochs, notes: [print(note) for note in notes], imports=("tests.fake_gpus", "shares"),
+)
+cluster.shutdown()
+print(sorted(set(graph.states.values())), graph.errors)
+"""
+
+SHARES = """
+import json, os
+from dataclasses import replace
+from pathlib import Path
+import ray
+from raylth.stages import KINDS
+def watched(kind):
+    field = "compute" if kind.prepare is None else "prepare"
+    function = getattr(kind, field)
+    def noted(stage, context):
+        where = ray.get_runtime_context()
+        seen = {"kind": kind.name, "pid": os.getpid(), "task": where.get_actor_id() is None,
+                "share": where.get_assigned_resources(), "gpus": os.environ["CUDA_VISIBLE_DEVICES"]}
+        with Path(os.environ["RAYLTH_TEST_SHARES"]).open("a") as file:
+            file.write(json.dumps(seen) + "\\n")
+        return function(stage, context)
+    return replace(kind, **{field: noted})
+for name in list(KINDS):
+    KINDS[name] = watched(KINDS[name])
+"""
+
+
+def test_on_a_cluster_that_is_joined_tasks_have_their_shares_in_rays_books(tmp_path):
+    """Of two cores and a GPU that is none: an idle trial worker is ended where a task needs what it holds."""
+    (tmp_path / "shares.py").write_text(SHARES)
+    config = tiny_sweep(**MEASURED, resources={"engine": "eager", "plane": {"gpus": 0.5}, "imp": {"cpus": 2}})
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "disabled",  # as for any cluster of cluster_utils, before ray is imported
+        "RAYLTH_TEST_SHARES": str(tmp_path / "shares.json"),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd(), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [sys.executable, "-c", JOINED, str(tmp_path / "store"), config.model_dump_json()]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert ran.stdout.splitlines()[-1:] == ["['done'] {}"], ran.stdout + ran.stderr
+    seen = [json.loads(line) for line in (tmp_path / "shares.json").read_text().splitlines()]
+    assert {each["task"] for each in seen if each["kind"] in ("dense", "imp", "sparse")} == {False}
+    measured = [each for each in seen if each["kind"] not in ("dense", "imp", "sparse")]
+    assert {each["kind"] for each in measured} == {"match", "connect", "overlap", "plane"}
+    for each in measured:
+        share = {name: amount for name, amount in each["share"].items() if "_group_" not in name}
+        on_gpu = each["kind"] == "plane"
+        assert (each["task"], share.get("CPU"), share.get("GPU", 0)) == (True, 1, 0.5 * on_gpu), each
+        assert each["gpus"] == ("0" if on_gpu else "")
+    by_process = defaultdict(set)
+    for each in measured:
+        by_process[each["pid"]].add(each["gpus"])
+    assert all(len(gpus) == 1 for gpus in by_process.values()), "no process sees other GPUs than it began with"
+    store, alone, plan = Store(tmp_path / "store"), Store(tmp_path / "alone"), make_plan(config)
+    assert not run_plan(plan, alone).errors
+    for stage in plan.stages:
+        for name in alone.files(stage.key):
+            np.testing.assert_array_equal(alone.read(stage.key, name), store.read(stage.key, name), err_msg=stage.name)
+
+
+def process():
+    return os.getpid()
+
+
+def placed(places, slot):
+    """Wait until there is a place."""
+    end = time.monotonic() + 30
+    while (place := places.take("line", slot)) is None:
+        assert time.monotonic() < end
+        places.turn()
+        time.sleep(0.01)
+    return place
+
+
+def test_a_place_is_kept_for_a_while_and_holds_its_share(cluster, monkeypatch):
+    places, slot = Places(is_local=False), Slot(2, 0.0)
+    place = placed(places, slot)
+    assert ray.get(ray.remote(process).options(**place.options).remote()) > 0
+    assert "CPU" not in ray.available_resources(), "all cores are the place's"
+    assert places.busy() == [slot]
+    places.give_back(place)
+    assert (places.busy(), places.held()) == ([], [("line", slot)])
+    assert places.take("line", slot) is place, "the next task has it"
+    places.give_back(place)
+    places.turn()
+    assert places.held(), "for some seconds"
+    monkeypatch.setattr("raylth.cluster.scheduler.places.KEPT_SECONDS", 0.0)
+    places.turn()
+    assert places.held() == []
+    free = ray.remote(num_cpus=1)(process)
+    assert ray.get(free.remote(), timeout=30) > 0
+
+
+def test_a_place_that_cannot_be_made_asks_for_an_idle_workers_share_once_a_second(cluster, monkeypatch):
+    places, first = Places(is_local=False), Slot(2, 0.0)
+    used = placed(places, first)
+    assert places.take("line", first) is None
+    assert places.is_made()
+    assert not places.is_short(), "a moment is no lack"
+    monkeypatch.setattr("raylth.cluster.scheduler.places.SHORT_SECONDS", 0.1)
+    time.sleep(0.15)
+    assert places.is_short()
+    assert not places.is_short(), "the one that was ended may be enough"
+    time.sleep(0.15)
+    assert places.is_short()
+    places.give_back(used, is_sound=False)
+    assert placed(places, first) is not used, "what another left is there for it"
+    places.close()
+    assert places.held() == []
+
+
+def test_one_with_another_share_takes_what_an_unused_place_holds(cluster):
+    places = Places(is_local=False)
+    places.give_back(placed(places, Slot(2, 0.0)))
+    assert placed(places, Slot(1, 0.0)) is not None
+    assert [slot for _, slot in places.held()] == [Slot(1, 0.0)]
+    places.close()
+
+
+def test_the_process_of_a_place_with_a_gpu_ends_with_it(tmp_path):
+    """Its memory of the GPU goes with it; on the CPU Ray keeps the process."""
+    ray.init("local", num_cpus=1, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        places, getpid = Places(is_local=True), ray.remote(max_retries=0)(process)
+        place = placed(places, Slot(1, 0.5))
+        pid = ray.get(getpid.options(**place.options).remote())
+        assert ray.get(getpid.options(**place.options).remote()) == pid
+        places.give_back(place, is_sound=False)
+        end = time.monotonic() + 30
+        while places.held():
+            assert time.monotonic() < end
+            places.turn()
+            time.sleep(0.01)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        again = placed(places, Slot(1, 0.5))
+        assert ray.get(getpid.options(**again.options).remote()) != pid
+    finally:
+        ray.shutdown()

@@ -10,7 +10,8 @@ from raylth.cluster.address import Joining
 from raylth.cluster.launch import joined
 from raylth.cluster.nodes.preflight import versions
 from raylth.cluster.search import point_trial as points
-from raylth.cluster.search.point_trial import EPOCHS, Clock, Given, PointTrial
+from raylth.cluster.search.point_trial import EPOCHS, Clock, PointTrial
+from raylth.cluster.worker.payload import SearchShared
 from raylth.config.overrides import changed
 from raylth.stages import load_data, make_context, make_plan, run_stage
 from raylth.store import Store
@@ -38,10 +39,9 @@ def trial_of(ray, store, monkeypatch, is_stopped=lambda: False):
     monkeypatch.setattr(points, "Drain", lambda: is_stopped)
     config = config_of()
     data = load_data(config.data)
-    given = Given(
-        str(store.root.path), config.model_dump(mode="json"), [ray.put(data)], data.fingerprint(), EVERY, versions()
-    )
-    return tune.with_parameters(PointTrial, given=given, arms=["permuted"])(config=POINT)
+    plain = config.model_dump(mode="json")
+    shared = SearchShared(str(store.root.path), [ray.put(data)], data.fingerprint(), versions(), config=plain, every=EVERY)
+    return tune.with_parameters(PointTrial, shared=shared, arms=["permuted"])(config=POINT)
 
 
 def reports_of(trial, most=1000):

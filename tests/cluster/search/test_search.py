@@ -22,8 +22,9 @@ from raylth.cluster.launch import joined
 from raylth.cluster.nodes.budget_meter import Meter
 from raylth.cluster.nodes.preflight import versions
 from raylth.cluster.search import study as studies
-from raylth.cluster.search.point_trial import EPOCHS, Given
+from raylth.cluster.search.point_trial import EPOCHS
 from raylth.cluster.search.study import Study, search_on_ray
+from raylth.cluster.worker.payload import SearchShared
 from raylth.config.budget import BudgetConfig, PricesConfig
 from raylth.config.load import BadSweep, read_sweep
 from raylth.driver import run_search as searches
@@ -83,8 +84,9 @@ def run_stub(tmp_path, monkeypatch, trials=20, meter=None, **changes):
     monkeypatch.setattr(studies, "PointTrial", Bowl)
     config = read_sweep(search_sweep(tmp_path, trials=trials, **changes))
     study = Study("naive", ["naive"], config, tmp_path / "studies.log")
-    given = Given(str(tmp_path), config.model_dump(mode="json"), [], "", 1, versions())
-    search_on_ray(study, given, trials - len(study.ended()), lambda line: None, str(tmp_path / "tune"), meter)
+    plain = config.model_dump(mode="json")
+    shared = SearchShared(str(tmp_path), [], "", versions(), config=plain, every=1)
+    search_on_ray(study, shared, trials - len(study.ended()), lambda line: None, str(tmp_path / "tune"), meter)
     return study
 
 
@@ -278,8 +280,9 @@ def test_a_dense_network_that_diverges_is_a_bad_point_and_no_failure(ray, tmp_pa
     data = searches.load_data(config.data)
     study = Study("naive", ["naive"], config, tmp_path / "studies.log")
     plain = config.model_dump(mode="json")
-    given = Given(str(tmp_path / "store"), plain, [ray.put(data)], data.fingerprint(), 0, versions())
-    search_on_ray(study, given, 1, lambda line: None, str(tmp_path / "tune"))
+    root = str(tmp_path / "store")
+    shared = SearchShared(root, [ray.put(data)], data.fingerprint(), versions(), config=plain, every=0)
+    search_on_ray(study, shared, 1, lambda line: None, str(tmp_path / "tune"))
     (trial,) = study.ended()
     assert (trial.state.name, trial.values) == ("COMPLETE", [0.0])
 

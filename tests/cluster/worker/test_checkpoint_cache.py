@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from raylth.cluster.scheduler.loop import _Pulse
 from raylth.cluster.slots import Shares
 from raylth.cluster.worker.checkpoint_cache import CheckpointReader, start_checkpoint_actors
 from raylth.cluster.worker.epoch_counter import EpochReporter
+from raylth.cluster.worker.payload import Work
 from raylth.common.signals import Asked
 from raylth.config.resources import ResourcesConfig
 from raylth.stages import Graph, Preempted, Stage, make_plan
@@ -105,11 +107,6 @@ def searcher_of(tmp_path, retries=1):
     )
 
 
-ONE = {  # what a trial of one network by one worker says
-    "pack": False, "measure": None, "workers": 1, "min_workers": 1, "engine": "eager",
-}  # fmt: skip
-
-
 def ends(*outcomes):
     """What a trial reports of its stages."""
     return {"outcomes": [{"error": None, "broken": None, "computed": True, "seconds": 0.01, **end} for end in outcomes]}
@@ -120,10 +117,10 @@ OK = ends({"outcome": "done"})
 
 def test_the_searcher_waits_for_parents_and_ends_with_the_graph(tmp_path):
     searcher = searcher_of(tmp_path)
-    assert searcher.suggest("t1") == {"stages": ["a"], "cpus": 1, "gpus": 0.5, "steps": None, **ONE}
+    assert searcher.suggest("t1") == asdict(Work(["a"], 1, 0.5))
     assert searcher.suggest("t2") is None, "b waits for a, so no trial may be made"
     searcher.on_trial_complete(trial_id="t1", result=OK)
-    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 0.0, "steps": None, **ONE}
+    assert searcher.suggest("t2") == asdict(Work(["b"], 1, 0.0))
     assert searcher.suggest("t3") is None
     searcher.on_trial_complete(trial_id="t2", result=OK)
     assert searcher.suggest("t3") == Searcher.FINISHED

@@ -1,5 +1,7 @@
 """Several workers for one network: where they run, what their end means, and what a sweep file may ask for."""
 
+from dataclasses import asdict
+
 import pytest
 import ray
 import torch
@@ -9,6 +11,7 @@ from raylth.cluster import failures
 from raylth.cluster.scheduler.graph_searcher import GraphSearcher
 from raylth.cluster.slots import Slot, room, slot_of
 from raylth.cluster.worker.data_parallel import TeamLost, _cause, num_workers
+from raylth.cluster.worker.payload import Work
 from raylth.config.resources import ResourcesConfig, TrainingShare
 from raylth.config.sweep import SweepConfig
 from raylth.stages import Graph, Preempted, make_plan
@@ -30,7 +33,7 @@ def test_room_is_counted_machine_by_machine(cpus, gpus, expected):
     [(4, 4, 4), (6, 1, 6), (8, 8, 8), (8, 2, 6), (8, 7, 8)],  # of 6; the last waits for machines
 )
 def test_fewer_workers_start_where_that_is_allowed_and_there_is_room_for_them(asked, fewest, expected):
-    assert num_workers(NODES, {"cpus": 4, "gpus": 1.0, "workers": asked, "min_workers": fewest}) == expected
+    assert num_workers(NODES, Work([], 4, 1.0, asked, fewest)) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,10 +94,7 @@ def test_no_more_teams_are_started_than_there_is_room_for(tmp_path):
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), resources, [("H200", 2**37)] * 4, {"CPU": 16.0, "GPU": 4.0})
     first, second, third = (searcher.suggest(f"t{number}") for number in range(3))
     for number, found in enumerate((first, second)):
-        assert found == {
-            "stages": [f"s{number}"], "cpus": 2, "gpus": 1.0, "workers": 2, "min_workers": 1, "steps": None, "pack": False,
-            "measure": None, "engine": "eager",
-        }  # fmt: skip
+        assert found == asdict(Work([f"s{number}"], 2, 1.0, 2, 1))
     assert third["stages"] == ["m"], "the other teams wait"
     assert searcher.has_team()
     assert searcher.suggest("t3") is None

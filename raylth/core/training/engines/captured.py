@@ -107,7 +107,7 @@ class CapturedSteps(Steps):
 
     @contextlib.contextmanager
     def _forked(self) -> Iterator[None]:
-        """Let the streams begin after what the current one was given, and it go on after all of them."""
+        """Let the streams begin after what the current one was given, and it continue after all of them."""
         main = torch.cuda.current_stream(self.device) if self.captures else None
         for stream in self.streams:
             stream.wait_stream(main)  # type: ignore[arg-type]  # there are streams only where there is one

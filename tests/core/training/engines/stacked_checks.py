@@ -99,7 +99,7 @@ def alone():
 
 
 def resumed():
-    """A training that goes on from a snapshot has the same bits, in waves of another size; who diverges harms no other."""
+    """A training that continues from a snapshot has the same bits, in waves of another size; who diverges harms no other."""
     _, whole, losses = run()
     states = []
 
