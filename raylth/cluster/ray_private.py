@@ -38,6 +38,7 @@ __all__ = [
     "release_idle_workers",
     "set_trial_attribute",
     "stop_trial",
+    "take_event",
     "tell_pruned",
     "torch_config",
     "unavailable_node_types",
@@ -222,6 +223,11 @@ def end_idle_worker(controller: Any) -> None:
         actor.set_on_stop(None)  # as Tune's own `_cleanup_cached_actors` does: no trial is associated with it
         actor.set_on_error(None)
         controller._remove_actor(tracked_actor=actor)
+
+
+def take_event(controller: Any) -> None:
+    """Let Tune's loop take what has happened, such as the end of an actor, while it waits for its searcher."""
+    controller._actor_manager.next(timeout=0)
 
 
 def has_worker(controller: Any, trial: Any) -> bool:

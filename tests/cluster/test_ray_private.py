@@ -280,8 +280,11 @@ class Script(Searcher):
             yield None
         ray_private.end_idle_worker(self.controller)
         assert ray_private.num_idle_workers(self.controller) == 0
-        while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
-            yield None
+        end = time.monotonic() + 30
+        while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"] and time.monotonic() < end:
+            ray_private.take_event(self.controller)  # without Tune's own turns, as while it waits for its searcher
+            time.sleep(0.1)
+        assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"], "what it held is free"
         self.seen.append("one is ended alone")
         yield {"until": "never"}
         while True:

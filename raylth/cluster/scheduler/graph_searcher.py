@@ -68,23 +68,22 @@ class GraphSearcher(StageEnds, Searcher):
         """
         while True:
             suggested = self._suggest(trial_id)
-            if suggested is not None or self.running or self.tasks is None or self.tasks.places.is_made():
-                return suggested  # where a place is being made Tune may have to end an idle worker, at its next turn
-            if not (self.tasks.running or self.delayed):
-                return None
+            if suggested is not None or self.running or self.tasks is None or not (self.tasks.is_busy or self.delayed):
+                return suggested
             self.tasks.wait(TASK_SECONDS)
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         self.on_turn()
         if self.tasks is not None:
-            self.tasks.take_ends()
+            self.tasks.turn()
         if self.is_closed:
             return None if self.running or (self.tasks and self.tasks.running) else Searcher.FINISHED
         while self.delayed and self.delayed[0][0] <= time.monotonic():
             self.graph.retry(heapq.heappop(self.delayed)[1])
         if self.tasks is not None and self.tasks.come_first():
             self.tasks.submit()
-        suggested = None if self._one_waits() else self._next_trial(trial_id)
+        is_held = self._one_waits() or (self.tasks is not None and self.tasks.hold_back())
+        suggested = None if is_held else self._next_trial(trial_id)
         if suggested is None and self.tasks is not None:
             self.tasks.submit()
         return Searcher.FINISHED if suggested is None and self.graph.finished else suggested
@@ -158,10 +157,6 @@ class GraphSearcher(StageEnds, Searcher):
     def has_team(self) -> bool:
         """Whether several workers train a network now, or wait to."""
         return any(slot.workers > 1 for _, slot in self.running.values())
-
-    def is_short(self) -> bool:
-        """Whether a task waits for what an idle worker may hold."""
-        return self.tasks is not None and self.tasks.places.is_short()
 
     def _num_teams(self, slot: Slot) -> int:
         return sum(other == slot for _, other in self.running.values())

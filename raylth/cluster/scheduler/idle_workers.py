@@ -22,9 +22,21 @@ class IdleWorkers:
     def __init__(self) -> None:
         self.kept: set[Any] = set()  # resources whose idle workers are kept
         self.idle_since: float | None = None
+        self.controller: Any = None  # Tune's, once its loop turns
+
+    def end_one(self) -> None:
+        """End an idle worker, if there is any: a task needs what it holds."""
+        if self.controller is not None:
+            ray_private.end_idle_worker(self.controller)
+
+    def take_event(self) -> None:
+        """Take the end of a worker, while Tune's loop does not turn: without trials it waits for its searcher."""
+        if self.controller is not None and not ray_private.live_trials(self.controller):
+            ray_private.take_event(self.controller)
 
     def turn(self, controller: Any) -> None:
         """Take a turn of Tune's loop."""
+        self.controller = controller
         live = ray_private.live_trials(controller)
         if not ray_private.num_idle_workers(controller):
             self.idle_since = None

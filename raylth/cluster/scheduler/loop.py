@@ -40,11 +40,8 @@ def run_loop(searcher: GraphSearcher, shared: Shared, watch: Watch, joining: Joi
     try:
         with signals.deferred() as asked:
             pulse = _Pulse(searcher, shared.epoch_counter, watch, asked, meter)
-            scheduler = TrialScheduler(
-                searcher.causes, searcher.has_team, searcher.is_short, lambda: searcher.is_closed, pulse.on_turn
-            )
-            places = Places(is_local=joining.is_local)
-            searcher.tasks = StageTasks(searcher, shared, places)
+            scheduler = TrialScheduler(searcher.causes, searcher.has_team, lambda: searcher.is_closed, pulse.on_turn)
+            searcher.tasks = StageTasks(searcher, shared, Places(is_local=joining.is_local), scheduler.idle_workers)
             tuner = tune.Tuner(
                 tune.with_parameters(StageTrial, shared=shared),
                 tune_config=tune.TuneConfig(

@@ -111,10 +111,13 @@ class Places:
         """Whether a place is being made."""
         return any(place.state == MADE for place in self.places)
 
+    def waiting(self) -> list[str]:
+        """Return the kinds of stages whose places wait for room."""
+        return [place.kind for place in self.places if place.state == MADE and place.seconds >= SHORT_SECONDS]
+
     def is_short(self) -> bool:
-        """Whether an idle worker is to be ended for a place that is being made: True once a second."""
-        made = [place.seconds for place in self.places if place.state == MADE]
-        if not made or max(made) < SHORT_SECONDS or time.monotonic() - self.short_since < SHORT_SECONDS:
+        """Whether an idle worker is to be ended for a place that waits for room: True once a second."""
+        if not self.waiting() or time.monotonic() - self.short_since < SHORT_SECONDS:
             return False
         self.short_since = time.monotonic()
         return True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raylth.cluster.failures import cause_of
+from raylth.cluster.scheduler.idle_workers import IdleWorkers
 from raylth.cluster.scheduler.places import Place, Places
 from raylth.cluster.slots import Slot, asks_too_much
 from raylth.cluster.worker.payload import Work
@@ -27,8 +28,8 @@ __all__ = ["StageTasks"]
 class StageTasks:
     """Submits the ready stages of a graph that train nothing, and takes their ends to the searcher."""
 
-    def __init__(self, searcher: "GraphSearcher", shared: "Shared", places: Places) -> None:
-        self.searcher, self.shared, self.places = searcher, shared, places
+    def __init__(self, searcher: "GraphSearcher", shared: "Shared", places: Places, idle_workers: IdleWorkers) -> None:
+        self.searcher, self.shared, self.places, self.idle_workers = searcher, shared, places, idle_workers
         self.run, self.reference = uuid.uuid4().hex, ray.put(shared)
         self.running: dict[Any, tuple[Stage, Place]] = {}  # reference of the result -> stage and where it runs
         self.graph.split(self.is_trial)
@@ -53,20 +54,34 @@ class StageTasks:
         task, training = self.graph.first_ready(trial=False), self.graph.first_ready(trial=True)
         return task is not None and training is not None and kind_of(task.kind).rank < kind_of(training.kind).rank
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task runs, or a place is being made for one."""
+        return bool(self.running) or self.places.is_made()
+
+    def hold_back(self) -> bool:
+        """Whether no training is to start now: its worker, just idle, has what a task waits for that comes before it."""
+        training = self.graph.first_ready(trial=True)
+        waiting = self.places.waiting()
+        return training is not None and any(kind_of(kind).rank < kind_of(training.kind).rank for kind in waiting)
+
     def wait(self, seconds: float) -> None:
         """Wait until a task has ended, at most so long."""
+        self.idle_workers.take_event()
         if self.running:
             ray.wait(list(self.running), num_returns=1, timeout=seconds)
         else:
             time.sleep(seconds)
 
-    def take_ends(self) -> None:
-        """Take the ends of the tasks that have ended."""
+    def turn(self) -> None:
+        """Take the ends of the tasks that have ended; end an idle worker where one may hold what a task waits for."""
         if self.running:
             ended, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
             for reference in ended:
                 self._take(reference)
         self.places.turn()
+        if self.places.is_short():
+            self.idle_workers.end_one()
 
     def submit(self) -> None:
         """Submit the stages that are ready and that there is room for."""

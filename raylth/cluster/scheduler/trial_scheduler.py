@@ -25,7 +25,6 @@ class TrialScheduler(FIFOScheduler):
         self,
         causes: dict[str, tuple[str, str]],
         has_team: Callable[[], bool] = lambda: False,
-        is_short: Callable[[], bool] = lambda: False,
         is_closed: Callable[[], bool] = lambda: False,
         on_turn: Callable[[bool], None] = lambda any_runs: None,
     ) -> None:
@@ -35,7 +34,6 @@ class TrialScheduler(FIFOScheduler):
         self.is_closed = is_closed  # whether no trial is to start any more
         self.idle_workers = IdleWorkers()
         self.has_team = has_team  # whether a trial runs whose workers have resources of their own
-        self.is_short = is_short  # whether a task waits for what an idle worker may hold
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Return the first that waits. Tune keeps idle workers and what they hold; a team may be waiting for just that."""
@@ -46,8 +44,6 @@ class TrialScheduler(FIFOScheduler):
                 ray_private.stop_trial(tune_controller, waiting)
         self.idle_workers.turn(tune_controller)
         trial = None if self.is_closed() else super().choose_trial_to_run(tune_controller)
-        if self.is_short():
-            ray_private.end_idle_worker(tune_controller)
         if trial is None and self.has_team():
             ray_private.end_idle_workers(tune_controller)
         return trial

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -15,12 +15,13 @@ from raylth.cluster.failures import CRASHED
 from raylth.cluster.scheduler.graph_searcher import GraphSearcher
 from raylth.cluster.scheduler.packing import Packs
 from raylth.cluster.slots import MARGIN, Shares, Slot, room, share_of_gpu
+from raylth.cluster.worker.payload import Work
 from raylth.config.resources import ResourcesConfig
 from raylth.core.training.recipe import Recipe
 from raylth.stages import Graph, Stage, kind_of, make_plan, run_plan
 from raylth.stages.settings import Amount, DataSettings, MatchSettings, NetworkSettings, TransformSettings
 from raylth.store import Store
-from tests.cluster.worker.test_checkpoint_cache import ONE, ends
+from tests.cluster.worker.test_checkpoint_cache import ends
 from tests.conftest import tiny_sweep
 
 GIB = 2**30
@@ -278,16 +279,14 @@ def test_one_training_is_tried_while_the_others_of_its_kind_wait(tmp_path, monke
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     stages = [training("a1"), training("a2"), training("b", width=4.0), a_match("m")]
     searcher = GraphSearcher(Graph(stages), Store(tmp_path), AUTO, TABLE)
-    assert searcher.suggest("t1") == {"stages": ["a1"], "cpus": 1, "gpus": 1.0, "steps": 5, **ONE}
-    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 1.0, "steps": 5, **ONE}, (
-        "a2 waits for what a1 takes"
-    )
-    assert searcher.suggest("t3") == {"stages": ["m"], "cpus": 1, "gpus": 1.0, "steps": None, **ONE}, "no training: run whole"
+    assert searcher.suggest("t1") == asdict(Work(["a1"], 1, 1.0, steps=5))
+    assert searcher.suggest("t2") == asdict(Work(["b"], 1, 1.0, steps=5)), "a2 waits for what a1 takes"
+    assert searcher.suggest("t3") == asdict(Work(["m"], 1, 1.0)), "no training: run whole"
     assert searcher.suggest("t4") is None
     searcher.on_trial_complete(trial_id="t1", result=ends({"outcome": "tried", "peak_bytes": 4 * GIB}))
-    assert searcher.suggest("t5") == {"stages": ["a1"], "cpus": 1, "gpus": 1 / 5, "steps": None, **ONE}
+    assert searcher.suggest("t5") == asdict(Work(["a1"], 1, 1 / 5))
     now[0] += 2
-    assert searcher.suggest("t6") == {"stages": ["a2"], "cpus": 1, "gpus": 1 / 5, "steps": None, **ONE}
+    assert searcher.suggest("t6") == asdict(Work(["a2"], 1, 1 / 5))
     assert "takes 4.0 GiB of GPU memory: 1 CPU, 0.2 GPU for each of its kind" in searcher.notes[0]
     searcher.on_trial_complete(trial_id="t5", result=ends({"outcome": "out of memory", "error": "CUDA"}))
     now[0] += 2
@@ -367,4 +366,4 @@ def test_a_batch_holds_only_what_takes_the_same_share_and_only_a_whole_gpu_teach
         trial_id="t1", result=ends(*[{"outcome": "done", "peak_bytes": 20 * GIB} for _ in first["stages"]])
     )
     assert searcher.shares.of(stages[0]) == Slot(1, 1 / 10), "others were on that GPU, too"
-    assert searcher.suggest("t2") == {"stages": ["b"], "cpus": 1, "gpus": 1.0, "steps": 5, **ONE}
+    assert searcher.suggest("t2") == asdict(Work(["b"], 1, 1.0, steps=5))
