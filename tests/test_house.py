@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raylth"
+MOST_LINES = 50  # of a function
+LONG = {"raylth/core/training/engines/kernels.py": {"input_gradient"}}  # a Triton kernel: parts of it would have no meaning
 
 
 def modules() -> dict[str, Path]:
@@ -89,9 +91,9 @@ def test_every_row_of_the_fault_table_names_a_test():
 def test_files_and_functions_stay_small(path):
     text = path.read_text()
     assert text.count("\n") <= 350
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
-            assert node.end_lineno - node.lineno < 70, node.name
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = {node.name for node in functions if node.end_lineno - node.lineno + 1 > MOST_LINES}
+    assert long == LONG.get(str(path.relative_to(ROOT)), set())
 
 
 def test_the_command_line_does_not_import_ray():

@@ -56,8 +56,8 @@ def _execute(config: SweepConfig, options: argparse.Namespace, joining: Joining)
         return ExitCode.OK
     if options.cluster:
         words = [*options.overrides, *joining.words]
-        status, told = send(options.cluster, options.file, words, contracted(config.storage))
-        print(told, file=sys.stderr if status else sys.stdout)
+        status, message = send(options.cluster, options.file, words, contracted(config.storage))
+        print(message, file=sys.stderr if status else sys.stdout)
         return status
     return _run(config, options, joining)
 

@@ -71,7 +71,7 @@ def _has_ended(status: dict[str, Any]) -> bool:
 
 def _show(console: Console, name: str, status: dict[str, Any]) -> None:
     state, ago = _state(status), duration(max(0.0, time.time() - status["time"]))
-    table = Table(title=f"{name}: {state}, told {ago} ago by {status['host']}", title_justify="left")
+    table = Table(title=f"{name}: {state}, reported {ago} ago by {status['host']}", title_justify="left")
     table.add_column("stage")
     for heading in STATES:
         table.add_column(heading, justify="right")

@@ -24,9 +24,8 @@ __all__ = [
 
 PREEMPTED, OUT_OF_MEMORY, CRASHED = "preempted", "out of memory", "crashed"
 UNREACHABLE = "storage unreachable"
-NOT_STARTED = (
-    "not started"  # Tune ended an actor that was still starting, because another had become free; or an idle one died
-)
+# Tune ended an actor that was still starting, because another had become free; or an idle one died.
+NOT_STARTED = "not started"
 WHAT = {
     PREEMPTED: "its worker was preempted",
     OUT_OF_MEMORY: "out of memory",

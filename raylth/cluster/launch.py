@@ -60,23 +60,7 @@ def run_on_ray(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if joining.is_local else machines()
         check_shares(plan.config.resources, nodes)
         _check_object_stores(plan, graph)
-        shared = Shared(
-            root=str(store.root.absolute()),
-            stages={key: stage.to_dict() for key, stage in graph.stages.items()},  # a done one may be found broken
-            dataset=[ray.put(dataset)],
-            data_sha256=dataset.fingerprint(),
-            checkpoints=start_checkpoint_actors(
-                str(store.root.absolute()),
-                plan.config.resources.checkpoint_actors,
-                plan.config.resources.checkpoint_bytes,
-            ),
-            errors=str(errors.absolute()),
-            evaluate_every=plan.config.log.evaluate_every,
-            state_every=plan.config.resources.state_every,
-            state_seconds=plan.config.resources.state_seconds,
-            versions=versions(),
-            imports=imports,
-        )
+        shared = _shared(plan, graph, store, dataset, errors, imports)
         with uncollected():  # here: it takes a second, in which the actors start
             from raylth.cluster.scheduler.graph_searcher import GraphSearcher
             from raylth.cluster.scheduler.loop import run_loop
@@ -87,6 +71,24 @@ def run_on_ray(
         head = ray.get_runtime_context().gcs_address
         with HeadMonitor(head, lambda: lost(head)):
             run_loop(searcher, shared, watch, joining, meter)
+
+
+def _shared(plan: Plan, graph: Graph, store: Store, dataset: Dataset, errors: Location, imports: tuple[str, ...]) -> Shared:
+    """Return what all workers are given, with the data set in the object store and the checkpoint actors started."""
+    root, resources = str(store.root.absolute()), plan.config.resources
+    return Shared(
+        root=root,
+        stages={key: stage.to_dict() for key, stage in graph.stages.items()},  # a done one may be found broken
+        dataset=[ray.put(dataset)],
+        data_sha256=dataset.fingerprint(),
+        checkpoints=start_checkpoint_actors(root, resources.checkpoint_actors, resources.checkpoint_bytes),
+        errors=str(errors.absolute()),
+        evaluate_every=plan.config.log.evaluate_every,
+        state_every=resources.state_every,
+        state_seconds=resources.state_seconds,
+        versions=versions(),
+        imports=imports,
+    )
 
 
 @contextlib.contextmanager

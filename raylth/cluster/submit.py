@@ -53,15 +53,15 @@ def send(
     found = re.search(f"^{BEGIN}$(.*)^{END}(\\d+)", output.replace("\r", ""), re.MULTILINE | re.DOTALL)
     if found is None:
         raise ClusterError(f"{cluster}: its head does not answer: {_last(output)}")
-    told = found[1].strip()
+    message = found[1].strip()
     if int(found[2]):
-        return int(found[2]), told
+        return int(found[2]), message
     on_head = f"ray exec {cluster} "
     follow = shlex.join(["tail", "-f", f"raylth/sent/{Path(sweep).stem}.log"])
     inside = f"cd raylth && venv/bin/python -m raylth.status {shlex.quote(storage)}"
     state = f"python -m raylth.status {storage}" if "://" in storage else f"{on_head}{shlex.quote(inside)}"
     lines = ["the sweep runs on the head and continues without this machine", f"its output: {on_head}{shlex.quote(follow)}"]
-    return ExitCode.OK, "\n".join([told, *lines, f"how it gets on: {state}"])
+    return ExitCode.OK, "\n".join([message, *lines, f"how it gets on: {state}"])
 
 
 def _check_wheel(cluster: str, config: dict[str, Any], ray: Callable[..., Ran]) -> None:

@@ -106,9 +106,8 @@ def is_path(text: str) -> str:
     return text
 
 
-Folder = Annotated[
-    str, Field(min_length=1), AfterValidator(is_path), AfterValidator(expanded)
-]  # or a file, of the machine that reads the sweep file
+# Or a file, of the machine that reads the sweep file.
+Folder = Annotated[str, Field(min_length=1), AfterValidator(is_path), AfterValidator(expanded)]
 
 
 def _gpu_share(value: Any) -> float | Literal["auto"]:

@@ -8,6 +8,7 @@ it the layer's own weight and bias, so nothing is left over that was not in the 
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -116,15 +117,7 @@ def repair(
     Raises ValueError for no data, or statistics of another architecture.
     """
     sites, shared = repair_sites(model), _shared(trace(model))
-    if set(sites) != set(statistics_a) or set(sites) != set(statistics_b):
-        raise ValueError("the statistics belong to networks of another architecture")
-    targets = {
-        name: Statistics(
-            torch.lerp(statistics_a[name].mean, statistics_b[name].mean, alpha),
-            torch.lerp(statistics_a[name].deviation, statistics_b[name].deviation, alpha),
-        )
-        for name in sites
-    }
+    targets = _targets(sites, statistics_a, statistics_b, alpha)
     norms = {n: module for n, module in model.named_modules() if isinstance(module, _BatchNorm) and module not in shared}
     modules = {name: model.get_submodule(name) for name in sites} | norms
     moments = {name: Moments() for name in modules}
@@ -134,16 +127,10 @@ def repair(
             norm.training = True
         for name, module in modules.items():
             if isinstance(module, _BatchNorm):
-                handle = module.register_forward_pre_hook(
-                    lambda layer, args, name=name: _rescaled(
-                        layer, args[0], moments[name], targets.get(name), slopes.get(name)
-                    )
-                )
+                hook = partial(_rescale, moments[name], targets.get(name), slopes.get(name))
+                handle = module.register_forward_pre_hook(hook)
             else:
-                axis = -1 if isinstance(module, nn.Linear) else 1
-                handle = module.register_forward_hook(
-                    lambda _, __, out, name=name, axis=axis: _corrected(out, axis, moments[name], targets[name])
-                )
+                handle = module.register_forward_hook(partial(_correct, moments[name], targets[name]))
             hooks.callback(handle.remove)
         for x in inputs_of(batches, model):
             model(x)
@@ -158,14 +145,32 @@ def repair(
             _fuse(module, moments[name], targets[name])
 
 
+def _targets(
+    sites: list[str], statistics_a: dict[str, Statistics], statistics_b: dict[str, Statistics], alpha: float
+) -> dict[str, Statistics]:
+    """Return every site's statistics at alpha between A's and B's; ValueError where these are of other sites."""
+    if set(sites) != set(statistics_a) or set(sites) != set(statistics_b):
+        raise ValueError("the statistics belong to networks of another architecture")
+    return {
+        name: Statistics(
+            torch.lerp(statistics_a[name].mean, statistics_b[name].mean, alpha),
+            torch.lerp(statistics_a[name].deviation, statistics_b[name].deviation, alpha),
+        )
+        for name in sites
+    }
+
+
 def _slope(module: _BatchNorm) -> Tensor:
     """Return by how much a batch norm's output changes with its input in evaluation, (C,) float64."""
     variance = torch.zeros_like(module.weight) if module.running_var is None else module.running_var
     return module.weight.double() / (variance.double() + module.eps).sqrt()
 
 
-def _rescaled(module: _BatchNorm, x: Tensor, into: Moments, target: Statistics | None, slope: Tensor | None) -> None:
-    """Note the moments of a batch norm's input, and make its output on this batch have the target's."""
+def _rescale(
+    into: Moments, target: Statistics | None, slope: Tensor | None, module: _BatchNorm, args: tuple[Tensor, ...]
+) -> None:
+    """Note the moments of a batch norm's input, and make its output on this batch have the target's; a forward pre-hook."""
+    x = args[0]
     into.add(x)
     if target is not None and slope is not None:
         own = Moments()
@@ -187,8 +192,9 @@ def _set_affine(module: _BatchNorm, moments: Moments, target: Statistics, slope:
     module.bias.copy_(target.mean)
 
 
-def _corrected(out: Tensor, axis: int, into: Moments, target: Statistics) -> Tensor:
-    """Note a layer's moments and return its output with the target's, by the statistics of this batch."""
+def _correct(into: Moments, target: Statistics, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    """Note a layer's moments and return its output with the target's, by this batch's statistics; a forward hook."""
+    axis = -1 if isinstance(module, nn.Linear) else 1
     into.add(out, axis)
     own = Moments()
     own.add(out, axis)

@@ -221,16 +221,8 @@ def _search(
     meter: Meter,
 ) -> "list[Study]":
     """Compute what the trials of each repeat share, then run what is left of every study."""
-    from raylth.cluster.launch import check_shares, joined
-    from raylth.cluster.nodes.capacity import machines
-    from raylth.cluster.nodes.preflight import versions
-    from raylth.cluster.search.study import search_on_ray
-    from raylth.cluster.worker.payload import SearchShared
-
-    config, search = repeats[0], repeats[0].search
-    assert search is not None
     studies = _studies(repeats, journal)
-    ahead = [(study, left) for study in studies if (left := search.trials - len(study.ended())) > 0]
+    ahead = [(study, left) for study in studies if (left := study.search.trials - len(study.ended())) > 0]
     if meter.exhausted or not ahead:
         return studies
     shared = _shared_by_trials([repeats[number - 1] for number in sorted({study.repeat for study, _ in ahead})])
@@ -241,29 +233,46 @@ def _search(
         status.update(graph, epochs, meter.used)
         return []
 
+    def report(line: str) -> None:
+        kept()
+        status.update(graph, 0, meter.used, note=line)
+        console.print(line, highlight=False, soft_wrap=True)
+
     try:
         if not graph.finished:
             compute(shared, graph, run, dataset, console, command, joining, meter, also)
-        with joined(joining) as ray, tempfile.TemporaryDirectory(prefix="raylth-search-") as scratch:
-            every = search.stops.grace_epochs if search.stops else config.log.evaluate_every
-            data, sha256, root = [ray.put(dataset)], dataset.fingerprint(), str(run.store.root.absolute())
-
-            def told(line: str) -> None:
-                kept()
-                status.update(graph, 0, meter.used, note=line)
-                console.print(line, highlight=False, soft_wrap=True)
-
-            check_shares(config.resources, machines())
-            for study, left in ahead:
-                if not meter.exhausted:
-                    plain = study.config.model_dump(mode="json")
-                    given = SearchShared(root, data, sha256, versions(), config=plain, every=every)
-                    search_on_ray(study, given, left, told, scratch, meter, None if joining.is_local else machines())
+        _run_studies(ahead, run.store, dataset, report, joining, meter)
     except KeyboardInterrupt:
         status.update(graph, 0, meter.used, state="stopped", note=f"stopped{signals.was_asked().why}")
         raise
     status.update(graph, 0, meter.used, state="finished")
     return studies
+
+
+def _run_studies(
+    ahead: "Sequence[tuple[Study, int]]",
+    store: Store,
+    dataset: Dataset,
+    report: Callable[[str], None],
+    joining: Joining,
+    meter: Meter,
+) -> None:
+    """Run as many trials of each study as are left, one study after the other, on one cluster."""
+    from raylth.cluster.launch import check_shares, joined
+    from raylth.cluster.nodes.capacity import machines
+    from raylth.cluster.nodes.preflight import versions
+    from raylth.cluster.search.study import search_on_ray
+    from raylth.cluster.worker.payload import SearchShared
+
+    with joined(joining) as ray, tempfile.TemporaryDirectory(prefix="raylth-search-") as scratch:
+        data, sha256, root = [ray.put(dataset)], dataset.fingerprint(), str(store.root.absolute())
+        check_shares(ahead[0][0].config.resources, machines())  # which all studies have
+        for study, left in ahead:
+            if not meter.exhausted:
+                config, stops = study.config, study.search.stops
+                every = stops.grace_epochs if stops else config.log.evaluate_every
+                given = SearchShared(root, data, sha256, versions(), config=config.model_dump(mode="json"), every=every)
+                search_on_ray(study, given, left, report, scratch, meter, None if joining.is_local else machines())
 
 
 def _shared_by_trials(repeats: Sequence[SweepConfig]) -> Plan:

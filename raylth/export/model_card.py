@@ -194,15 +194,15 @@ def _permutation(origin: Origin) -> dict[str, Any]:
     match = origin.match
     assert match is not None
     settings = {name: value for name, value in match.settings.plain().items() if name not in ("model", "data")}
-    told = {"key of the permutation": f"`{match.key}`", "epoch of B": match.labels["match_epoch"], **settings}
+    entries = {"key of the permutation": f"`{match.key}`", "epoch of B": match.labels["match_epoch"], **settings}
     if origin.matched is not None:
         objective, fixed = (list(origin.matched[name].values()) for name in ("objective", "fixed_share"))
-        told |= {
+        entries |= {
             "groups of units": len(objective),
             "objective (correlation, by weights cosine), mean": f"{sum(objective) / len(objective):.4f}",
             "share of units that stay in place, mean": f"{sum(fixed) / len(fixed):.4f}",
         }
-    return told
+    return entries
 
 
 def _named(origin: Origin, key: str) -> str:

@@ -90,70 +90,83 @@ def _fit_group(
 ) -> list[dict[str, Any] | Diverged]:
     """Train networks that stand at the same step."""
     settings = trainees[0].stage.settings
-    recipe = settings.recipe
-    program = _program([trainee.network for trainee in trainees], recipe, context)
+    program = _program([trainee.network for trainee in trainees], settings.recipe, context)
     resume = Resume([trainee.stage.key for trainee in trainees], context)
-    before = [state[1] if state else dict[str, Any](curve=[], seconds=0.0) for state in found]
-    curves: list[list[dict[str, Any]]] = [each["curve"] for each in before]
-    for trainee, curve in zip(trainees, curves, strict=True):
-        context.progress(trainee.stage.key, len(curve))
-        for point in curve:  # of the process that began the training
-            if "test_accuracy" in point:
-                context.measured(trainee.stage.key, point)
-    start = time.perf_counter() - before[0]["seconds"] * len(trainees)
-
-    def record(completed: int, losses: list[float]) -> None:
-        points: list[dict[str, Any]] = [{"epoch": completed, "train_loss": loss} for loss in losses]
-        if completed == recipe.epochs or (context.evaluate_every and completed % context.evaluate_every == 0):
-            for point, score in zip(points, evaluate_together(program, context.test, team=context.team), strict=True):
-                point |= {"test_loss": finite(score.loss), "test_accuracy": score.accuracy, "test_top5": score.top5}
-        for number, (trainee, curve, point) in enumerate(zip(trainees, curves, points, strict=True)):
-            if math.isfinite(point["train_loss"]):
-                curve.append(point)
-                trainee.on_epoch(completed, program.member(number))
-                if "test_accuracy" in point:
-                    context.measured(trainee.stage.key, point)
-            context.progress(trainee.stage.key, 1)
-
-    def seconds() -> float:
-        return (time.perf_counter() - start) / len(trainees)
-
+    record = Record(trainees, program, context, [state[1] if state else None for state in found])
     outcomes = train_together(
         program,
         context.train,
-        recipe,
+        settings.recipe,
         seeds=[trainee.stage.settings.seed for trainee in trainees],
         augment=settings.augment,
         masks=[trainee.mask for trainee in trainees],
-        on_epoch=record,
-        on_step=lambda epochs, step, snapshots: resume.step(
-            epochs, step, snapshots, lambda: [{"curve": list(curve), "seconds": seconds()} for curve in curves]
-        ),
+        on_epoch=record.add,
+        on_step=lambda epochs, step, snapshots: resume.step(epochs, step, snapshots, record.beside),
         states=[state[0] for state in found if state] or None,
         team=context.team,
     )
-    taken, device = seconds(), torch.cuda.get_device_name() if context.device.startswith("cuda") else "cpu"
+    seconds = record.seconds()
     return [
-        outcome
-        if isinstance(outcome, Diverged)
-        else {
-            "epochs": recipe.epochs,
-            "test_accuracy": curve[-1]["test_accuracy"],
-            "test_top5": curve[-1]["test_top5"],
-            "test_loss": curve[-1]["test_loss"],
-            "train_loss": curve[-1]["train_loss"],
+        outcome if isinstance(outcome, Diverged) else record.metrics(number, seconds)
+        for number, outcome in enumerate(outcomes)
+    ]
+
+
+class Record:
+    """The curves of networks that are trained together, and how long each takes; `beside` is what their states have of it."""
+
+    def __init__(
+        self, trainees: Sequence[Trainee], program: Program, context: Context, beside: Sequence[dict[str, Any] | None]
+    ) -> None:
+        self.trainees, self.program, self.context = trainees, program, context
+        self.recipe = trainees[0].stage.settings.recipe
+        self.curves: list[list[dict[str, Any]]] = [each["curve"] if each else [] for each in beside]
+        for trainee, curve in zip(trainees, self.curves, strict=True):
+            context.progress(trainee.stage.key, len(curve))
+            for point in curve:  # of the process that began the training
+                if "test_accuracy" in point:
+                    context.measured(trainee.stage.key, point)
+        self.start = time.perf_counter() - (beside[0]["seconds"] if beside[0] else 0.0) * len(trainees)
+
+    def seconds(self) -> float:
+        """Return one network's share of the time so far."""
+        return (time.perf_counter() - self.start) / len(self.trainees)
+
+    def beside(self) -> list[dict[str, Any]]:
+        """Return what is saved beside each network's state."""
+        return [{"curve": list(curve), "seconds": self.seconds()} for curve in self.curves]
+
+    def add(self, completed: int, losses: list[float]) -> None:
+        """Add an epoch to the curves, with scores where it is evaluated; a network that diverged gets no more points."""
+        points: list[dict[str, Any]] = [{"epoch": completed, "train_loss": loss} for loss in losses]
+        every, team = self.context.evaluate_every, self.context.team
+        if completed == self.recipe.epochs or (every and completed % every == 0):
+            for point, score in zip(points, evaluate_together(self.program, self.context.test, team=team), strict=True):
+                point |= {"test_loss": finite(score.loss), "test_accuracy": score.accuracy, "test_top5": score.top5}
+        for number, (trainee, curve, point) in enumerate(zip(self.trainees, self.curves, points, strict=True)):
+            if math.isfinite(point["train_loss"]):
+                curve.append(point)
+                trainee.on_epoch(completed, self.program.member(number))
+                if "test_accuracy" in point:
+                    self.context.measured(trainee.stage.key, point)
+            self.context.progress(trainee.stage.key, 1)
+
+    def metrics(self, number: int, seconds: float) -> dict[str, Any]:
+        """Return the metrics that every trained network has."""
+        trainee, curve = self.trainees[number], self.curves[number]
+        return {
+            "epochs": self.recipe.epochs,
+            **{name: curve[-1][name] for name in ("test_accuracy", "test_top5", "test_loss", "train_loss")},
             "mask_sparsity": mask_sparsity(trainee.mask) if trainee.mask is not None else 0.0,
             "model_sparsity": model_sparsity(trainee.network, trainee.mask) if trainee.mask is not None else 0.0,
-            "seconds": taken,
-            "device": device,
-            "pack": len(trainees),
-            "engine": program.engine,
-            "workers": context.team.size,
-            "precision": recipe.precision,
+            "seconds": seconds,
+            "device": torch.cuda.get_device_name() if self.context.device.startswith("cuda") else "cpu",
+            "pack": len(self.trainees),
+            "engine": self.program.engine,
+            "workers": self.context.team.size,
+            "precision": self.recipe.precision,
             "curve": curve,
         }
-        for trainee, curve, outcome in zip(trainees, curves, outcomes, strict=True)
-    ]
 
 
 def _program(networks: Sequence[nn.Module], recipe: Recipe, context: Context) -> Program:

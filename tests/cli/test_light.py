@@ -91,7 +91,7 @@ def test_the_status_of_a_store_imports_nothing_heavy(module, tmp_path, capsys):
     StatusFile(locate(tmp_path) / "runs/a-1").update(graph, 5, state="finished", used={"gpu_hours": 1.5})
     done = run(*module.split(), tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("a-1: finished, told ")
+    assert done.stdout.startswith("a-1: finished, reported ")
     for text in ("dense", "blocked", "used so far: 1.50 GPU-hours", "RuntimeError: no; blocks "):
         assert text in done.stdout
     done = run(*module.split(), tmp_path, "--json")

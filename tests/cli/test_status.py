@@ -66,7 +66,7 @@ def test_status_shows_every_sweep_and_says_when_one_is_lost(finished, tmp_path, 
     StatusFile(locate(tmp_path) / "runs/b-2").update(everything, 9, state="finished")
     assert main([str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "a-1: running, told 0 s ago" in shown
+    assert "a-1: running, reported 0 s ago" in shown
     assert "b-2: finished" in shown
     assert "RuntimeError: no; blocks " in shown
     assert "2 preempted" in shown

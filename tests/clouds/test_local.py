@@ -87,7 +87,7 @@ class Cluster:
     def wait_for_end(self, asking: str) -> None:
         """Ask how the sweep gets on, as it told us to, until it has finished."""
         deadline, told = time.monotonic() + 180, ""
-        while "far" not in told or ": finished, told" not in told:
+        while "far" not in told or ": finished, reported" not in told:
             assert time.monotonic() < deadline, told
             time.sleep(2)
             told = self.ray(*shlex.split(asking))

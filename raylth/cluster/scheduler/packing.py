@@ -37,9 +37,8 @@ class Packs:
         self.measuring: set[str] = set()  # classes at which a worker is, or was
         self.fits: dict[str, int] = {}  # class -> how many fit in memory, where more did not
         self.reported: set[str] = set()
-        self.careful: set[str] = (
-            set()
-        )  # classes whose measuring ended a process: only engines of torch's own kernels are tried
+        # Classes whose measuring ended a process: only engines of torch's own kernels are tried.
+        self.careful: set[str] = set()
         self.suspects: dict[str, int] = {}  # stage key -> the largest pack that it may be in, after a larger one crashed
 
     def size(self, stage: Stage, slot: Slot) -> int | None:

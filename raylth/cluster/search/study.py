@@ -117,30 +117,17 @@ def search_on_ray(
     study: Study,
     shared: SearchShared,
     left: int,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
     storage: str,
     meter: Meter | None = None,
     nodes: Nodes | None = None,
 ) -> None:
-    """Run what is left of a study's trials; Ray is there already. `told` is called with a line for each trial's end.
+    """Run what is left of a study's trials; Ray is there already. `report` is called with a line for each trial's end.
 
     `nodes` is what machines have, also those that may come. When the budget of `meter` is used up no trial is started any
     more, and those that run are finished.
     """
-    search = study.search
-    slot = slot_of(study.config.resources.sparse)
-    again = study.forget_what_was_cut_off()
-    first = [] if study.ended() or again else first_points(study.config)
-    objectives: Any = search.objectives if len(search.objectives) > 1 else search.objectives[0]
-    searcher = StudySearch(
-        {name: distribution(space) for name, space in search.space.items()},
-        metric=objectives,
-        mode=["max"] * len(search.objectives) if len(search.objectives) > 1 else "max",
-        points_to_evaluate=[*again, *first],
-        sampler=sampler(study),
-        study_name=study.title,
-        storage=study.storage,
-    )
+    search, slot, searcher = study.search, slot_of(study.config.resources.sparse), _searcher(study)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(PointTrial, shared=shared, arms=study.arms), {"CPU": slot.cpus, "GPU": slot.gpus}
@@ -156,7 +143,7 @@ def search_on_ray(
             storage_path=storage,
             name=study.title,
             verbose=0,
-            callbacks=[_Reporter(study, told, searcher, meter)],
+            callbacks=[_Reporter(study, report, searcher, meter)],
             failure_config=tune.FailureConfig(max_failures=study.config.resources.retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -167,6 +154,23 @@ def search_on_ray(
     finally:
         if meter is not None:
             meter.save()
+
+
+def _searcher(study: Study) -> StudySearch:
+    """Make the searcher of a study: first come the points of trials that were cut off, or a new study's own to start at."""
+    search = study.search
+    again = study.forget_what_was_cut_off()
+    first = [] if study.ended() or again else first_points(study.config)
+    objectives: Any = search.objectives if len(search.objectives) > 1 else search.objectives[0]
+    return StudySearch(
+        {name: distribution(space) for name, space in search.space.items()},
+        metric=objectives,
+        mode=["max"] * len(search.objectives) if len(search.objectives) > 1 else "max",
+        points_to_evaluate=[*again, *first],
+        sampler=sampler(study),
+        study_name=study.title,
+        storage=study.storage,
+    )
 
 
 def _alive() -> Nodes:
@@ -272,8 +276,8 @@ class _Exhausted(Exception):  # the end of a loop, no error
 class _Reporter(Callback):
     """Tells each trial's end, and charges for the machines."""
 
-    def __init__(self, study: Study, told: Callable[[str], None], searcher: StudySearch, meter: Meter | None) -> None:
-        self.study, self.told, self.searcher, self.meter = study, told, searcher, meter
+    def __init__(self, study: Study, report: Callable[[str], None], searcher: StudySearch, meter: Meter | None) -> None:
+        self.study, self.report, self.searcher, self.meter = study, report, searcher, meter
         self.looked_at = float("-inf")
         self.slot = slot_of(study.config.resources.sparse)
         self.watchdog = Watchdog(study.config.resources.capacity_minutes, ray_private.unavailable_node_types)
@@ -290,7 +294,7 @@ class _Reporter(Callback):
         self.looked_at = time.monotonic()
         nodes = _alive()
         if (silence := self.watchdog.look(nodes, [("sparse", self.slot, 1)])) is not None:
-            self.told(silence)
+            self.report(silence)
         if self.meter is not None:
             self.meter.tick(nodes)
             self.searcher.is_closed = self.meter.exhausted is not None
@@ -301,10 +305,10 @@ class _Reporter(Callback):
         point = ", ".join(f"{name} {trial.config[name]:.4g}" if isinstance(trial.config[name], float) else
                           f"{name} {trial.config[name]}" for name in self.study.search.space)  # fmt: skip
         how = "" if result.get("finished") else f" after {result.get(EPOCHS, 0)} epochs, stopped"
-        self.told(
+        self.report(
             f"{self.study.title} {number}/{self.study.search.trials}: {result.get('accuracy', 0.0):.1f} %{how}: {point}"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lines = str(ray_private.error_of_trial(trial) or "").strip().splitlines()
-        self.told(f"{self.study.title}: a trial failed: {lines[-1] if lines else 'no reason known'}")
+        self.report(f"{self.study.title}: a trial failed: {lines[-1] if lines else 'no reason known'}")

@@ -81,9 +81,8 @@ def _fit(stage: Stage, shared: Shared, work: Work) -> str | None:
                 _choose_interface,  # torch's processes meet on the network on which Ray's do
                 {"backend": "cpu:gloo,cuda:nccl" if work.gpus else "gloo", "timeout_s": COPYING_SECONDS},
             ),
-            run_config=RunConfig(  # nothing is written there: the store has it all
-                storage_path=folder, name="team", failure_config=FailureConfig(**failure)
-            ),
+            # Nothing is written to the folder: the store has it all.
+            run_config=RunConfig(storage_path=folder, name="team", failure_config=FailureConfig(**failure)),
         )
         found: str | None = trainer.fit().return_value  # type: ignore[attr-defined]
     return found

@@ -112,45 +112,33 @@ def train_together(
     epoch and step. The networks that the program was made of have their values when this returns, also by an exception.
     A `team` of several processes trains one network. ValueError when it is not of the size that the recipe asks for.
     """
-    size, device = program.size, split.y.device
     if recipe.unsynced_workers not in (0, team.size):
         raise ValueError(f"{recipe.unsynced_workers} processes were to train this network, and there are {team.size}")
     if split.is_images:
         program.use_channels_last()  # 12 to 20 % faster on a CPU, measured
-    steps = make_steps(program, recipe, masks, device, team)
-    if states is not None:
-        program.load([state.weights for state in states])
-        steps.load([state.momentum for state in states])
+    steps = make_steps(program, recipe, masks, split.y.device, team)
+    progress = Progress(program, steps, states, team, split.y.device)
     per_epoch = steps_per_epoch(len(split), recipe.batch_size, drop_last=recipe.drop_last)
     num_trained = min(len(split), per_epoch * recipe.batch_size)  # samples of an epoch
-    losses = [list(state.losses) for state in states] if states else [[] for _ in range(size)]
-    first, sums_before = (states[0].step, [state.loss_sum for state in states]) if states else (0, [0.0] * size)
-    sums_before = sums_before if team.rank == 0 else [0.0] * size
-    diverged: dict[int, Diverged] = {}
     epochs = Epochs(program, split, recipe, seeds, augment, team, steps)
     with _running(program, recipe), team.trains(program, synced=not recipe.unsynced_workers):
-        for completed in range(len(losses[0]), recipe.epochs):
-            loss_sums = to_device(torch.tensor(sums_before, dtype=torch.float64), device)
+        for completed in range(len(progress.losses[0]), recipe.epochs):
             epoch = recipe.schedule_start + completed
-            for step, x, y in epochs(epoch, first, per_epoch):
+            for step, x, y in epochs(epoch, progress.first, per_epoch):
                 count = min(recipe.batch_size, num_trained - step * recipe.batch_size)  # of each member
-                loss_sums += steps(x, y, _rate(recipe, epoch * per_epoch + step, per_epoch), count) * count
+                progress.loss_sums += steps(x, y, _rate(recipe, epoch * per_epoch + step, per_epoch), count) * count
                 if step + 1 < per_epoch:
-                    on_step(completed, step + 1, partial(_snapshots, program, steps, losses, step + 1, loss_sums, team))
-            first, sums_before = 0, [0.0] * size
-            team.settle(program)
-            for each, loss_sum in zip(losses, team.sum(loss_sums).tolist(), strict=True):
-                each.append(loss_sum / num_trained)
-            _note_diverged(diverged, losses, epoch + 1)
-            if len(diverged) == size:
+                    on_step(completed, step + 1, partial(progress.snapshots, step + 1))
+            progress.end_epoch(epoch + 1, num_trained)
+            if len(progress.diverged) == program.size:
                 break
-            on_epoch(completed + 1, [each[-1] for each in losses])
+            on_epoch(completed + 1, [each[-1] for each in progress.losses])
             if completed + 1 < recipe.epochs:
-                on_step(completed + 1, 0, partial(_snapshots, program, steps, losses, 0, torch.zeros(size), ALONE))
+                on_step(completed + 1, 0, partial(progress.snapshots, 0))
     for number, mask in enumerate(masks):
-        if mask is not None and number not in diverged:
+        if mask is not None and number not in progress.diverged:
             check_mask(program.member(number), mask)
-    return [diverged.get(number, each) for number, each in enumerate(losses)]
+    return [progress.diverged.get(number, each) for number, each in enumerate(progress.losses)]
 
 
 @contextmanager
@@ -165,11 +153,45 @@ def _running(program: Program, recipe: Recipe) -> Iterator[None]:
         program.write_back()
 
 
-def _note_diverged(diverged: dict[int, Diverged], losses: list[list[float]], epoch: int) -> None:
-    """Note the members whose last epoch's mean loss is not finite, each once."""
-    for number, each in enumerate(losses):
-        if number not in diverged and not math.isfinite(each[-1]):
-            diverged[number] = Diverged(f"training diverged in epoch {epoch}: the mean loss is {each[-1]}")
+class Progress:
+    """How far the members of a training have come: their losses, and which of them diverged.
+
+    `losses` has each member's mean loss of every completed epoch, `loss_sums` (K,) float64 the sums over the samples of the
+    current one; `first` is the step at which the current epoch starts, 0 but for one that a state stands in.
+    """
+
+    def __init__(
+        self, program: Program, steps: Steps, states: Sequence[TrainState] | None, team: Team, device: torch.device
+    ) -> None:
+        if states is not None:
+            program.load([state.weights for state in states])
+            steps.load([state.momentum for state in states])
+        self.program, self.steps, self.team = program, steps, team
+        self.losses = [list(state.losses) for state in states] if states else [[] for _ in range(program.size)]
+        self.first = states[0].step if states else 0
+        sums = [state.loss_sum for state in states] if states and team.rank == 0 else [0.0] * program.size
+        self.loss_sums = to_device(torch.tensor(sums, dtype=torch.float64), device)
+        self.diverged: dict[int, Diverged] = {}
+
+    def end_epoch(self, epoch: int, num_trained: int) -> None:
+        """Take the mean losses of an epoch of the schedule, and note the members whose is not finite, each once."""
+        self.team.settle(self.program)
+        for number, (each, loss_sum) in enumerate(zip(self.losses, self.team.sum(self.loss_sums).tolist(), strict=True)):
+            each.append(loss_sum / num_trained)
+            if number not in self.diverged and not math.isfinite(each[-1]):
+                self.diverged[number] = Diverged(f"training diverged in epoch {epoch}: the mean loss is {each[-1]}")
+        self.first, self.loss_sums = 0, torch.zeros_like(self.loss_sums)
+
+    def snapshots(self, step: int) -> list[TrainState]:
+        """Copy the states of all members, after `step` steps of the current epoch."""
+        team = self.team if step else ALONE  # at an epoch's end the processes have settled already
+        team.settle(self.program)
+        states, sums = [], team.sum(self.loss_sums.clone()).tolist()
+        for number, (losses, loss_sum, momentum) in enumerate(zip(self.losses, sums, self.steps.momentum(), strict=True)):
+            weights = {name: tensor.detach().clone() for name, tensor in self.program.member(number).items()}
+            buffers = {name: buffer.detach().clone() for name, buffer in momentum.items()}
+            states.append(TrainState(len(losses), step, list(losses), loss_sum, weights, buffers))
+        return states
 
 
 class Epochs:
@@ -221,19 +243,6 @@ def _rate(recipe: Recipe, step: int, per_epoch: int) -> float:
         decay_factor=recipe.decay_factor,
         hold_steps=per_epoch if recipe.lr_interval == "epoch" else 1,
     )
-
-
-def _snapshots(
-    program: Program, steps: Steps, losses: list[list[float]], step: int, loss_sums: Tensor, team: Team
-) -> list[TrainState]:
-    """Copy the states of a training whose members have taken `step` steps of the epoch after those in `losses`."""
-    team.settle(program)
-    states = []
-    for number, (loss_sum, momentum) in enumerate(zip(team.sum(loss_sums.clone()).tolist(), steps.momentum(), strict=True)):
-        weights = {name: tensor.detach().clone() for name, tensor in program.member(number).items()}
-        buffers = {name: buffer.detach().clone() for name, buffer in momentum.items()}
-        states.append(TrainState(len(losses[number]), step, list(losses[number]), loss_sum, weights, buffers))
-    return states
 
 
 class Score(NamedTuple):

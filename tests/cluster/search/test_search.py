@@ -56,7 +56,7 @@ def identity(config):
 class Bowl(tune.Trainable):
     """Stands for a training: three reports of a curve that rises to a height which depends on the settings."""
 
-    def setup(self, config, given, arms):
+    def setup(self, config, shared, arms):
         self.config = config
 
     def reset_config(self, new_config):

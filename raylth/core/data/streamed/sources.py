@@ -116,9 +116,8 @@ def open_source(place: str, split: str) -> Source:
     if system.get_file_info(path).type == fs.FileType.NotFound:
         raise DataError(f"{place}: no such folder")
     below = [info.path[len(path) :].lstrip("/") for info in system.get_file_info(fs.FileSelector(path, recursive=True))]
-    parquet = dict(
-        zip(WORDS, split_files(below, list(WORDS.values()), place), strict=True)
-    )  # both: they must belong together
+    # Both splits: they must belong together.
+    parquet = dict(zip(WORDS, split_files(below, list(WORDS.values()), place), strict=True))
     folders = [Path(path) / name for name in FOLDERS[split]] if isinstance(system, fs.LocalFileSystem) else []
     folders = [folder for folder in folders if _has_classes(folder)]
     if parquet[split]:
