@@ -31,7 +31,9 @@ class IdleWorkers:
 
     def take_event(self) -> None:
         """Take the end of a worker, while Tune's loop does not turn: without trials it waits for its searcher."""
-        if self.controller is not None and not ray_private.live_trials(self.controller):
+        if self.controller is not None and not any(
+            trial.status in (trial.PENDING, trial.RUNNING) for trial in ray_private.live_trials(self.controller)
+        ):
             ray_private.take_event(self.controller)
 
     def turn(self, controller: Any) -> None:
