@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util import placement_group, remove_placement_group
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raylth.cluster.slots import TASK_RESOURCE, Slot
@@ -24,6 +24,7 @@ __all__ = ["Place", "Places"]
 
 KEPT_SECONDS = 5.0  # without a task; trainings wait for what it holds
 SHORT_SECONDS = 1.0  # that a place may take to be made before an idle worker is ended for it
+LEAVING_SECONDS = 10.0  # for its process to end
 PLACE_VARIABLE = "RAYLTH_PLACE"  # processes with unlike environments are not interchanged by Ray
 
 MADE, FREE, USED, LEFT = "made", "free", "used", "left"
@@ -40,6 +41,7 @@ class Place:
     state: str = MADE
     awaited: Any = None  # reference: the group stands, or its process has ended
     since: float = field(default_factory=time.monotonic)  # in this state
+    is_lost: bool = False  # its machine is gone, and Ray makes it anew elsewhere when there is room
 
     def becomes(self, state: str, awaited: Any = None) -> None:
         """Change the state."""
@@ -59,7 +61,7 @@ class Places:
         self.places: list[Place] = []
         self.numbers = itertools.count()
         self.end_process = ray.remote(max_retries=0)(end_process)
-        self.short_since = float("-inf")
+        self.short_since = self.looked_at = float("-inf")
 
     def take(self, kind: str, slot: Slot) -> Place | None:
         """Return a place for a task with this share; None while it is being made."""
@@ -69,7 +71,7 @@ class Places:
             return place
         alike = [place for place in self.places if place.slot == slot]
         for place in alike:
-            if place.state == FREE:
+            if place.state == FREE and not place.is_lost:
                 place.becomes(USED)
                 return place
         if not any(place.state == MADE for place in alike):
@@ -90,9 +92,16 @@ class Places:
 
     def turn(self) -> None:
         """See which places stand now, and leave those that were not used for a while."""
+        if time.monotonic() - self.looked_at > SHORT_SECONDS:
+            self.looked_at = time.monotonic()
+            for place in self.places:
+                if place.state in (FREE, USED) and place.group is not None:
+                    place.is_lost = placement_group_table(place.group).get("state") != "CREATED"
         for place in list(self.places):
             if place.state == FREE and place.seconds > KEPT_SECONDS:
                 self._leave(place)
+            elif place.state == LEFT and place.seconds > LEAVING_SECONDS:
+                self._remove(place)  # its machine is gone, and there is none on which Ray could make it anew
             elif place.awaited is not None and ray.wait([place.awaited], timeout=0)[0]:
                 if place.state == MADE:
                     place.becomes(FREE)
@@ -113,7 +122,9 @@ class Places:
 
     def waiting(self) -> list[str]:
         """Return the kinds of stages whose places wait for room."""
-        return [place.kind for place in self.places if place.state == MADE and place.seconds >= SHORT_SECONDS]
+        made = [place for place in self.places if place.state == MADE and place.seconds >= SHORT_SECONDS]
+        lost = [place for place in self.places if place.state == USED and place.is_lost]
+        return [place.kind for place in made + lost]
 
     def is_short(self) -> bool:
         """Whether an idle worker is to be ended for a place that waits for room: True once a second."""
