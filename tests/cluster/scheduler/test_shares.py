@@ -1,8 +1,5 @@
 """`gpus: auto`, with tables of GPUs that this machine does not have."""
 
-import os
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 
@@ -18,11 +15,10 @@ from raylth.cluster.slots import MARGIN, Shares, Slot, room, share_of_gpu
 from raylth.cluster.worker.payload import Work
 from raylth.config.resources import ResourcesConfig
 from raylth.core.training.recipe import Recipe
-from raylth.stages import Graph, Stage, kind_of, make_plan, run_plan
+from raylth.stages import Graph, Stage, kind_of
 from raylth.stages.settings import Amount, DataSettings, MatchSettings, NetworkSettings, TransformSettings
 from raylth.store import Store
 from tests.cluster.worker.test_checkpoint_cache import ends
-from tests.conftest import tiny_sweep
 
 GIB = 2**30
 ALL_ENGINES = ["eager", "graph", "compiled", "stacked"]
@@ -294,59 +290,6 @@ def test_one_training_is_tried_while_the_others_of_its_kind_wait(tmp_path, monke
     for trial in ("t2", "t3", "t6", "t7"):
         searcher.on_trial_complete(trial_id=trial, result=ends({"outcome": "done"}))
     assert searcher.suggest("t8") == Searcher.FINISHED
-
-
-SWEEP = """
-import sys
-from ray.cluster_utils import Cluster
-from raylth.cluster import launch
-from raylth.stages import load_data, make_plan, scan
-from raylth.cluster.address import Joining
-from raylth.cluster.nodes.budget_meter import Meter
-from raylth.stages.settings import Amount, DataSettings, MatchSettings, NetworkSettings, TransformSettings
-from raylth.store import Store
-from tests.cluster.scheduler.test_shares import GIB, fake_sweep
-
-launch.gpu_table = lambda: [("fake", 8 * GIB)]
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
-plan, store = make_plan(fake_sweep("auto", "graph")), Store(sys.argv[1])
-graph = scan(plan, store)
-launch.run_on_ray(
-    plan, graph, store, load_data(plan.config.data), errors=store.root / "errors",
-    meter=Meter(None, None, store.root / "used.json"), joining=Joining(cluster.address),
-    watch=lambda graph, epochs, notes: [print(note) for note in notes], imports=("tests.fake_gpus",),
-)
-cluster.shutdown()
-print(sorted(set(graph.states.values())), graph.errors)
-"""
-
-
-def fake_sweep(gpus, engine):
-    sparse = {"arms": ["lth", "permuted"], "sparsities": [0.5], "rewinds": [0]}
-    resources = {**{kind: {"gpus": gpus} for kind in ("dense", "imp", "sparse")}, "engine": engine}
-    return tiny_sweep(sparse=sparse, match={"epochs": [4]}, resources=resources)
-
-
-def test_a_sweep_on_a_fake_gpu_tries_once_then_packs_and_ends_with_the_same_bits(tmp_path):
-    """Ray has a GPU that is none; the workers see to it that exactly the GPU that they were given is visible.
-
-    Graphs are replayed on the CPU there, and the plain loop has the same bits.
-    """
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}  # as for any cluster of cluster_utils, before ray is imported
-    command = [sys.executable, "-c", SWEEP, str(tmp_path / "a")]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert ran.stdout.splitlines()[-1:] == ["['done'] {}"], ran.stdout + ran.stderr
-    learned = [line for line in ran.stdout.splitlines() if "GiB" in line]
-    assert len(learned) == 1, "one network, one batch: tried once"
-    assert "takes 1.0 GiB of GPU memory: 1 CPU, 0.166667 GPU for each of its kind" in learned[0]
-    store, plain, plan = Store(tmp_path / "a"), Store(tmp_path / "b"), make_plan(fake_sweep(0, "eager"))
-    assert (store.root / "measured").files()
-    run_plan(plan, plain)
-    for stage in plan.stages:
-        if stage.epochs:
-            assert (store.metrics(stage.key)["engine"], plain.metrics(stage.key)["engine"]) == ("graph", "eager")
-        assert store.files(stage.key) == plain.files(stage.key)
-        assert all((store.read(stage.key, name) == plain.read(stage.key, name)).all() for name in plain.files(stage.key))
 
 
 @pytest.mark.parametrize("value", ["auto", "1/4", 0.25, 0, 1, "1"])
