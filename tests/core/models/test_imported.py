@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from uv import find_uv_bin
 
+from raylth.cli.sweep import main
 from raylth.common.registry import UnknownName
 from raylth.config.load import BadSweep, read_sweep
 from raylth.config.sweep import SweepConfig
@@ -115,13 +117,7 @@ def test_what_is_wrong_with_ones_own_module_is_one_line(own, file, text, line):
     assert "\n" not in str(caught.value)
 
 
-def sweep(folder, *words, **environment):
-    command = [sys.executable, "-m", "raylth.sweep", *words]
-    variables = {**os.environ, **environment}
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=200, check=False)
-
-
-def test_a_sweep_of_ones_own_network_and_data_by_import_path(own):
+def test_a_sweep_of_ones_own_network_and_data_by_import_path(own, monkeypatch, capsys):
     settings = {**SWEEP, "data": {"import": "mydata:blobs"}, "model": {"import": "mynets:narrow"}, "storage": "store"}
     (own / "own.yaml").write_text(yaml.safe_dump(settings))
     command = [str(Path(sys.executable).with_name("raylth")), "sweep", "own.yaml"]  # it looks here, too
@@ -131,13 +127,13 @@ def test_a_sweep_of_ones_own_network_and_data_by_import_path(own):
     assert set(rows["arm"]) == {"lth", "permuted", "naive"}
     assert set(rows["model"]) == {"mynets:narrow"}
     assert rows["test_accuracy"].min() > 50, "three blobs are told apart"
-    wrong = sweep(own, "own.yaml", "model.import=mynets:wide")
-    assert wrong.returncode == 2
-    assert "model 'mynets:wide' cannot be imported" in wrong.stderr
+    monkeypatch.chdir(own)
+    assert main(["own.yaml", "model.import=mynets:wide"]) == 2
+    assert "model 'mynets:wide' cannot be imported" in capsys.readouterr().err
 
 
-def test_a_plugin_brings_networks_under_names_of_its_own(tmp_path):
-    """A package with an entry point, installed by pip into a folder of its own."""
+def test_a_plugin_brings_networks_under_names_of_its_own(tmp_path, monkeypatch, capsys):
+    """A package with an entry point, installed by uv into a folder of its own."""
     package = tmp_path / "package"
     package.mkdir()
     (package / "narrownets.py").write_text(NETWORK)
@@ -156,13 +152,24 @@ def test_a_plugin_brings_networks_under_names_of_its_own(tmp_path):
         """)
     )
     installed = tmp_path / "installed"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(installed), str(package)]
-    subprocess.run(pip, check=True, capture_output=True)
+    uv = [find_uv_bin(), "pip", "install", "--python", sys.executable, "--no-deps", "--target", str(installed), str(package)]
+    subprocess.run(uv, check=True, capture_output=True)
     settings = {**SWEEP, "data": {"name": "digits"}, "model": {"name": "narrow"}, "storage": "store"}
     (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(settings))
-    done = sweep(tmp_path, "plugin.yaml", PYTHONPATH=str(installed))
+    command = [sys.executable, "-m", "raylth.sweep", "plugin.yaml"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(load_results(tmp_path / "store")["model"]) == {"narrow"}
-    without = sweep(tmp_path, "plugin.yaml")
-    assert "plugin.yaml" in without.stderr
-    assert "unknown model 'narrow'" in without.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["plugin.yaml"]) == 2
+    errors = capsys.readouterr().err
+    assert "plugin.yaml" in errors
+    assert "unknown model 'narrow'" in errors
