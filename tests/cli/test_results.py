@@ -279,14 +279,23 @@ def test_arms_can_be_averaged(tmp_path, capsys):
     assert set(told["data"]) == {1}
 
 
-@pytest.mark.parametrize("harm", ["cut", "empty", "other bytes", "a flipped footer"])
-@pytest.mark.parametrize("dataset", ["results", "curves"])
-def test_a_harmed_table_is_left_out_with_its_name_and_written_anew(tmp_path, capsys, harm, dataset):
-    config, store = tiny_sweep(match={"epochs": None}), Store(tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A store with one finished run, and its plan."""
+    config, store = tiny_sweep(match={"epochs": None}), Store(tmp_path_factory.mktemp("finished"))
     plan = make_plan(config)
     graph = run_plan(plan, store)
+    Recorder(Run.open(config, store), plan, graph).close()
+    return store.root.path, config, plan
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "other bytes", "a flipped footer"])
+@pytest.mark.parametrize("dataset", ["results", "curves"])
+def test_a_harmed_table_is_left_out_with_its_name_and_written_anew(finished, tmp_path, capsys, harm, dataset):
+    whole_store, config, plan = finished
+    shutil.copytree(whole_store, tmp_path, dirs_exist_ok=True)
+    store = Store(tmp_path)
     run = Run.open(config, store)
-    Recorder(run, plan, graph).close()
     file = tmp_path / dataset / f"{run.name}.parquet"
     whole = file.read_bytes()
     table = pq.read_table(file)
