@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from uv import find_uv_bin
 
 from raylth.cli.sweep import main
 from raylth.common.registry import UnknownName
@@ -133,7 +132,7 @@ def test_a_sweep_of_ones_own_network_and_data_by_import_path(own, monkeypatch, c
 
 
 def test_a_plugin_brings_networks_under_names_of_its_own(tmp_path, monkeypatch, capsys):
-    """A package with an entry point, installed by uv into a folder of its own."""
+    """A package with an entry point, installed by pip into a folder of its own."""
     package = tmp_path / "package"
     package.mkdir()
     (package / "narrownets.py").write_text(NETWORK)
@@ -152,8 +151,8 @@ def test_a_plugin_brings_networks_under_names_of_its_own(tmp_path, monkeypatch, 
         """)
     )
     installed = tmp_path / "installed"
-    uv = [find_uv_bin(), "pip", "install", "--python", sys.executable, "--no-deps", "--target", str(installed), str(package)]
-    subprocess.run(uv, check=True, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(installed), str(package)]
+    subprocess.run(pip, check=True, capture_output=True)
     settings = {**SWEEP, "data": {"name": "digits"}, "model": {"name": "narrow"}, "storage": "store"}
     (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "raylth.sweep", "plugin.yaml"]
