@@ -6,12 +6,16 @@ import pytest
 
 from raylth.cluster.address import Joining
 from raylth.cluster.launch import joined
+from tests.conftest import ONE_CPU
 
 
 @pytest.fixture(scope="module")
 def ray():
-    with joined(Joining("local")) as module:
-        yield module
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ONE_CPU.items():
+            patch.setenv(name, value)
+        with joined(Joining("local")) as module:
+            yield module
 
 
 @pytest.fixture

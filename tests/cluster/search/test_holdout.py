@@ -65,7 +65,7 @@ def test_a_search_goes_on_when_its_repeats_are_raised(one_ray, tmp_path, monkeyp
     assert not run_plan(shared, Store(both.storage)).errors  # here: a worker for them would take seconds to start
 
     def run(repeats):
-        file = search_sweep(tmp_path, trials=2, repeats=repeats, concurrent=1, start=[{"sparse.lr": 1.0}])
+        file = search_sweep(tmp_path, trials=2, repeats=repeats, start=[{"sparse.lr": 1.0}])
         assert searches.run_search(read_sweep(file, ["sparse.arms=[naive]"]), [str(file)], Joining("local")) == 0
         return re.findall(r"^(naive.*) (\d)/2: ", capsys.readouterr().out, re.MULTILINE)
 

@@ -42,7 +42,6 @@ def search_sweep(tmp_path, **changes):
     settings = tiny_sweep(
         sparse={"arms": ["lth", "permuted", "naive"], "sparsities": [0.5], "rewinds": [1]},
         match={"epochs": None},
-        resources={kind: {"cpus": 2} for kind in ("dense", "imp", "mask", "match")},  # one worker for what trials share
     ).model_dump(mode="json", exclude_defaults=True)
     search = {"space": {"sparse.lr": LR}, "trials": 3, "holdout": 100, "stop": None, "final": {"replicates": 1}} | changes
     file = tmp_path / "search.yaml"
@@ -190,8 +189,7 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(one_ray, tmp_pat
         journal.with_name("studies.log.lock").symlink_to(
             "store/studies.log"
         )  # as from another folder, relative: no such file
-    in_turn = "resources.sparse.cpus=2"  # by one worker
-    assert main([str(file), in_turn]) == 0
+    assert main([str(file)]) == 0
     printed = capsys.readouterr().out
     assert "studies.log: its last record was cut off and is dropped" in printed.replace("\n", " ")
     told = re.findall(r"^(lth|permuted|naive) (\d)/3: ", printed, re.MULTILINE)
@@ -211,7 +209,7 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(one_ray, tmp_pat
     page = (runs[0] / "report/report.html").read_text()
     assert "Best of 3 trials each on 100 held-out training samples" in page
     assert not list((tmp_path / "store/states").rglob("*.safetensors")), "nothing is left of trainings that were stopped"
-    assert main([str(file), in_turn]) == 0
+    assert main([str(file)]) == 0
     assert "nothing to train" in capsys.readouterr().out
 
 
