@@ -12,6 +12,9 @@ from tests.buckets import bucket_servers, place  # noqa: F401  # fixtures
 # A sweep that a test starts has a Ray of its own, whatever cluster another test's process has just left on this machine.
 os.environ["RAY_ADDRESS"] = "local"
 
+# The environment of a Ray that runs one stage at a time: every worker process takes seconds to import torch.
+ONE_CPU = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 NETWORKS = {  # every network of the package, small enough for a test

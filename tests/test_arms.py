@@ -1,13 +1,14 @@
-"""An arm of one's own: one object in a file of its own runs through settings, training, tables, figures and cards."""
+"""An arm of one's own: one object in a file of its own runs through settings, training, tables, figures and cards.
+
+That it runs on Ray, from the command line, is in tests/test_extending.py.
+"""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from raylth.arms import ARMS, BUILT_IN, Arm, arm_of, rank, short_name
 from raylth.config.sweep import SweepConfig
@@ -108,18 +109,6 @@ def test_what_is_no_mask_fails_its_stage_with_one_line(own, tmp_path):
     assert re.match(
         r"TypeError: arm own_arms:broken: fc1\.weight: expected a bool tensor of \(\d+, 40\), found torch.bool of", error
     )
-
-
-def test_a_sweep_from_the_command_line_runs_it_on_ray(own, tmp_path):
-    settings = sweep("own_arms:flipped", data={"num_train": 200, "num_test": 50}).model_dump(
-        mode="json", exclude_defaults=True
-    )
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**settings, "storage": str(tmp_path / "store")}))
-    words = [sys.executable, "-m", "raylth.sweep", "own.yaml"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "flipped" in done.stdout
-    assert (load_results(tmp_path / "store")["status"] == "done").all()
 
 
 def test_arms_have_a_place_and_a_look_wherever_they_are_read():

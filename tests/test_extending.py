@@ -1,6 +1,7 @@
 """What the pages of docs/extending/ promise: each of their examples, in a folder of one's own, is part of a whole sweep."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 
 from raylth.analyses import ANALYSES
 from raylth.arms import ARMS
+from raylth.cli.sweep import main
 from raylth.config.load import BadSweep, read_sweep
 from raylth.config.sweep import SweepConfig
 from raylth.config.tracking import TRACKERS
@@ -22,7 +24,7 @@ from raylth.core.pruning import FINDERS, num_landing_alive
 from raylth.report import load_measurements, load_permutations, load_results
 from raylth.stages import make_plan, result_rows, run_plan
 from raylth.store import Store
-from tests.conftest import tiny_sweep
+from tests.conftest import ONE_CPU, tiny_sweep
 
 PAGES = sorted((Path(__file__).resolve().parents[1] / "docs" / "extending").glob("*.md"))
 MODULES = {
@@ -105,8 +107,10 @@ def test_the_pages_examples_together_are_a_sweep_and_its_report(own):
     asked["match"]["epochs"] = [small["dense"]["epochs"]]
     (own / "own.yaml").write_text(yaml.safe_dump(merged({**small, "sparse": {}}, asked, {"storage": "store"})))
     words = [sys.executable, "-m", "raylth.sweep", "own.yaml"]
-    done = subprocess.run(words, cwd=own, capture_output=True, text=True, timeout=280, check=False)
+    environment = os.environ | ONE_CPU
+    done = subprocess.run(words, cwd=own, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "flipped" in done.stdout
     results = load_results(own / "store")
     assert (results["status"] == "done").all()
     assert {"own_arms:flipped", "own_arms:inverse"} <= set(results["arm"].dropna())
@@ -147,7 +151,8 @@ def test_a_finder_of_ones_own_is_used_as_it_says(own, tmp_path):
 
 
 def test_one_shot_pruning_keeps_the_largest_weights_and_needs_no_rounds(tmp_path):
-    plan, store = make_plan(tiny_sweep(mask={"finder": "oneshot"})), Store(tmp_path / "store")
+    sparse = {"arms": ["lth"], "sparsities": [0.3, 0.5], "rewinds": [0]}
+    plan, store = make_plan(tiny_sweep(mask={"finder": "oneshot"}, sparse=sparse)), Store(tmp_path / "store")
     assert not run_plan(plan, store).errors
     assert plan.count("imp") == 0
     stage = next(stage for stage in plan.stages if stage.kind == "find")
@@ -259,13 +264,12 @@ def test_what_it_returns_that_is_wrong_fails_its_stage_with_one_line(own, tmp_pa
     assert re.search(message, errors.pop())
 
 
-def test_a_tracker_that_cannot_be_opened_ends_the_command_before_anything_runs(own):
+def test_a_tracker_that_cannot_be_opened_ends_the_command_before_anything_runs(own, capsys):
     raw = tiny_sweep(log={"custom": {"own_broken:closed": {}}}).model_dump(mode="json", exclude_defaults=True)
     (own / "closed.yaml").write_text(yaml.safe_dump({**raw, "storage": "store"}))
-    words = [sys.executable, "-m", "raylth.sweep", "closed.yaml"]
-    done = subprocess.run(words, cwd=own, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "log.custom.own_broken:closed: cannot be opened: OSError: no server there" in done.stderr.splitlines()[-1]
+    assert main(["closed.yaml"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "log.custom.own_broken:closed: cannot be opened: OSError: no server there" in told
     assert not list((own / "store").glob("artefacts/*"))
 
 
@@ -275,7 +279,9 @@ def test_measurements_are_read_where_the_module_is_missing(own, tmp_path):
     from raylth.report import write_report
     from raylth.store import locate
 
-    config = tiny_sweep(analyses={"custom": {"own_analyses:sharpness": {"networks": ["naive"], "directions": 1}}})
+    sharpness = {"own_analyses:sharpness": {"networks": ["naive"], "directions": 1}}
+    sparse = {"arms": ["naive"], "sparsities": [0.5], "rewinds": [1]}
+    config = tiny_sweep(analyses={"custom": sharpness}, sparse=sparse)
     plan, store = make_plan(config), Store(tmp_path / "store")
     graph = run_plan(plan, store)
     assert not graph.errors

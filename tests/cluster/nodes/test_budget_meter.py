@@ -13,6 +13,7 @@ import yaml
 from ray.tune.experiment import Trial
 from ray.tune.utils.object_cache import _ObjectCache
 
+from raylth.cli import status, sweep
 from raylth.cluster.address import ClusterError
 from raylth.cluster.failures import CRASHED, NOT_STARTED
 from raylth.cluster.nodes.budget_meter import Meter, Watchdog
@@ -24,7 +25,7 @@ from raylth.config.resources import ResourcesConfig
 from raylth.report import load_results
 from raylth.stages import Graph, Stage
 from raylth.store import Store, locate
-from tests.conftest import tiny_sweep
+from tests.conftest import ONE_CPU, tiny_sweep
 
 HEAD, WORKER = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}
 
@@ -161,21 +162,18 @@ def test_an_idle_worker_that_died_is_no_crash_of_the_stage_that_it_was_to_run():
     assert causes["t1"][0] == CRASHED
 
 
-def test_a_sweep_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path):
+def test_a_sweep_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path, monkeypatch, capsys):
     """A day costs so much that the first look at the machines uses it up; what runs is finished, and counted."""
-    config = tiny_sweep(dense={"epochs": 150})  # it is not done before the second look at the machines
+    sparse = {"sparsities": [0.5], "rewinds": [1]}
+    config = tiny_sweep(dense={"epochs": 150}, sparse=sparse)  # it is not done before the second look at the machines
     settings = config.model_dump(mode="json", exclude_defaults=True) | {"storage": str(tmp_path / "store")}
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(settings | {"budget": {"usd": 1}, "prices": {"hour": 3000}}))
 
     trace = tmp_path / "trace"
     environment = os.environ | {"RAYLTH_TRACE": str(trace)}
-
-    def sweep(*words: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "raylth.sweep", str(file), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
-
-    first = sweep()
+    command = [sys.executable, "-m", "raylth.sweep", str(file)]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
     assert first.returncode == 3, first.stdout + first.stderr
     assert "no stage is started any more, those that run are finished" in first.stdout
     (used,) = re.findall(r"^budget\.usd: ([\d.]+) of 1 USD are used; raise it\.", first.stdout, flags=re.MULTILINE)
@@ -184,17 +182,16 @@ def test_a_sweep_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path):
     began, ended = ({event["key"] for event in events if event["event"] == name} for name in ("began", "ended"))
     assert began == ended, "what ran is finished"
     assert ended <= Store(tmp_path / "store").held().keys()
-    second = sweep()
-    assert second.returncode == 3
-    assert "Ray" not in second.stdout, "nothing is started for it"
-    status = subprocess.run(
-        [sys.executable, "-m", "raylth.status", str(tmp_path / "store")], capture_output=True, text=True, check=True
-    ).stdout
-    assert f"used so far: {float(used):.2f} USD" in status
-    assert "stopped" in status
-    third = sweep("budget=null")
-    assert third.returncode == 0, third.stdout + third.stderr
+    assert sweep.main([str(file)]) == 3
+    assert "Ray" not in capsys.readouterr().out, "nothing is started for it"
+    assert status.main([str(tmp_path / "store")]) == 0
+    shown = capsys.readouterr().out
+    assert f"used so far: {float(used):.2f} USD" in shown
+    assert "stopped" in shown
+    for name, value in ONE_CPU.items():
+        monkeypatch.setenv(name, value)
+    assert sweep.main([str(file), "budget=null"]) == 0
     rows = load_results(tmp_path / "store")
     assert set(rows["status"]) == {"done"}
     assert isinstance(rows, pd.DataFrame)
-    assert len(rows.query("stage == 'sparse'")) == 24
+    assert len(rows.query("stage == 'sparse'")) == 6

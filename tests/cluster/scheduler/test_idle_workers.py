@@ -1,21 +1,16 @@
 """Idle workers stay: starting one takes longer than many a stage."""
 
-import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-import yaml
 from ray.tune.utils.object_cache import _ObjectCache
 
 from raylth.cluster.scheduler.idle_workers import LONGEST, IdleWorkers
-from raylth.config.load import read_sweep
 from raylth.stages import make_plan
+from tests.cluster.scheduler.test_tasks import run
 from tests.conftest import tiny_sweep
 
 RUNNING, PENDING = "RUNNING", "PENDING"
@@ -88,20 +83,13 @@ def test_idle_workers_make_room_for_a_trial_that_needs_what_they_hold(now):
     assert controller.ended() == ["a", "b"]
 
 
-def test_a_worker_that_was_idle_while_a_chain_ran_goes_on_afterwards(tmp_path):
+def test_a_worker_that_was_idle_while_a_chain_ran_goes_on_afterwards(tmp_path, monkeypatch):
     """One pair: while its pruning rounds run, one after another, a worker has nothing to do; then all train the arms."""
     resources, sparse = {"pack": "off"}, {"arms": ["lth", "naive"], "rewinds": [0, 1, 2]}
     config = tiny_sweep(seeds={"replicates": 1}, dense={"epochs": 200}, sparse=sparse, resources=resources)
-    file, trace = tmp_path / "tiny.yaml", tmp_path / "trace.jsonl"
-    settings = config.model_dump(mode="json", exclude_defaults=True)
-    file.write_text(yaml.safe_dump(settings | {"storage": str(tmp_path / "store")}))
-    command = [sys.executable, "-m", "raylth.sweep", str(file)]
-    environment = os.environ | {"RAYLTH_TRACE": str(trace)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    kinds = {stage.key: stage.kind for stage in make_plan(read_sweep(file, [])).stages}
-    events = [json.loads(line) for line in trace.read_text().splitlines()]
-    workers = [(kinds[event["key"]] == "sparse", event["pid"]) for event in events if event["event"] == "began"]
+    graph, _, events, _ = run(tmp_path, make_plan(config), monkeypatch)
+    assert set(graph.states.values()) == {"done"}
+    workers = [(graph.stages[event["key"]].kind == "sparse", event["pid"]) for event in events if event["event"] == "began"]
     before, after = ({pid for is_arm, pid in workers if is_arm == wanted} for wanted in (False, True))
     assert len(before) > 1, "both cores had work"
     assert before <= after

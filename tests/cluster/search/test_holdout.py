@@ -10,6 +10,8 @@ from raylth.cluster.address import Joining
 from raylth.config.load import read_sweep
 from raylth.core.data import load_dataset
 from raylth.driver import run_search as searches
+from raylth.stages import run_plan
+from raylth.store import Store
 from tests.cluster.search.test_search import search_sweep
 
 
@@ -23,7 +25,7 @@ def test_trials_are_judged_on_held_out_training_samples_and_the_test_split_is_le
         assert not np.shares_memory(array, whole.test_y)
 
 
-def test_a_whole_search_never_reads_the_test_split(tmp_path, monkeypatch):
+def test_a_whole_search_never_reads_the_test_split(one_ray, tmp_path, monkeypatch):
     """Its samples and labels are nonsense the second time: every trial is judged alike."""
     seen = []
     for number, poison in enumerate((False, True)):
@@ -52,11 +54,15 @@ def test_a_whole_search_never_reads_the_test_split(tmp_path, monkeypatch):
     assert len(seen[0][0]["trials"]) == 2
 
 
-def test_a_search_goes_on_when_its_repeats_are_raised(tmp_path, monkeypatch, capsys):
+def test_a_search_goes_on_when_its_repeats_are_raised(one_ray, tmp_path, monkeypatch, capsys):
     """The first repeat's trials are those of before; each repeat has pairs and points of its own, and its winner."""
     monkeypatch.setattr(
         "raylth.driver.run_search.run_sweep", lambda *words: 0
     )  # the winners' training is no part of the search
+
+    both = read_sweep(search_sweep(tmp_path, repeats=2), ["sparse.arms=[naive]"])
+    shared = searches._shared_by_trials([searches.judged_by(both, repeat) for repeat in (1, 2)])
+    assert not run_plan(shared, Store(both.storage)).errors  # here: a worker for them would take seconds to start
 
     def run(repeats):
         file = search_sweep(tmp_path, trials=2, repeats=repeats, start=[{"sparse.lr": 1.0}])

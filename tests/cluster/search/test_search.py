@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 import yaml
 from optuna.storages.journal import JournalFileBackend
-from ray import tune
+from ray import cloudpickle, tune
 
+from raylth.cli.sweep import main
 from raylth.cluster.address import Joining
-from raylth.cluster.launch import joined
 from raylth.cluster.nodes.budget_meter import Meter
 from raylth.cluster.nodes.preflight import versions
 from raylth.cluster.search import study as studies
@@ -30,6 +30,7 @@ from raylth.config.load import BadSweep, read_sweep
 from raylth.driver import run_search as searches
 from raylth.report import load_results
 from raylth.report.searches import COLUMNS, load_search, search_figure, search_findings, search_table
+from raylth.stages import run_plan
 from raylth.store import Lease, Store, locate
 from tests.conftest import tiny_sweep
 
@@ -39,7 +40,8 @@ BEST = 0.05
 
 def search_sweep(tmp_path, **changes):
     settings = tiny_sweep(
-        sparse={"arms": ["lth", "permuted", "naive"], "sparsities": [0.5], "rewinds": [1]}, match={"epochs": None}
+        sparse={"arms": ["lth", "permuted", "naive"], "sparsities": [0.5], "rewinds": [1]},
+        match={"epochs": None},
     ).model_dump(mode="json", exclude_defaults=True)
     search = {"space": {"sparse.lr": LR}, "trials": 3, "holdout": 100, "stop": None, "final": {"replicates": 1}} | changes
     file = tmp_path / "search.yaml"
@@ -73,10 +75,12 @@ class Bowl(tune.Trainable):
         return report | {EPOCHS: epochs, "finished": epochs == 3, "done": epochs == 3}
 
 
-@pytest.fixture(scope="module")
-def ray():
-    with joined(Joining("local")) as module:
-        yield module
+@pytest.fixture(scope="module", autouse=True)
+def _light_workers():
+    """Bowls travel to their workers as code: what this module imports would take each of them 8 s."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def run_stub(tmp_path, monkeypatch, trials=20, meter=None, **changes):
@@ -160,9 +164,11 @@ def test_a_search_ends_when_its_budget_does(ray, tmp_path, monkeypatch):
     assert len(found.ended()) < 500
 
 
-def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(tmp_path):
+def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(one_ray, tmp_path, capsys):
     """The driver is killed in mid-search, while it writes its journal; that and the store know what was done."""
     file = search_sweep(tmp_path, trials=3, stop={"grace_epochs": 1})
+    config = read_sweep(file)
+    assert not run_plan(searches._shared_by_trials([searches.judged_by(config)]), Store(config.storage)).errors
     words = [sys.executable, "-m", "raylth.sweep", str(file)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     seen = []
@@ -177,16 +183,16 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(tmp_path):
         subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)  # Ray's processes end by themselves, too
     time.sleep(1)
     (journal,) = (tmp_path / "store/searches").glob("*/studies.log")
-    with journal.open("ab") as file:
-        file.write(b'{"op_code":5,"worker_id":"')
+    with journal.open("ab") as log:
+        log.write(b'{"op_code":5,"worker_id":"')
     with contextlib.suppress(FileExistsError):
         journal.with_name("studies.log.lock").symlink_to(
             "store/studies.log"
         )  # as from another folder, relative: no such file
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "studies.log: its last record was cut off and is dropped" in done.stdout.replace("\n", " ")
-    told = re.findall(r"^(lth|permuted|naive) (\d)/3: ", done.stdout, re.MULTILINE)
+    assert main([str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "studies.log: its last record was cut off and is dropped" in printed.replace("\n", " ")
+    told = re.findall(r"^(lth|permuted|naive) (\d)/3: ", printed, re.MULTILINE)
     assert ("lth", "3") not in told, "that study had ended"
     assert told[0] == ("permuted", "2")
     assert told[-1] == ("naive", "3")
@@ -203,8 +209,8 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(tmp_path):
     page = (runs[0] / "report/report.html").read_text()
     assert "Best of 3 trials each on 100 held-out training samples" in page
     assert not list((tmp_path / "store/states").rglob("*.safetensors")), "nothing is left of trainings that were stopped"
-    again = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert "nothing to train" in again.stdout
+    assert main([str(file)]) == 0
+    assert "nothing to train" in capsys.readouterr().out
 
 
 def test_samplers_of_repeats_draw_other_points(tmp_path):
@@ -287,12 +293,10 @@ def test_a_dense_network_that_diverges_is_a_bad_point_and_no_failure(ray, tmp_pa
     assert (trial.state.name, trial.values) == ("COMPLETE", [0.0])
 
 
-def test_a_wide_search_names_what_cannot_be(tmp_path):
+def test_a_wide_search_names_what_cannot_be(tmp_path, capsys):
     def refused(**changes):
-        words = [sys.executable, "-m", "raylth.sweep", str(search_sweep(tmp_path, **changes))]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 2, done.stdout + done.stderr
-        (line,) = done.stderr.splitlines()
+        assert main([str(search_sweep(tmp_path, **changes))]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
         return line
 
     assert "sparse.lrr: there is no such setting" in refused(space={"sparse.lrr": LR})

@@ -14,13 +14,13 @@ from raylth.store import Store
 
 KEYS = [f"{number:064x}" for number in range(6)]
 MB = 10**6
-READERS = 10
+READERS = 4  # each imports torch
 
 
 @pytest.fixture(scope="module")
 def cluster():
     ray.init(
-        address="local", num_cpus=2, object_store_memory=600 * MB, include_dashboard=False, log_to_driver=False,
+        address="local", num_cpus=2, object_store_memory=300 * MB, include_dashboard=False, log_to_driver=False,
         _system_config={"local_fs_capacity_threshold": 1e-6},  # Ray takes the disk for full and spills nothing
     )  # fmt: skip
     yield
@@ -58,7 +58,7 @@ def total() -> int:
     return sum(process.memory_full_info().pss for process in processes)
 
 
-def test_ten_readers_of_a_checkpoint_share_one_copy_and_make_one_each_on_their_device(cluster, tmp_path):
+def test_readers_of_a_checkpoint_share_one_copy_and_make_one_each_on_their_device(cluster, tmp_path):
     store = Store(tmp_path)
     publish(store, KEYS[0], 100)
     actors = start_checkpoint_actors(str(store.root), 1)
@@ -99,13 +99,13 @@ def test_an_actor_lets_go_of_what_was_not_asked_for_longest_and_reads_it_again(c
 
 
 def test_more_than_the_object_store_holds_while_the_disk_is_full_is_read_from_the_store(cluster, tmp_path):
-    """900 MB of checkpoints through an object store of 600 MB, with a budget that does not help."""
+    """450 MB of checkpoints through an object store of 300 MB, with a budget that does not help."""
     store = Store(tmp_path)
     for key in KEYS:
-        publish(store, key, 150)
+        publish(store, key, 75)
     reader = CheckpointReader(start_checkpoint_actors(str(store.root), 1, 10_000 * MB), store, patience=5.0)
     for key in [*KEYS, *KEYS]:
-        assert reader.load(key, "weights")["w"].nbytes == 150 * MB
+        assert reader.load(key, "weights")["w"].nbytes == 75 * MB
     views = [reader.load(key, "weights") for key in KEYS[:3]]  # what is in use cannot be let go
     for key in KEYS:
         reader.hand_over("dense", key)  # a published stage does not fail because nobody can hold it
