@@ -1,6 +1,7 @@
 """Fixtures that several test modules use: a sweep that runs in seconds, and the matrix of networks."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ NETWORKS = {  # every network of the package, small enough for a test
     "vgg11": {"name": "vgg11", "width": 0.25, "num_classes": 10, "in_shape": (3, 32, 32)},
     "vgg11-64px": {"name": "vgg11", "width": 0.125, "num_classes": 10, "in_shape": (3, 64, 64)},  # flatten of 2 x 2
 }
+
+
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """A command that a test runs in this process chooses a Ray, and leaves that in variables for whatever comes next."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from raylth.cluster.scheduler.graph_searcher import GraphSearcher
 from raylth.cluster.scheduler.packing import Packs
 from raylth.cluster.slots import Slot
 from raylth.cluster.worker import gpu
+from raylth.cluster.worker.payload import Work
 from raylth.cluster.worker.stage_trial import StageTrial
 from raylth.config.resources import ResourcesConfig
 from raylth.core.memory import DeviceLost
@@ -87,15 +88,7 @@ def worker_of(store, stages, **config):
     worker.epochs_trained, worker.trace = SimpleNamespace(flush=lambda: None), lambda *told, **more: None
     worker.contexts, worker.is_asked_to_stop, worker.is_busy = {"cpu": Bare()}, False, False
     worker.steps_left, worker.drain = None, lambda: False
-    alone = {"pack": False, "measure": None, "workers": 1, "min_workers": 1, "steps": None, "cpus": 1, "gpus": 1.0}
-    worker.config = {
-        **alone,
-        "sizes": None,
-        "engines": ["eager"],
-        "engine": "eager",
-        "stages": [stage.key for stage in stages],
-        **config,
-    }
+    worker.work = Work(**{"stages": [stage.key for stage in stages], "cpus": 1, "gpus": 1.0, "engines": ["eager"], **config})
     return worker
 
 
