@@ -107,7 +107,7 @@ class RunningSweep:
 
     def finish(self) -> str:
         """Wait for the end; returns the output. The exit status must be 0."""
-        output, _ = self.process.communicate(timeout=200)
+        output, _ = self.process.communicate(timeout=400)  # a bound on hanging: some machines are half as fast
         assert self.process.returncode == 0, output
         return output
 

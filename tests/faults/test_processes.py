@@ -253,6 +253,7 @@ def assert_dense_as_by_one(reference, sweep):
             )
 
 
+@pytest.mark.timeout(600)
 def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, reference):
     """The other ends with it, and both continue from the last saved epoch."""
     sweep = start_sweep("resources.dense.workers=2")
@@ -270,6 +271,7 @@ def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, refere
     assert not (sweep.store.root / "states").files()
 
 
+@pytest.mark.timeout(600)
 def test_a_training_goes_on_with_fewer_workers_where_it_may(cluster, start_sweep, reference):
     """A node with one of two workers dies, and none comes in its place."""
     cluster.add_node(num_cpus=1)
@@ -314,6 +316,7 @@ def metadata():
         server.shutdown()
 
 
+@pytest.mark.timeout(600)
 def test_a_spot_machine_with_a_notice_saves_its_training_and_another_goes_on(cluster, start_sweep, reference, metadata):
     """The notice is two minutes; nothing of what the machine trained is trained again."""
     first = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
