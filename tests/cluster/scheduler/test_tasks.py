@@ -17,13 +17,14 @@ from raylth.cluster.failures import OUT_OF_MEMORY
 from raylth.cluster.launch import run_on_ray
 from raylth.cluster.nodes.budget_meter import Meter
 from raylth.cluster.scheduler.graph_searcher import GraphSearcher
-from raylth.cluster.scheduler.places import Places
+from raylth.cluster.scheduler.places import Place, Places
 from raylth.cluster.scheduler.tasks import StageTasks
 from raylth.cluster.slots import Slot
 from raylth.cluster.worker.checkpoint_cache import CheckpointReader, start_checkpoint_actors
 from raylth.config.resources import ResourcesConfig
 from raylth.stages import Graph, Stage, load_data, make_plan, run_plan, scan
 from raylth.store import Store, locate
+from tests.cluster.scheduler.test_shares import training
 from tests.conftest import tiny_sweep
 
 LINE = {"points": 3, "corrections": ["plain"], "samples": 60}
@@ -153,6 +154,30 @@ def test_what_arms_wait_for_comes_first_and_takes_half_of_the_cores(tmp_path):
     assert list(tasks.running) == ["pi0", "pi1"]
 
 
+@pytest.mark.parametrize(("kind", "seconds", "held"), [("match", 2.0, True), ("match", 0.0, False), ("connect", 2.0, False)])
+def test_no_training_starts_while_what_arms_wait_for_waits_for_room(tmp_path, kind, seconds, held):
+    """Tune would give it the worker that has just become idle, time and again; what only measures waits itself."""
+    tasks = tasks_of(tmp_path, [training("s0")])
+    since = time.monotonic() - seconds
+    tasks.places.places.append(Place(kind, Slot(1, 0.0), {}, since=since))
+    tasks.turn = lambda: None
+    assert tasks.hold_back() is held
+    assert (tasks.searcher._suggest("t1") is None) is held
+    del tasks.places.places[:]
+    assert not tasks.hold_back()
+
+
+def test_a_place_that_does_not_end_with_its_machine_is_given_up():
+    """Ray would make it anew before the task that ends its process, and may have no room for that for ever."""
+    places = Places(is_local=False)
+    since = time.monotonic() - 60
+    places.places.append(Place("line", Slot(1, 0.5), {}, state="left", since=since))
+    places.looked_at = time.monotonic()
+    assert places.held() == [("line", Slot(1, 0.5))]
+    places.turn()
+    assert places.held() == [], "trainings have its share again"
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """A Ray that the tests below share; those above have one of their own each."""
@@ -245,7 +270,7 @@ LOST = """
 import time
 import ray
 from ray.cluster_utils import Cluster
-from raylth.cluster.scheduler.places import Places
+from raylth.cluster.scheduler.places import Place, Places
 from raylth.cluster.slots import Slot
 cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 places = Places(is_local=False)
