@@ -10,6 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
+# For the whole session and the sweeps that tests start: a server is often started within a test, which restores variables.
+os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
+os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
+
 SERVERS = {
     "s3": "from moto.server import main; main(['--host', '127.0.0.1', '--port', '{port}'])",
     "gs": "from gcp_storage_emulator.server import create_server; "
@@ -29,8 +33,6 @@ class BucketServer:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.scheme = scheme
-        os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")  # inherited by sweeps that a test starts
-        os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVERS[scheme].format(port=self.port)],
             stdout=subprocess.DEVNULL,
