@@ -1,6 +1,7 @@
 """The state of a plan while it runs: which stages wait, may run, run, are done, diverged, failed or are blocked."""
 
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
@@ -42,14 +43,14 @@ class Graph:
             self._missing[key] = {parent for parent in parents if self.states[parent] != "done"}
         self._keys = list(self.stages)
         self._is_trial: Callable[[Stage], bool] = lambda stage: stage.epochs > 0
-        self._ready: dict[bool, list[int]] = {True: [], False: []}  # whether stages are trials -> heap of their ranks
+        self._ready: dict[tuple[bool, str], list[int]] = {}  # whether stages are trials, and their kind -> heap of ranks
         self.split(self._is_trial)
         for key, reason in (diverged or {}).items():
             self.diverge(key, reason)
 
     def split(self, is_trial: Callable[[Stage], bool]) -> None:
         """Say which stages `next_ready` and `first_ready` count as trials; by itself, those that train."""
-        self._is_trial, self._ready = is_trial, {True: [], False: []}
+        self._is_trial, self._ready = is_trial, {}
         for key in self.stages:
             if self._is_ready(key):
                 self._push(key)
@@ -69,18 +70,21 @@ class Graph:
         """
         stage = self.first_ready(trial)
         if stage is not None:
-            heapq.heappop(self._ready[self._is_trial(stage)])
+            heapq.heappop(self._heap(stage))
             self.states[stage.key] = "running"
         return stage
 
     def first_ready(self, trial: bool | None = None) -> Stage | None:
-        """Return the stage that `next_ready` would take, and take it not."""
-        kinds = (True, False) if trial is None else (trial,)
-        for kind in kinds:
-            while self._ready[kind] and not self._is_ready(self._keys[self._ready[kind][0]]):
-                heapq.heappop(self._ready[kind])
-        first = min((self._ready[kind][0] for kind in kinds if self._ready[kind]), default=None)
-        return None if first is None else self.stages[self._keys[first]]
+        """Return the stage that `next_ready` would take, without taking it."""
+        return next(iter(self.first_of_each_kind(trial)), None)
+
+    def first_of_each_kind(self, trial: bool | None = None) -> list[Stage]:
+        """Return the first stage that may run now of each kind, in the order in which they would be taken."""
+        heaps = [heap for (is_trial, _), heap in self._ready.items() if trial in (None, is_trial)]
+        for heap in heaps:
+            while heap and not self._is_ready(self._keys[heap[0]]):
+                heapq.heappop(heap)
+        return [self.stages[self._keys[rank]] for rank in sorted(heap[0] for heap in heaps if heap)]
 
     @property
     def num_ready(self) -> int:
@@ -92,21 +96,20 @@ class Graph:
         taken: list[Stage] = []
         if self._children[like.key]:
             return taken
-        ready = self._ready[self._is_trial(like)]
+        ready = self._heap(like)
         while ready and len(taken) < most:
             key = self._keys[ready[0]]
-            stage = self.stages[key]
-            if stage.kind != like.kind or self._children[key] or not accept(stage):
+            if self._children[key] or not accept(self.stages[key]):
                 break
             heapq.heappop(ready)
             if self._is_ready(key):
                 self.states[key] = "running"
-                taken.append(stage)
+                taken.append(self.stages[key])
         return taken
 
     def ready(self) -> list[Stage]:
         """List the stages that may run now, in the order in which they would be taken."""
-        keys = (self._keys[rank] for rank in sorted({*self._ready[True], *self._ready[False]}))
+        keys = (self._keys[rank] for rank in sorted(set(itertools.chain(*self._ready.values()))))
         return [self.stages[key] for key in keys if self._is_ready(key)]
 
     def take(self, stages: Iterable[Stage]) -> None:
@@ -197,8 +200,11 @@ class Graph:
             counts.setdefault(stage.kind, Counter())[self.states[key]] += 1
         return counts
 
+    def _heap(self, stage: Stage) -> list[int]:
+        return self._ready.setdefault((self._is_trial(stage), stage.kind), [])
+
     def _push(self, key: str) -> None:
-        heapq.heappush(self._ready[self._is_trial(self.stages[key])], self._rank[key])
+        heapq.heappush(self._heap(self.stages[key]), self._rank[key])
 
     def _is_ready(self, key: str) -> bool:
         return self.states[key] == "waiting" and not self._missing[key]

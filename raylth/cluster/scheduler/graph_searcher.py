@@ -48,6 +48,7 @@ class GraphSearcher(StageEnds, Searcher):
         Searcher.__init__(self)
         StageEnds.__init__(self, graph, store, resources, gpus, machines)
         self.may_grow = may_grow  # whether more may come than that
+        self.present = dict(self.machines)  # resource -> how much of it the machines have that are there now
         self.running: dict[str, tuple[list[Stage], Slot]] = {}  # trial -> its stages, in the order in which it runs them
         self.began: dict[str, float] = {}  # trial -> when it was suggested
         self.causes: dict[str, tuple[str, str]] = {}  # trial -> why its worker ended, and the error; TrialScheduler writes it
@@ -141,6 +142,7 @@ class GraphSearcher(StageEnds, Searcher):
 
     def see(self, alive: Mapping[str, float]) -> None:
         """Take in what the machines have that are there now: more may have come than could be known at the start."""
+        self.present = dict(alive)
         for resource in self.machines:
             self.machines[resource] = max(self.machines[resource], alive[resource])
 

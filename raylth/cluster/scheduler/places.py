@@ -72,6 +72,7 @@ class Places:
         alike = [place for place in self.places if place.slot == slot]
         for place in alike:
             if place.state == FREE and not place.is_lost:
+                place.kind = kind
                 place.becomes(USED)
                 return place
         if not any(place.state == MADE for place in alike):
@@ -120,11 +121,11 @@ class Places:
         """Whether a place is being made."""
         return any(place.state == MADE for place in self.places)
 
-    def waiting(self) -> list[str]:
-        """Return the kinds of stages whose places wait for room."""
+    def waiting(self) -> list[Place]:
+        """Return the places that wait for room."""
         made = [place for place in self.places if place.state == MADE and place.seconds >= SHORT_SECONDS]
         lost = [place for place in self.places if place.state == USED and place.is_lost]
-        return [place.kind for place in made + lost]
+        return made + lost
 
     def is_short(self) -> bool:
         """Whether an idle worker is to be ended for a place that waits for room: True once a second."""

@@ -52,7 +52,7 @@ class StageTasks:
     def come_first(self) -> bool:
         """Whether a task is ready that comes before the first ready training: arms wait for what it makes."""
         task, training = self.graph.first_ready(trial=False), self.graph.first_ready(trial=True)
-        return task is not None and training is not None and kind_of(task.kind).rank < kind_of(training.kind).rank
+        return task is not None and training is not None and _comes_before(task.kind, training)
 
     @property
     def is_busy(self) -> bool:
@@ -60,10 +60,21 @@ class StageTasks:
         return bool(self.running) or self.places.is_made()
 
     def hold_back(self) -> bool:
-        """Whether no training is to start now: its worker, just idle, has what a task waits for that comes before it."""
+        """Whether no training is to start now, since a task that comes before it waits for what the training would take.
+
+        Tune would give the training the worker that has just become idle, time and again. A task for which the machines
+        that are there have no room holds nothing back: it waits for one that is still to come.
+        """
         training = self.graph.first_ready(trial=True)
-        waiting = self.places.waiting()
-        return training is not None and any(kind_of(kind).rank < kind_of(training.kind).rank for kind in waiting)
+        if training is None:
+            return False
+        waiting = [(place.kind, place.slot) for place in self.places.waiting()]
+        for stage in self.graph.first_of_each_kind(trial=False):
+            slot = self.searcher.shares.of(stage)
+            if self._is_within_half(slot, training):
+                waiting.append((stage.kind, slot))
+        first = [slot for kind, slot in waiting if _comes_before(kind, training)]
+        return any(not asks_too_much([(slot, 1)], self.searcher.present) for slot in first)
 
     def wait(self, seconds: float) -> None:
         """Wait until a task has ended, at most so long."""
@@ -84,14 +95,16 @@ class StageTasks:
             self.idle_workers.end_one()
 
     def submit(self) -> None:
-        """Submit the stages that are ready and that there is room for."""
-        while (stage := self.graph.first_ready(trial=False)) is not None:
-            slot = self.searcher.shares.of(stage)
+        """Submit the stages that are ready and that there is room for; one that waits holds back those like it only."""
+        waiting: set[str] = set()
+        while left := [each for each in self.graph.first_of_each_kind(trial=False) if each.kind not in waiting]:
+            stage, slot = left[0], self.searcher.shares.of(left[0])
             place = self.places.take(stage.kind, slot) if self._may_start(stage, slot) else None
             if place is None:
-                return
-            self.graph.take([stage])
-            self._submit(stage, place)
+                waiting.add(stage.kind)
+            else:
+                self.graph.take([stage])
+                self._submit(stage, place)
 
     def _submit(self, stage: Stage, place: Place) -> None:
         work = Work([stage.key], place.slot.cpus, place.slot.gpus)
@@ -116,17 +129,23 @@ class StageTasks:
 
     def _may_start(self, stage: Stage, slot: Slot) -> bool:
         """Whether there is room for a task now, beside the first training that waits for room, unless that comes after it."""
-        machines = self.searcher.machines
-        tasks = [(each, 1) for each in (*self.places.busy(), slot)]
-        asked = [*self.searcher.trials(), *tasks]
-        if asks_too_much(asked, machines) and len(asked) > 1:
+        asked = [*self.searcher.trials(), *((each, 1) for each in (*self.places.busy(), slot))]
+        if asks_too_much(asked, self.searcher.machines) and len(asked) > 1:
             return False
         training = self.graph.first_ready(trial=True)
         if training is None:
             return True
-        if kind_of(stage.kind).rank < kind_of(training.kind).rank:  # arms wait for it, and others can be trained meanwhile
-            half = {resource: total / 2 for resource, total in machines.items()}
-            return len(tasks) == 1 or not asks_too_much(tasks, half)
-        return not asks_too_much(
-            [*asked, (self.searcher.shares.of(training), self.searcher.shares.fewest(training))], machines
-        )
+        if _comes_before(stage.kind, training):
+            return self._is_within_half(slot, training)
+        room = self.searcher.shares.of(training), self.searcher.shares.fewest(training)
+        return not asks_too_much([*asked, room], self.searcher.machines)
+
+    def _is_within_half(self, slot: Slot, training: Stage) -> bool:
+        """Whether one more task that arms wait for leaves half of the machines to trainings; one alone always may."""
+        before = [(place.slot, 1) for stage, place in self.running.values() if _comes_before(stage.kind, training)]
+        half = {resource: total / 2 for resource, total in self.searcher.machines.items()}
+        return not before or not asks_too_much([*before, (slot, 1)], half)
+
+
+def _comes_before(kind: str, training: Stage) -> bool:
+    return kind_of(kind).rank < kind_of(training.kind).rank

@@ -151,7 +151,11 @@ def test_what_arms_wait_for_comes_first_and_takes_half_of_the_cores(tmp_path):
     tasks = tasks_of(tmp_path, stages)
     assert tasks.come_first()
     tasks.submit()
-    assert list(tasks.running) == ["pi0", "pi1"]
+    assert list(tasks.running) == ["pi0", "pi1", "line"], "the fourth core is the training's"
+    del tasks.running["pi0"]
+    tasks.places.give_back(tasks.places.places[0])
+    tasks.submit()
+    assert list(tasks.running) == ["pi1", "line", "pi2"], "what only measures is no part of that half"
 
 
 @pytest.mark.parametrize(("kind", "seconds", "held"), [("match", 2.0, True), ("match", 0.0, False), ("connect", 2.0, False)])
@@ -165,6 +169,53 @@ def test_no_training_starts_while_what_arms_wait_for_waits_for_room(tmp_path, ki
     assert (tasks.searcher._suggest("t1") is None) is held
     del tasks.places.places[:]
     assert not tasks.hold_back()
+
+
+def test_a_match_is_next_where_machines_may_come_and_one_more_training_always_waits(tmp_path):
+    """One more trial is suggested than there is room for, so that a machine comes: a match takes the room that one leaves."""
+    trainings = [training(f"s{n}") for n in range(9)]
+    tasks = tasks_of(tmp_path, [*trainings, stage("match", "pi"), stage("match", "pi2")], cpus=2)
+    searcher, trials = tasks.searcher, iter(range(99))
+    tasks.turn = lambda: None
+    tasks.graph.take([tasks.graph.stages["pi"], tasks.graph.stages["pi2"]])
+    for _ in range(5):
+        searcher._suggest(f"t{next(trials)}")
+    assert list(searcher.running) == ["t0", "t1", "t2"], "two run, one waits"
+    tasks.graph.retry("pi")
+    tasks.graph.retry("pi2")
+    for ended in ("t0", "t1"):
+        del searcher.running[ended]
+        searcher._suggest(f"t{next(trials)}")
+    assert list(tasks.running) == ["pi"]
+    assert len(searcher.running) == 2, "one runs, one waits: the second match would be more than half of two cores"
+    tasks.running.clear()
+    tasks.places.give_back(tasks.places.places[0])
+    searcher._suggest(f"t{next(trials)}")
+    assert len(searcher.running) == 2, "the second match is next"
+    del searcher.running["t2"]
+    searcher._suggest(f"t{next(trials)}")
+    assert list(tasks.running) == ["pi2"]
+
+
+def test_a_task_for_which_no_machine_is_there_holds_no_training_back(tmp_path):
+    stages = [training("s0"), training("s1"), stage("match", "pi")]
+    tasks = tasks_of(tmp_path, stages, gpus=1.0, match={"gpus": 1})
+    tasks.turn = lambda: None
+    tasks.places = Places(is_local=False)
+    tasks.places._make = lambda kind, slot: tasks.places.places.append(Place(kind, slot, {}, since=time.monotonic() - 9))
+    tasks.searcher.see({"CPU": 4.0, "GPU": 0.0})
+    assert tasks.searcher._suggest("t0") is not None, "the machine with the GPU is still to come"
+    assert [place.kind for place in tasks.places.waiting()] == ["match"]
+    tasks.searcher.see({"CPU": 4.0, "GPU": 1.0})
+    assert tasks.searcher._suggest("t1") is None
+
+
+def test_a_task_without_room_holds_back_no_task_of_another_kind(tmp_path):
+    stages = [stage("plane", "plane"), stage("plane", "plane2"), stage("overlap", "overlap"), stage("ensemble", "e")]
+    tasks = tasks_of(tmp_path, stages, plane={"cpus": 3})
+    tasks.searcher.running["trial"] = [stage("sparse", "train", epochs=1)], Slot(2, 0.0)
+    tasks.submit()
+    assert list(tasks.running) == ["overlap", "e"]
 
 
 def test_a_place_that_does_not_end_with_its_machine_is_given_up():
@@ -283,7 +334,7 @@ def wait_until(condition):
 node = cluster.add_node(num_cpus=1)
 wait_until(lambda: places.take("line", Slot(1, 0.0)))
 cluster.remove_node(node)
-wait_until(lambda: places.waiting() == ["line"])
+wait_until(lambda: [place.kind for place in places.waiting()] == ["line"])
 print(places.is_short())
 cluster.add_node(num_cpus=1)
 wait_until(lambda: places.waiting() == [])
@@ -294,11 +345,21 @@ print(ray.get(ray.remote(lambda: 7).options(**place.options).remote()))
 
 def test_a_place_whose_machine_is_gone_waits_for_room_like_a_new_one():
     """Ray makes it anew where there is room, and an idle worker may hold that."""
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_SCHEDULER_EVENTS": "0",
+    }  # nothing is printed but by the script
     ran = subprocess.run(
         [sys.executable, "-c", LOST], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert ran.stdout.split() == ["True", "7"], ran.stdout + ran.stderr
+
+
+def test_a_place_that_is_used_again_is_that_of_its_new_task(places):
+    place = placed(places, Slot(1, 0.0))
+    places.give_back(place)
+    assert places.take("plane", Slot(1, 0.0)) is place
+    assert places.held() == [("plane", Slot(1, 0.0))]
 
 
 def test_one_with_another_share_takes_what_an_unused_place_holds(places):
