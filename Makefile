@@ -31,7 +31,7 @@ test-cluster: $(VENV)/.installed-dev
 ffcv: $(VENV)/.installed-ffcv
 
 cluster-files: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[clouds]'
+	sh scripts/install.sh $(VENV) clouds
 	rm -rf dist && $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
 	umask 077 && $(BIN)/ray get-auth-token --generate >/dev/null
 
@@ -59,8 +59,8 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.x" >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "the venv module is missing: apt-get install python3-venv" >&2; exit 2; }
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh | $(VENV)/bin/pip
+	sh scripts/install.sh $(VENV)
 	touch $@
 
 $(VENV)/.installed-ffcv: scripts/packages.sh $(VENV)/.installed
@@ -69,9 +69,9 @@ $(VENV)/.installed-ffcv: scripts/packages.sh $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	sh scripts/install.sh $(VENV) dev
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	sh scripts/install.sh $(VENV) docs
 	touch $@
