@@ -11,14 +11,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: quickstart test test-faults test-cluster lint docs ffcv cluster-files bench clean
+.PHONY: quickstart test test-faults test-cluster lint docs ffcv ffcv-if-possible cluster-files bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m raylth.sweep sweeps/quickstart.yaml $(SWEEP_ARGS)
 
-test: lint
-	-@$(MAKE) --no-print-directory ffcv || echo "FFCV is not to be had: its tests are skipped" >&2
+test: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory -j 2 lint ffcv-if-possible
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/clouds/test_local.py
 
 test-faults: $(VENV)/.installed-dev
@@ -29,6 +29,9 @@ test-cluster: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/clouds/test_local.py
 
 ffcv: $(VENV)/.installed-ffcv
+
+ffcv-if-possible:
+	-@$(MAKE) --no-print-directory ffcv || echo "FFCV is not to be had: its tests are skipped" >&2
 
 cluster-files: $(VENV)/.installed
 	sh scripts/install.sh $(VENV) clouds
