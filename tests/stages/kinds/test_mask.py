@@ -148,6 +148,22 @@ def test_lth_needs_early_weights_that_a_pruned_network_does_not_have(with_imp, t
         sweep(sparse={"sparsities": [0.5], "mask_from": str(tmp_path / "a.safetensors")})
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"lines": [{"between": ["imp", "B"]}]}, "lines.0.between: imp is A pruned in rounds, and sparse.mask_from takes"),
+        (
+            {"lines": [{"between": ["pi(imp)", "B"]}]},
+            r"lines.0.between: pi\(imp\) is A pruned in rounds, and sparse.mask_from",
+        ),
+        ({"imp_line": {}}, "imp_line: needs rounds of pruning, and sparse.mask_from takes their place"),
+    ],
+)
+def test_what_needs_rounds_of_pruning_is_refused_with_the_setting_that_takes_their_place(asked, message):
+    with pytest.raises(ValueError, match=rf"analyses.{message}"):
+        sweep(sparse={"arms": ["naive"], "sparsities": [0.5], "mask_from": "m.pt"}, analyses=asked)
+
+
 def test_an_arm_of_ones_own_that_needs_them_is_named(with_imp, tmp_path, monkeypatch):
     monkeypatch.setitem(ARMS._entries, "early", Arm("A", "none", "A's early weights under A's mask"))
     plan, store = with_imp
