@@ -147,6 +147,7 @@ def test_a_group_that_a_matcher_says_nothing_of_has_a_row_without_a_correlation(
     rows = load_permutations(run.folder).set_index("unit_group")
     assert rows["fixed_share"].to_dict() == {"fc1": 1.0, "fc2": 1.0, "fc3": 1.0}
     assert rows["correlation"].dropna().to_dict() == {"fc1": 0.25}
+    assert "How well the units match" in write_report(run.folder, locate(tmp_path / "report")).read().decode()
     (permuted,) = (stage for stage in plan.stages if stage.labels.get("arm") == "permuted")
     assert "| objective (correlation, by weights cosine), mean | 0.2500 |" in card(find_network(store, permuted.key), "hf")
 

@@ -245,8 +245,8 @@ def test_a_line_names_the_lost_networks_of_arms_whose_names_are_no_words():
     own = row(arm="own-arm:x.y", replicate=1, status="failed", test_accuracy=None, match_epoch=None)
     other = row(arm="arm", replicate=1, status="failed", test_accuracy=None, match_epoch=None)
     line = dict.fromkeys(DATASETS["barriers"].names) | {
-        "key": "line", "stage": "connect", "between": "lth - pi^-1(own-arm:x.y)", "width": 1.0, "replicate": 0, "split": "test",
-        "sparsity": 0.9, "rewind_epoch": 0, "correction": "plain", "error_barrier": 1.0, "loss_barrier": 0.1,
+        "key": "line", "stage": "connect", "between": "lth - pi^-1(own-arm:x.y)", "width": 1.0, "replicate": 0,
+        "split": "test", "sparsity": 0.9, "rewind_epoch": 0, "correction": "plain", "error_barrier": 1.0, "loss_barrier": 0.1,
     }  # fmt: skip
     said = findings(pd.concat([sweep(), pd.DataFrame([own, other])]), pd.DataFrame([line]))
     (sentence,) = (each for each in said if each.startswith("Between lth and pi^-1(own-arm:x.y)"))
