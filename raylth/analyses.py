@@ -34,6 +34,8 @@ class Analysis:
     `table(frame)` and `figure(frame, title)` are for the report; `frame` is what
     `raylth.report.load_measurements(run, name)` gives: a line for each row, with its network's columns. Without `table` the
     report has means over replicates, without `figure` no figure.
+
+    Raises TypeError for a field that is none of these.
     """
 
     measure: Callable[[Mapping[str, Any], Any, MeasureInputs], Iterable[Mapping[str, Any]]]
@@ -41,6 +43,16 @@ class Analysis:
     summary: str  # what is measured, with units: stands in the report
     table: Callable[[Any], Any] | None = None  # data frame -> data frame
     figure: Callable[[Any, str], Any] | None = None  # data frame -> matplotlib's Figure
+
+    def __post_init__(self) -> None:
+        for name in ("measure", "table", "figure"):
+            found = getattr(self, name)
+            if not callable(found) and (found is not None or name == "measure"):
+                raise TypeError(f"{name}: should be a function, found {found!r:.60}")
+        if not isinstance(self.settings, type):
+            raise TypeError(f"settings: should be a class, found {self.settings!r:.60}")
+        if not isinstance(self.summary, str):
+            raise TypeError(f"summary: should be a string, found {self.summary!r:.60}")
 
 
 ANALYSES: Registry[Analysis] = Registry("analysis", group="raylth.analyses")

@@ -4,13 +4,17 @@ Settings, planning, computation, tables, figures and model cards all read it. An
 `Arm`, which `sparse.arms` names by its import path (`package.module:object`) or by an entry point of the group `raylth.arms`.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from raylth.common.registry import Registry, UnknownName
 
-__all__ = ["ARMS", "BUILT_IN", "Arm", "arm_of", "rank", "short_name"]
+__all__ = ["ARMS", "BUILT_IN", "Arm", "arm_of", "rank", "short_name", "split_move"]
+
+TRANSFORMS = ("none", "permute", "shuffle", "random_permutation")
+DRAWN = ("shuffle", "random_permutation")
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Arm:
     `transform` is "none", "permute" (pi, which matching found), "shuffle" (inside each layer), "random_permutation", or a
     function of one's own, `transform(mask, given) -> mask`. A mask maps each prunable weight's name to a bool tensor of its
     shape, True where the weight is alive; `given` is a `raylth.stages.Given`.
+
+    Raises TypeError or ValueError for a field that is none of these, and for a transform without what it reads.
     """
 
     weights_from: Literal["A", "B"]
@@ -29,6 +35,20 @@ class Arm:
     marker: str = "D"  # matplotlib's
     needs_match: bool = False  # whether it reads pi: one network for each way of matching and epoch of B
     needs_seed: bool = False  # whether it draws random numbers
+
+    def __post_init__(self) -> None:
+        if self.weights_from not in ("A", "B"):
+            raise ValueError(f"weights_from: should be 'A' or 'B', found {self.weights_from!r}")
+        if not callable(self.transform) and self.transform not in TRANSFORMS:
+            known = ", ".join(map(repr, TRANSFORMS))
+            raise ValueError(f"transform: should be one of {known} or a function, found {self.transform!r}")
+        if self.transform == "permute" and not self.needs_match:
+            raise ValueError("transform: 'permute' reads the permutation: set needs_match=True")
+        if self.transform in DRAWN and not self.needs_seed:
+            raise ValueError(f"transform: {self.transform!r} draws random numbers: set needs_seed=True")
+        for name in ("summary", "colour", "marker"):
+            if not isinstance(found := getattr(self, name), str):
+                raise TypeError(f"{name}: should be a string, found {found!r:.60}")
 
 
 ARMS: Registry[Arm] = Registry("arm", group="raylth.arms")
@@ -64,6 +84,12 @@ def arm_of(name: str) -> Arm:
     except UnknownName:
         found = None
     return found if isinstance(found, Arm) else Arm("B", "none", f"the arm {name}")
+
+
+def split_move(text: str) -> tuple[str | None, str] | None:
+    """Return move and name of a network as analyses name it, such as ("pi^-1", "permuted"); None for what is no name."""
+    found = re.fullmatch(r"\s*(?:(pi|pi\^-1)\(\s*([\w.:-]+)\s*\)|([\w.:-]+))\s*", text)
+    return (found[1], found[2] or found[3]) if found else None
 
 
 def rank(name: str) -> int:

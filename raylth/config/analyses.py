@@ -1,6 +1,5 @@
 """Settings of what is measured on trained networks: lines, planes, ensembles, masks and matches."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from raylth.analyses import ANALYSES, Analysis
-from raylth.arms import ARMS
+from raylth.arms import ARMS, split_move
+from raylth.common.registry import UnknownName
 from raylth.config.plugin_settings import read_plugins
 from raylth.config.types import NUMBER, Count, Epoch, Integer, Real, Settings, Sparsity, unique
 
@@ -46,6 +46,8 @@ class Cells:
 
     def check_rounds(self, field: str, name: str) -> None:
         """Raise ValueError where A is not pruned in rounds."""
+        if self.are_masks_brought:
+            raise ValueError(f"{field}: {name} is A pruned in rounds, and sparse.mask_from takes their place")
         if not self.has_rounds:
             raise ValueError(f"{field}: {name} is A pruned in rounds, which mask.finder: imp alone makes")
 
@@ -71,12 +73,20 @@ class End:
 
 def parse_end(text: str) -> End:
     """Read the name of a network, perhaps moved: A, pi(A), pi^-1(permuted); ValueError for what is none."""
-    found = re.fullmatch(r"\s*(?:(pi|pi\^-1)\(\s*([\w.:]+)\s*\)|([\w.:]+))\s*", text)
-    base = (found[2] or found[3]) if found else None
-    known = (*BASES, *ARMS)
-    if found is None or base is None or not (base in known or ":" in base):
-        raise ValueError(f"{text!r} is none of {', '.join(known)}, pi(X) and pi^-1(X)")
-    return End(f"{found[1]}({base})" if found[1] else base, base, found[1])
+    found = split_move(text)
+    if found is None:
+        raise _no_end(text)
+    move, base = found
+    if base not in BASES and ":" not in base:  # an import path is compared with sparse.arms, which are imported already
+        try:
+            ARMS[base]  # also those of entry points that nothing has loaded in this process
+        except UnknownName as error:
+            raise ValueError(str(error)) if error.__cause__ else _no_end(text) from error
+    return End(f"{move}({base})" if move else base, base, move)
+
+
+def _no_end(text: str) -> ValueError:
+    return ValueError(f"{text!r} is none of {', '.join((*BASES, *ARMS))}, pi(X) and pi^-1(X)")
 
 
 class ConnectConfig(Settings):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raylth.config.types import Count, Epoch, Integer, Rate, Settings, known, unique
 from raylth.core.matching.matcher import MATCHERS, Matcher
@@ -50,3 +50,12 @@ class MatchConfig(Settings):
     )
     learned_epochs: Count = Field(5, description="Passes of learned matching over the samples.")
     learned_lr: Rate = Field(0.05, description="Adam's rate in learned matching, relative to each tensor's deviation.")
+
+    @model_validator(mode="after")
+    def _has_what_matchers_read(self) -> "MatchConfig":
+        known = set(type(self).model_fields)
+        for name in self.method:
+            for field in MATCHERS[name].settings.values():
+                if field not in known:
+                    raise ValueError(f"method: {name}: its settings name {field!r}, which is no setting of match")
+        return self

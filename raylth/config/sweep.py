@@ -104,6 +104,8 @@ class SweepConfig(Settings):
             for field, why in (("ensemble.sets", asked.ensemble), ("overlap.own", asked.overlap and asked.overlap.own)):
                 if why:
                     raise ValueError(f"{field}: need A's own masks, and sparse.mask_from brings others")
+            if asked.imp_line is not None:
+                raise ValueError("imp_line: needs rounds of pruning, and sparse.mask_from takes their place")
         elif self.mask.finder != ITERATIVE and asked.imp_line is not None:
             raise ValueError(f"imp_line: needs rounds of pruning, and mask.finder is {self.mask.finder}")
         return asked.completed(self.cells, self.seeds.replicates)

@@ -51,8 +51,8 @@ class WandbConfig(Settings):
 class Tracker:
     """An experiment tracker of one's own, named in `log.custom`.
 
-    `open(settings, sweep, run)` returns an object with a `name` and a method `write(network)`, which is called in a thread of
-    its own with each `raylth.trackers.Network` whose training has ended; what `write` raises is worth another try, and three
+    `open(settings, sweep, run)` returns an object with a method `write(network)`, which is called in a thread of its own
+    with each `raylth.trackers.Network` whose training has ended; what `write` raises is worth another try, and three
     failures in a row switch the tracker off. It is to write no network twice: a sweep that continues hands over those that it
     handed over before.
     """

@@ -1,6 +1,5 @@
 """From a sweep's settings to what can be started: plan, checks of networks and disk, and what the store holds."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,9 +22,20 @@ from raylth.stages import (
     scan,
 )
 from raylth.store import Store
-from raylth.trackers import check_exporters
+from raylth.trackers import check_exporters, open_trackers
 
-__all__ = ["Prepared", "check_places", "check_space", "in_hours", "plan_of", "prepare", "scan_of", "share_of", "tried"]
+__all__ = [
+    "Prepared",
+    "check_places",
+    "check_space",
+    "check_trackers",
+    "in_hours",
+    "plan_of",
+    "prepare",
+    "scan_of",
+    "share_of",
+    "tried",
+]
 
 
 @dataclass
@@ -46,10 +56,7 @@ class Prepared:
         """Record in the store what was found before the start: the networks that passed, and what was settled."""
         keep_checked(self.run.store, self.networks)
         self.networks.clear()
-        with contextlib.suppress(OSError):  # tried again at the next turn
-            if not self.is_settled:
-                self.run.keep_settled()
-                self.is_settled = True
+        self.is_settled = self.is_settled or self.run.keep_settled()
 
     def update(self, graph: Graph, epochs: int) -> list[str]:
         """Record what has ended, and how far the sweep is; returns messages for people."""
@@ -150,3 +157,11 @@ def check_places(config: SweepConfig, store: Store) -> None:
         store.root.check_writable()
     except OSError as error:
         raise BadSweep(f"storage: {config.storage} cannot be written: {error.strerror or error}") from error
+
+
+def check_trackers(config: SweepConfig, run: str) -> None:
+    """Raise BadSweep for a tracker of one's own that cannot be opened, long before its run starts; it is opened for `run`."""
+    try:
+        open_trackers(config.log, config.name, run)
+    except ValueError as error:
+        raise BadSweep(str(error)) from error

@@ -72,11 +72,18 @@ class Run:
         """The Parquet file with this run's networks."""
         return self.store.root / "results" / f"{self.name}.parquet"
 
-    def keep_settled(self) -> None:
-        """Record what was settled, if nothing is recorded yet: the run uses it on any machine."""
+    def keep_settled(self) -> bool:
+        """Record what was settled, if nothing is recorded yet: the run uses it on any machine.
+
+        Returns False where the store does not answer, for another try later.
+        """
         place = self.folder / SETTLED
-        if self.settled and not place.exists():
-            place.write(json.dumps({"precision": dict(self.settled)}, indent=1).encode())
+        try:
+            if self.settled and not place.exists():
+                place.write(json.dumps({"precision": dict(self.settled)}, indent=1).encode())
+        except OSError:
+            return False
+        return True
 
     def _recorded(self) -> dict[str, Precision]:
         place = self.folder / SETTLED
@@ -144,7 +151,8 @@ class Recorder:
         self.num_written = 0  # of `graph.ended`, in which everything that the store holds comes first
         self.tried_at, self.has_failed = time.monotonic(), False
         self.notes = set_aside_harmed(run.store.root, run.name)  # the rows of all stages that have ended are written again
-        self.exports = [Background(exporter) for exporter in make_exporters(run.config.log, run.config.name, run.name)]
+        exporters = make_exporters(run.config.log, run.config.name, run.name)
+        self.exports = [Background(exporter, setting) for setting, exporter in exporters.items()]
 
     def update(self) -> None:
         """Write what has ended since the last time, if it is a batch or time has come."""

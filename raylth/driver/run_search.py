@@ -21,12 +21,12 @@ from raylth.config.sweep import SweepConfig
 from raylth.config.types import AUTO
 from raylth.core.data import Dataset
 from raylth.driver.compute import compute
-from raylth.driver.prepare import check_places, in_hours, plan_of, scan_of, share_of, tried
+from raylth.driver.prepare import check_places, check_trackers, in_hours, plan_of, scan_of, share_of, tried
 from raylth.driver.progress import StatusFile
 from raylth.driver.run_record import Run
 from raylth.driver.run_sweep import run_sweep
 from raylth.driver.study_journal import opened_journal
-from raylth.driver.winners import SUMMARY, joined_plan, plan_of_winners, summary_of, winners_of
+from raylth.driver.winners import SUMMARY, Winner, joined_plan, plan_of_winners, summary_of, winners_of
 from raylth.stages import MOST_STAGES, Graph, Plan, check_same_data, hours, keep_checked, kind_of, load_data
 from raylth.store import Lease, Store, fingerprint
 
@@ -60,6 +60,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
     with Lease(store, identity) as lease:
         if not lease.held:
             raise BadSweep(f"search: another process is at this search already ({folder}); let it end, or end it")
+        check_trackers(config, folder.name)
         keep_checked(store, networks)
         written.keep_settled()
         try:
@@ -78,17 +79,23 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
         if not study.winners():
             console.print(f"{study.title}: no training went to its end, so nothing is best; see search.stop", style="red")
             return ExitCode.FAILED
+    written.keep_settled()  # where the store did not answer before
     winners = [winner for study in studies for winner in winners_of(study)]
-    for winner in winners:
-        for edge in winner.edges:
-            line = f"{winner.study}: the best {edge}; better may lie beyond it"
-            console.print(Text(line, style="yellow"), soft_wrap=True)
+    _say_edges(winners, console)
     final = final_of(config)
     plan = plan_of_winners(final, winners)
     name = f"{config.name}-{fingerprint([final.science(), [winner.identity for winner in winners]])[:8]}"
     run = Run(final, store, name)
     (run.folder / SUMMARY).write(json.dumps(summary_of(studies), indent=1).encode())
     return run_sweep(final, command, joining, plan, run, meter)
+
+
+def _say_edges(winners: Sequence[Winner], console: Console) -> None:
+    """Say which of the best settings lie at the end of their range."""
+    for winner in winners:
+        for edge in winner.edges:
+            line = f"{winner.study}: the best {edge}; better may lie beyond it"
+            console.print(Text(line, style="yellow"), soft_wrap=True)
 
 
 def judged_by(config: SweepConfig, repeat: int = 1) -> SweepConfig:

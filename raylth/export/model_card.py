@@ -8,6 +8,8 @@ import yaml
 
 from raylth.arms import arm_of
 from raylth.config.sweep import NOT_SCIENCE
+from raylth.core.matching.matcher import matcher_summary
+from raylth.core.pruning.finder import ITERATIVE, finder_summary
 from raylth.export.load_script import snippet
 from raylth.export.stored_network import Network, Origin
 from raylth.stages.settings import DenseSettings, MaskSettings, SparseSettings, TrainingSettings
@@ -15,10 +17,9 @@ from raylth.stages.settings import DenseSettings, MaskSettings, SparseSettings, 
 __all__ = ["card", "config"]
 
 INTRODUCTION = """\
-Trained by [raylth](https://arxiv.org/abs/2505.05143)'s study of sparse training: a mask found on network A by iterative
-magnitude pruning, on weights of A or of another initialisation B, with or without the permutation of units that lines A up
-with B (Adnan et al., *Sparse Training from Random Initialization: Aligning Lottery Ticket Masks using Weight Symmetry*, ICML
-2025)."""
+Trained by [raylth](https://arxiv.org/abs/2505.05143)'s study of sparse training: a mask {found}, on weights of A or of
+another initialisation B, with or without the permutation of units that lines A up with B (Adnan et al., *Sparse Training from
+Random Initialization: Aligning Lottery Ticket Masks using Weight Symmetry*, ICML 2025)."""
 
 STAGES = {
     "dense": "network {network}, trained densely",
@@ -47,7 +48,7 @@ def card(network: Network, kind: str) -> str:
     """Return the text of README.md; the format `hf` begins with what the Hugging Face hub reads."""
     parts = [
         f"# {_title(network)}",
-        f"{_what(network)[0].upper()}{_what(network)[1:]}. {INTRODUCTION}",
+        f"{_what(network)[0].upper()}{_what(network)[1:]}. {_introduction(network)}",
         *_section("What it is", _table(_cell(network))),
         *_section("How good it is", _table(_numbers(network))),
         *_section("Where it comes from", _provenance(network)),
@@ -92,6 +93,16 @@ def _title(network: Network) -> str:
 def _what(network: Network) -> str:
     row = network.row
     return arm_of(row["arm"]).summary if row["arm"] else STAGES[row["stage"]].format(**row)
+
+
+def _introduction(network: Network) -> str:
+    """Say what the study is, and how its sweep came by A's masks."""
+    settings = network.manifest["config"]
+    if (settings.get("sparse") or {}).get("mask_from"):
+        return INTRODUCTION.format(found="that was brought to the sweep as a file")
+    name = (settings.get("mask") or {}).get("finder", ITERATIVE)  # which runs of older versions do not name
+    summary = finder_summary(name)
+    return INTRODUCTION.format(found=f"found on network A by `{name}`{f', {summary}' if summary else ''}")
 
 
 def _cell(network: Network) -> dict[str, Any]:
@@ -180,10 +191,10 @@ def _provenance(network: Network) -> str:
 
 def _moved(network: Network) -> str:
     """Say in a sentence how the network came by its mask."""
-    row = network.row
-    if row["arm"] == "permuted":
+    row, origin = network.row, network.origin
+    if row["match_method"] or (isinstance(origin, Origin) and origin.match is not None):
         found = f"{row['match_method']} matching found between A and B at epoch {row['match_epoch']} of B"
-        return f"The mask is A's, moved by the permutation that {found}."
+        return f"{arm_of(row['arm']).summary}; the permutation pi is the one that {found}."
     if row["arm"]:
         return "No permutation was matched for it."
     return "No permutation is part of it."
@@ -194,15 +205,20 @@ def _permutation(origin: Origin) -> dict[str, Any]:
     match = origin.match
     assert match is not None
     settings = {name: value for name, value in match.settings.plain().items() if name not in ("model", "data")}
+    settings["how it matches"] = matcher_summary(settings["method"]) or None
     entries = {"key of the permutation": f"`{match.key}`", "epoch of B": match.labels["match_epoch"], **settings}
     if origin.matched is not None:
-        objective, fixed = (list(origin.matched[name].values()) for name in ("objective", "fixed_share"))
+        objective, fixed = (list((origin.matched[name] or {}).values()) for name in ("objective", "fixed_share"))
         entries |= {
-            "groups of units": len(objective),
-            "objective (correlation, by weights cosine), mean": f"{sum(objective) / len(objective):.4f}",
-            "share of units that stay in place, mean": f"{sum(fixed) / len(fixed):.4f}",
+            "groups of units": len(fixed),
+            "objective (correlation, by weights cosine), mean": _mean(objective),
+            "share of units that stay in place, mean": _mean(fixed),
         }
     return entries
+
+
+def _mean(values: list[float]) -> str | None:
+    return f"{sum(values) / len(values):.4f}" if values else None
 
 
 def _named(origin: Origin, key: str) -> str:

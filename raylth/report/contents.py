@@ -8,6 +8,7 @@ from raylth.report.curves import learning_curves
 from raylth.report.entry import Entry, FigureEntry, TableEntry
 from raylth.report.figures import accuracy_vs_rewind, accuracy_vs_sparsity, difference_plot
 from raylth.report.landscape import barrier_vs_width, imp_barriers, line_plot, plane_plot
+from raylth.report.lost import NETWORKS, UPSTREAM
 from raylth.report.matching import mask_overlap, match_effort, match_quality
 from raylth.report.paper import beside_paper, ensembles_beside_paper
 from raylth.report.searches import search_figure, search_table
@@ -113,8 +114,6 @@ BIASED = (
     "noise can only raise it, so it is biased upwards, and above 0 it is no evidence by itself. The signed height of the "
     "line's middle over the chord, beside it, has no such bias."
 )
-NETWORKS = ("dense", "imp", "sparse")
-
 
 TABLES: tuple[TableEntry, ...] = (
     Entry(
@@ -252,7 +251,7 @@ TABLES: tuple[TableEntry, ...] = (
         "Overlap (Jaccard) of two masks, means over replicates, and what masks of these densities share by chance; all: "
         "the whole network. Density and pruned units (outputs that no weight is left for): of the first mask.",
         lambda frames: overlap_table(frames.masks),
-        lacks=("dense", "imp"),
+        lacks=UPSTREAM,
         nothing="analyses.overlap asks for them",
     ),
     Entry(

@@ -1,12 +1,14 @@
 """One figure or table of a report, and the data that all of them are made from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from raylth.report.measurements import NothingToShow
 from raylth.report.recipe import Recipe, recipe_of
 from raylth.report.results import (
     load_barriers,
@@ -81,6 +83,18 @@ class Entry(Generic[Make]):
     shown: Callable[[Frames, pd.DataFrame], pd.DataFrame] = lambda frames, table: table  # on the page; its files have all
     lacks: tuple[str, ...] = ()  # stages whose lost networks are missing in it
     nothing: str = "nothing was measured"  # why the table is empty, where it is
+    analysis: str = ""  # of one's own, whose figure or table it is
+
+    @contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """Turn whatever an analysis of one's own raises, or showing what it returned, into NothingToShow; `what` it is of."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:  # of someone else's code
+            if not self.analysis or isinstance(error, NothingToShow):
+                raise
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise NothingToShow(f"analysis {self.analysis}: {what}: {why}") from error
 
 
 FigureEntry = Entry[Callable[[Frames, str], Figure]]

@@ -5,9 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["LOST", "count_lost", "lost_networks", "lost_note"]
+__all__ = ["LOST", "NETWORKS", "UPSTREAM", "count_lost", "lost_networks", "lost_note"]
 
 LOST = ("diverged", "failed")
+UPSTREAM = ("dense", "imp", "find", "mask")  # stages that make what arms are trained from
+NETWORKS = (*UPSTREAM, "sparse")
 MOST_NAMED = 4
 IDENTITY = ("stage", "width", "replicate", "network", "arm", "label", "sparsity", "imp_round", "rewind_epoch", "member")
 
@@ -27,9 +29,7 @@ def _identities(networks: pd.DataFrame, columns: list[str]) -> Iterable[tuple[An
     return zip(*values, strict=True)
 
 
-def lost_note(
-    networks: pd.DataFrame, stages: Iterable[str] = ("dense", "imp", "sparse"), arms: Iterable[str] | None = None
-) -> str:
+def lost_note(networks: pd.DataFrame, stages: Iterable[str] = NETWORKS, arms: Iterable[str] | None = None) -> str:
     """Say how many networks of these stages, and of these arms, a sweep lost, and which; "" for none."""
     lost = lost_networks(networks)
     lost = lost[lost["stage"].isin(list(stages))]
@@ -62,6 +62,9 @@ def _name(row: dict[Any, Any]) -> str:
     elif row["stage"] == "imp":
         where = f"round {known['imp_round']}" if "imp_round" in known else f"sparsity {known.get('sparsity', 0):g}"
         parts.append(f"IMP's {where}")
+    elif row["stage"] in ("find", "mask"):
+        brought = " from its file" if row["stage"] == "mask" else ""
+        parts.append(f"{known.get('network', 'A')}'s mask{brought} at sparsity {known.get('sparsity', 0):g}")
     else:
         parts.append(f"dense {known.get('network', 'network')}")
     if known.get("width", 1.0) != 1.0:

@@ -8,10 +8,14 @@ from matplotlib.figure import Figure
 from raylth.analyses import analysis_of
 from raylth.arms import short_name
 
-__all__ = ["analyses_in", "measurement_figure", "measurement_table", "summary_of", "wide_measurements"]
+__all__ = ["NothingToShow", "analyses_in", "measurement_figure", "measurement_table", "summary_of", "wide_measurements"]
 
 CELL = ["width", "sparsity", "rewind_epoch"]
 LONG = ["row", "quantity", "value", "text"]  # columns of the table as it is stored
+
+
+class NothingToShow(ValueError):
+    """Why there is no figure or table of an analysis, in one line."""
 
 
 def wide_measurements(measurements: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -48,7 +52,7 @@ def measurement_table(measurements: pd.DataFrame, name: str) -> pd.DataFrame:
     if found is not None and found.table is not None:
         made = found.table(wide)
         if not isinstance(made, pd.DataFrame):
-            raise TypeError(f"analysis {name}: table: expected a pandas.DataFrame, found a {type(made).__name__}")
+            raise TypeError(f"expected a pandas.DataFrame, found a {type(made).__name__}")
         return made
     own = [column for column in wide.columns if column in set(measurements["quantity"])]
     numbers = [column for column in own if pd.api.types.is_numeric_dtype(wide[column])]
@@ -58,16 +62,16 @@ def measurement_table(measurements: pd.DataFrame, name: str) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(by, values, strict=True))
         for column in numbers:
             row |= {column: group[column].mean(), f"{column} (sd)": group[column].std()}
-        rows.append({**row, "n": group["replicate"].nunique()})
+        rows.append({**row, "replicates" if "n" in own else "n": group["replicate"].nunique()})
     return pd.DataFrame(rows)
 
 
 def measurement_figure(measurements: pd.DataFrame, name: str, title: str) -> Figure:
-    """Draw an analysis' own figure; ValueError, with the reason, where it has none."""
+    """Draw an analysis' own figure; NothingToShow, with the reason, where it has none."""
     found = analysis_of(name)
     if found is None or found.figure is None:
-        raise ValueError(f"{short_name(name)} brings no figure" if found else f"{name} is not on this machine")
+        raise NothingToShow(f"{short_name(name)} brings no figure" if found else f"{name} is not on this machine")
     made = found.figure(wide_measurements(measurements, name), title)
     if not isinstance(made, Figure):
-        raise TypeError(f"analysis {name}: figure: expected a matplotlib Figure, found a {type(made).__name__}")
+        raise TypeError(f"expected a matplotlib Figure, found a {type(made).__name__}")
     return made

@@ -15,8 +15,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from raylth.report.display import View, as_view
-from raylth.report.entry import Frames
+from raylth.report.entry import Frames, TableEntry
 from raylth.report.links import data_files
+from raylth.report.measurements import NothingToShow
 from raylth.report.results import load_manifest
 from raylth.report.searches import search_findings
 from raylth.report.sections import figures_of, notes_of, tables_of
@@ -97,16 +98,17 @@ def _figures(frames: Frames, name: str, out: Location) -> Contents:
     for entry in figures_of(frames):
         file, title = entry.name, entry.title
         try:
-            figure = entry.make(frames, f"{name}: {title[0].lower()}{title[1:]}")
+            with entry.guarded("figure"):
+                figure = entry.make(frames, f"{name}: {title[0].lower()}{title[1:]}")
+                data, inches = _files(figure), figure.get_size_inches()
         except ValueError as error:  # nothing to draw yet, and why
             contents.missing.append((title, str(error)))
             for kind in ("png", "svg"):  # of an earlier report
                 (out / "figures" / f"{file}.{kind}").remove()
             continue
-        data = _files(figure)
         for kind, content in data.items():
             (out / "figures" / f"{file}.{kind}").write(content)
-        width, height = (round(96 * inches) for inches in figure.get_size_inches())
+        width, height = (round(96 * side) for side in inches)
         picture = base64.b64encode(data["svg"]).decode()
         contents.shown.append(Shown(file, title, entry.text, picture, (width, height)))
     return contents
@@ -116,21 +118,35 @@ def _tables(frames: Frames, out: Location) -> Contents:
     contents = Contents()
     for entry in tables_of(frames):
         file, title, notes = entry.name, entry.title, notes_of(entry, frames)
-        frame = entry.make(frames) if entry.has_place(frames) else pd.DataFrame()
-        if frame.empty:
+        nothing = entry.nothing
+        try:
+            with entry.guarded("table"):
+                made = _made(entry, frames)
+        except NothingToShow as error:
+            made, nothing = None, str(error)
+        if made is None:
             for kind in ("csv", "tex"):  # of an earlier report, which said more than can be said now
                 (out / "tables" / f"{file}.{kind}").remove()
-            if entry.has_place(frames) and not entry.nothing:  # its notes are all that it says
+            if entry.has_place(frames) and not nothing:  # its notes are all that it says
                 contents.shown.append(Shown(file, title, entry.text, notes=notes))
             elif entry.has_place(frames):
-                contents.missing.append((title, entry.nothing))
+                contents.missing.append((title, nothing))
             continue
-        rounded = frame.round({name: 6 if str(name).startswith("p") else 3 for name in frame})
-        (out / "tables" / f"{file}.csv").write(rounded.to_csv(index=False).encode())
-        (out / "tables" / f"{file}.tex").write(_latex(rounded).encode())
-        view = as_view(entry.shown(frames, rounded), file)
+        csv, tex, view = made
+        (out / "tables" / f"{file}.csv").write(csv)
+        (out / "tables" / f"{file}.tex").write(tex)
         contents.shown.append(Shown(file, title, entry.text, view=view, notes=notes))
     return contents
+
+
+def _made(entry: TableEntry, frames: Frames) -> tuple[bytes, bytes, View] | None:
+    """Return a table as CSV, as LaTeX and as the page shows it; None where there is nothing in it."""
+    frame = entry.make(frames) if entry.has_place(frames) else pd.DataFrame()
+    if frame.empty:
+        return None
+    rounded = frame.round({name: 6 if str(name).startswith("p") else 3 for name in frame})
+    view = as_view(entry.shown(frames, rounded), entry.name)
+    return rounded.to_csv(index=False).encode(), _latex(rounded).encode(), view
 
 
 def _latex(frame: pd.DataFrame) -> str:

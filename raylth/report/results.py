@@ -31,10 +31,12 @@ VARIED = {  # sections that decide what a sparse network is, and their keys that
     "model": {"widths"},
     "seeds": {"replicates"},
     "dense": set[str](),
+    "mask": set[str](),
     "imp": set[str](),
     "sparse": {"arms", "sparsities", "rewinds"},
     "match": {"method", "epochs"},  # samples is a column of extra matches only
 }
+ABSENT: dict[str, dict[str, Any]] = {"mask": {"finder": "imp"}}  # what runs had before there was a section
 
 
 def find_run(store: str | Path, sweep: str) -> Location:
@@ -115,7 +117,9 @@ def _science(config: dict[str, Any] | None, run: str, *, is_matched: bool) -> st
     if config is None:
         return run
     kept = {
-        section: {name: value for name, value in (config.get(section) or {}).items() if name not in left_out}
+        section: {
+            name: value for name, value in (config.get(section) or ABSENT.get(section, {})).items() if name not in left_out
+        }
         for section, left_out in VARIED.items()
         if section != "match" or is_matched
     }

@@ -28,12 +28,16 @@ def _figure_of(name: str) -> FigureEntry:
     def make(frames: Frames, title: str) -> Figure:
         return measurement_figure(frames.measurements, name, title)
 
-    return Entry(_file_of(name), short_name(name), summary_of(name), make)
+    return Entry(_file_of(name), short_name(name), summary_of(name), make, analysis=name)
 
 
 def _table_of(name: str) -> TableEntry:
     return Entry(
-        _file_of(name), short_name(name), summary_of(name), lambda frames: measurement_table(frames.measurements, name)
+        _file_of(name),
+        short_name(name),
+        summary_of(name),
+        lambda frames: measurement_table(frames.measurements, name),
+        analysis=name,
     )
 
 

@@ -1,12 +1,12 @@
 """What a sweep shows, as sentences with numbers."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from raylth.report.lost import count_lost, lost_note
+from raylth.arms import split_move
+from raylth.report.lost import UPSTREAM, count_lost, lost_note
 from raylth.report.statistics import contrast_cells, mean_effects, recovered
 from raylth.report.tables import barrier_means, dense_networks, ensemble_table, lost_arms, matched_lines, with_interval_text
 
@@ -58,7 +58,7 @@ def _contrasts(results: pd.DataFrame) -> list[str]:
                 f"{_points(effect['smallest'])} points."
             )
         missing = count_lost(lost[lost["label"].isin([effect["label"], effect["against"]])])
-        upstream = lost_note(results, ("dense", "imp"))
+        upstream = lost_note(results, UPSTREAM)
         details += [f"{missing[0].upper()}{missing[1:]}."] if missing else []
         details += [f"{upstream[0].upper()}{upstream[1:]}, and what needs them."] if upstream else []
         said.append(f"{_mean_effect(effect)}\n{' '.join(details)}")
@@ -130,7 +130,7 @@ def _recovered(results: pd.DataFrame) -> list[str]:
         if len(cells) and row["cells"] > 1:
             shares = f"from {100 * cells['share'].min():.0f} to {100 * cells['share'].max():.0f} %"
             text += f"; cell by cell {shares} in the {len(cells)} whose distance is significantly above 0"
-        said.append(_noted(text, results, "dense", "imp", arms=("lth", "permuted", "naive")))
+        said.append(_noted(text, results, *UPSTREAM, arms=("lth", "permuted", "naive")))
     return said
 
 
@@ -146,9 +146,15 @@ def _barriers(barriers: pd.DataFrame, results: pd.DataFrame) -> list[str]:
         is_of_cell = bool(set(between.split(" - ")) - DENSE)
         where = f" at sparsity {sparsity:g}, k = {rewind}" if is_of_cell else ""
         text = f"Between {between.replace(' - ', ' and ')}{where}{_width(width, test)}, {_rise(rows)}"
-        stages = ("dense", "imp") if is_of_cell else ("dense",)
-        said.append(_noted(text, results, *stages, arms=re.findall(r"\w+", between)))
+        stages = UPSTREAM if is_of_cell else ("dense",)
+        said.append(_noted(text, results, *stages, arms=_bases(between)))
     return said
+
+
+def _bases(between: str) -> list[str]:
+    """Return the networks that a line goes through, as they are named before they are moved."""
+    ends = (split_move(end) for end in between.split(" - "))
+    return [end[1] for end in ends if end is not None]
 
 
 def _rise(rows: pd.DataFrame) -> str:
@@ -176,7 +182,7 @@ def _ensembles(ensembles: pd.DataFrame, results: pd.DataFrame) -> list[str]:
             f"{with_interval_text(row, 'gain', signed=True)} points over one alone; two of them disagree on "
             f"{100 * row['disagreement']:.0f} % of the samples (width {row['width']:g}; {sets})"
         )
-        said.append(_noted(text, results, "dense", "imp", arms=[row["set"]]))
+        said.append(_noted(text, results, *UPSTREAM, arms=[row["set"]]))
     return said
 
 
@@ -192,7 +198,7 @@ def _masks(masks: pd.DataFrame, results: pd.DataFrame) -> list[str]:
                 f"mask_A and B's {means.loc['A', 'jaccard']:.1f} %; chance gives {means.loc['A', 'expected_jaccard']:.1f} % "
                 f"(sparsity {sparsity:g}, width {width:g})"
             )
-            said.append(_noted(text, results, "dense", "imp"))
+            said.append(_noted(text, results, *UPSTREAM))
     return said
 
 

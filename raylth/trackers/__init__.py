@@ -10,7 +10,9 @@ from raylth.trackers.network import Network, networks
 from raylth.trackers.tensorboard import TensorBoard
 from raylth.trackers.wandb import Wandb, check_login
 
-__all__ = ["Background", "Exporter", "Network", "Tracker", "check_exporters", "make_exporters", "networks"]
+__all__ = [
+    "Background", "Exporter", "Network", "Tracker", "check_exporters", "make_exporters", "networks", "open_trackers",
+]  # fmt: skip
 
 
 def check_exporters(log: LogConfig) -> None:
@@ -25,29 +27,32 @@ def check_exporters(log: LogConfig) -> None:
         check_login()
 
 
-def make_exporters(log: LogConfig, sweep: str, run: str) -> list[Exporter]:
-    """Return the exporters that the settings ask for, for a run of a sweep."""
-    exporters: list[Exporter] = []
+def make_exporters(log: LogConfig, sweep: str, run: str) -> dict[str, Exporter]:
+    """Return the exporters that the settings ask for, for a run of a sweep, by the key path of each one's setting."""
+    exporters: dict[str, Exporter] = {}
     if log.tensorboard:
-        exporters.append(TensorBoard(log.tensorboard, sweep))
+        exporters["log.tensorboard"] = TensorBoard(log.tensorboard, sweep)
     if log.wandb:
-        exporters.append(Wandb(log.wandb, sweep, run))
+        exporters["log.wandb"] = Wandb(log.wandb, sweep, run)
     if log.mlflow:
-        exporters.append(Mlflow(log.mlflow, sweep, run))
-    for name, settings in log.custom.items():
-        exporters.append(_opened(name, settings, sweep, run))
-    return exporters
+        exporters["log.mlflow"] = Mlflow(log.mlflow, sweep, run)
+    return exporters | open_trackers(log, sweep, run)
+
+
+def open_trackers(log: LogConfig, sweep: str, run: str) -> dict[str, Exporter]:
+    """Open the trackers of one's own, by key path; ValueError, one line that starts with it, for one that fails."""
+    return {f"log.custom.{name}": _opened(name, settings, sweep, run) for name, settings in log.custom.items()}
 
 
 def _opened(name: str, settings: Settings, sweep: str, run: str) -> Exporter:
     """Open a tracker of one's own; ValueError, one line, for whatever it raises and for what is no exporter."""
+    path = f"log.custom.{name}"
     try:
-        exporter = TRACKERS[name].open(settings, sweep, run)
-    except Exception as error:  # of someone else's code
+        exporter: Exporter = TRACKERS[name].open(settings, sweep, run)
+        can_write = callable(getattr(exporter, "write", None))
+    except (Exception, SystemExit) as error:  # of someone else's code
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"log.custom.{name}: cannot be opened: {why}") from error
-    if not callable(getattr(exporter, "write", None)):
-        raise ValueError(f"log.custom.{name}: opened a {type(exporter).__name__}, which has no method write(network)")
-    if not isinstance(getattr(exporter, "name", None), str):
-        exporter.name = name
+        raise ValueError(f"{path}: cannot be opened: {why}") from error
+    if not can_write:
+        raise ValueError(f"{path}: opened a {type(exporter).__name__}, which has no method write(network)")
     return exporter

@@ -18,17 +18,18 @@ PATIENCE = 100.0  # seconds without a word from an exporter, at the end of a swe
 class Exporter(Protocol):
     """Writes networks to a tracker, each once."""
 
-    name: str  # of its setting in `log`
-
     def write(self, network: Network) -> None:
         """Write a network; any exception means that it is worth another try."""
 
 
 class Background:
-    """Hands networks to an exporter one after another, each until it is written; three failures in a row switch it off."""
+    """Hands networks to an exporter one after another, each until it is written; three failures in a row switch it off.
 
-    def __init__(self, exporter: Exporter, *, pause: float = PAUSE, patience: float = PATIENCE) -> None:
-        self.exporter, self.pause, self.patience = exporter, pause, patience
+    `setting` is the key path of the exporter's setting, such as log.wandb, with which its notes begin.
+    """
+
+    def __init__(self, exporter: Exporter, setting: str, *, pause: float = PAUSE, patience: float = PATIENCE) -> None:
+        self.exporter, self.setting, self.pause, self.patience = exporter, setting, pause, patience
         self.queue: SimpleQueue[Network | None] = SimpleQueue()
         self.thread: threading.Thread | None = None
         self.closing = threading.Event()
@@ -41,7 +42,7 @@ class Background:
         for network in networks:
             self.queue.put(network)
         if self.thread is None and not self.queue.empty():
-            self.thread = threading.Thread(target=self._work, name=f"raylth-{self.exporter.name}", daemon=True)
+            self.thread = threading.Thread(target=self._work, name=f"raylth-{self.setting}", daemon=True)
             self.heard_at = time.monotonic()
             self.thread.start()
 
@@ -82,7 +83,7 @@ class Background:
         if not self.is_off:
             self.is_off = True
             then = "the sweep's own results are whole, and the same command writes there what is missing"
-            self.notes.append(f"log.{self.exporter.name}: {reason}; {then}")
+            self.notes.append(f"{self.setting}: {reason}; {then}")
 
 
 def _line(error: Exception) -> str:

@@ -29,8 +29,6 @@ class Mlflow:
     One that is there but not finished, of a driver that was killed, is continued.
     """
 
-    name = "mlflow"
-
     def __init__(self, uri: str, sweep: str, run: str) -> None:
         self.uri, self.sweep, self.run = uri, sweep, run
         self.client: MlflowClient | None = None

@@ -14,8 +14,6 @@ class TensorBoard:
     """Writes a sweep's networks below `folder/<sweep>/<kind>/<network>`, each once; Tune's own files would show its trials,
     which are batches of stages."""
 
-    name = "tensorboard"
-
     def __init__(self, folder: str, sweep: str) -> None:
         self.folder = Path(folder) / sweep
 

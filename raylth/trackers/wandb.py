@@ -26,8 +26,6 @@ class Wandb:
     machine or of a driver that was killed, is continued after its last epoch.
     """
 
-    name = "wandb"
-
     def __init__(self, config: WandbConfig, sweep: str, run: str) -> None:
         self.config, self.sweep, self.run = config, sweep, run
         self.folder = Path(config.folder).absolute()

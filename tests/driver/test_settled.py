@@ -9,7 +9,10 @@ import yaml
 
 from raylth.cli import sweep
 from raylth.cluster.address import LOCAL, Joining
+from raylth.common.exit_codes import ExitCode
 from raylth.config.load import BadSweep, read_sweep
+from raylth.config.tracking import TRACKERS, Tracker
+from raylth.config.types import Settings
 from raylth.core import precision
 from raylth.driver import run_search as searches
 from raylth.driver.prepare import prepare
@@ -151,6 +154,52 @@ def test_a_search_gives_its_workers_settled_settings(machine, tmp_path, monkeypa
     assert (
         "bf16" in (locate(config.storage) / "runs" / Run.open(config, Store(config.storage)).name / SETTLED).read().decode()
     )
+
+
+def test_a_search_starts_where_the_store_does_not_take_what_was_settled(machine, tmp_path, monkeypatch):
+    """It is tried again later, as in a sweep."""
+    space = {"sparse.lr": {"type": "float", "low": 1e-3, "high": 1.0}}
+    asked = {"space": space, "trials": 1, "holdout": 100, "stop": None, "final": {"replicates": 1}}
+    config = tiny_sweep(sparse=AUTO, match={"epochs": None}, search=asked, storage=str(tmp_path / "store"))
+    searched, write = [], type(locate(config.storage)).write
+
+    def refused(place, data, **how):
+        if place.name == SETTLED:
+            raise OSError("no answer")
+        write(place, data, **how)
+
+    def stopped(*given):
+        searched.append(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(locate(config.storage)), "write", refused)
+    monkeypatch.setattr(searches, "_search", stopped)
+    machine(True)
+    assert searches.run_search(config, [], JOINING) == ExitCode.INTERRUPTED
+    assert len(searched) == 1
+    run = Run.open(config, Store(config.storage))
+    assert not run.keep_settled()
+    monkeypatch.undo()
+    assert run.keep_settled()
+    assert (run.folder / SETTLED).exists()
+
+
+def test_a_search_opens_trackers_of_ones_own_before_anything_is_tried(tmp_path, monkeypatch):
+    opened = []
+
+    def refuses(settings, sweep, run):
+        opened.append((sweep, run))
+        raise OSError("no server there")
+
+    monkeypatch.setitem(TRACKERS._entries, "own:closed", Tracker(open=refuses, settings=Settings))
+    monkeypatch.setattr(searches, "_search", lambda *given: pytest.fail("it was searched"))
+    space = {"sparse.lr": {"type": "float", "low": 1e-3, "high": 1.0}}
+    asked = {"space": space, "trials": 1, "holdout": 100, "stop": None, "final": {"replicates": 1}}
+    settings = {"sparse": SMALL, "match": {"epochs": None}, "log": {"custom": {"own:closed": {}}}}
+    config = tiny_sweep(**settings, search=asked, storage=str(tmp_path / "store"))
+    with pytest.raises(BadSweep, match=r"log.custom.own:closed: cannot be opened: OSError: no server there"):
+        searches.run_search(config, [], JOINING)
+    assert [sweep for sweep, _ in opened] == ["tiny"]
 
 
 def test_a_search_does_not_try_auto(tmp_path):

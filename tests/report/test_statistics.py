@@ -223,6 +223,36 @@ def test_a_dense_network_that_was_lost_is_named_where_its_arms_are_missing():
     assert "without 1 that diverged: dense B, replicate 0 (diverged)" in line
 
 
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("find", "A's mask at sparsity 0.9, replicate 0 (failed)"),
+        ("mask", "A's mask from its file at sparsity 0.9, replicate 0"),
+    ],
+)
+def test_a_mask_that_was_not_found_is_named_where_its_arms_are_missing(stage, name):
+    results = sweep()
+    lost = row(stage=stage, arm=None, network="A", replicate=0, rewind_epoch=None, status="failed", test_accuracy=None)
+    results = pd.concat([results[(results["replicate"] != 0) | (results["sparsity"] != 0.9)], pd.DataFrame([lost])])
+    said = findings(results, NO_LINES)
+    assert f"Without 1 that failed: {name}" in said[0]
+    assert said[0].endswith(", and what needs them.")
+    assert name in next(line for line in said if line.startswith("permuted makes up for"))
+    assert name in str(render_table(results, "t").caption)
+
+
+def test_a_line_names_the_lost_networks_of_arms_whose_names_are_no_words():
+    own = row(arm="own-arm:x.y", replicate=1, status="failed", test_accuracy=None, match_epoch=None)
+    other = row(arm="arm", replicate=1, status="failed", test_accuracy=None, match_epoch=None)
+    line = dict.fromkeys(DATASETS["barriers"].names) | {
+        "key": "line", "stage": "connect", "between": "lth - pi^-1(own-arm:x.y)", "width": 1.0, "replicate": 0,
+        "split": "test", "sparsity": 0.9, "rewind_epoch": 0, "correction": "plain", "error_barrier": 1.0, "loss_barrier": 0.1,
+    }  # fmt: skip
+    said = findings(pd.concat([sweep(), pd.DataFrame([own, other])]), pd.DataFrame([line]))
+    (sentence,) = (each for each in said if each.startswith("Between lth and pi^-1(own-arm:x.y)"))
+    assert "without 1 that failed: own-arm:x.y at sparsity 0.9, k = 0, replicate 1 (failed)" in sentence
+
+
 def test_what_another_run_of_the_store_finished_is_not_lost():
     results = lose(sweep(), arm="naive", replicate=2, sparsity=0.9, rewind_epoch=10)
     again = results[results["status"] == "diverged"].assign(status="done", test_accuracy=50.0, run="r-2", key="again")

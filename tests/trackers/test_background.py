@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raylth.config.tracking import LogConfig
+from raylth.config.tracking import TRACKERS, LogConfig, Tracker
+from raylth.config.types import Settings
 from raylth.driver.run_record import Recorder, Run
 from raylth.report import load_results
 from raylth.trackers import Background, Network, check_exporters
@@ -18,8 +19,6 @@ NETWORKS = [Network(letter, "sparse", letter, {}, [], {}) for letter in "abc"]
 
 class Flaky:
     """Fails so many times; then it writes."""
-
-    name = "flaky"
 
     def __init__(self, failures):
         self.failures, self.tries, self.written = failures, 0, []
@@ -33,7 +32,7 @@ class Flaky:
 
 
 def test_what_fails_twice_is_written_by_the_third_try():
-    background = Background(Flaky(2), pause=0.01)
+    background = Background(Flaky(2), "log.flaky", pause=0.01)
     background.add(NETWORKS)
     background.close()
     assert background.exporter.written == ["a", "b", "c"]
@@ -42,7 +41,7 @@ def test_what_fails_twice_is_written_by_the_third_try():
 
 
 def test_three_failures_in_a_row_switch_an_exporter_off_and_are_told_once():
-    background = Background(Flaky(4), pause=0.01)
+    background = Background(Flaky(4), "log.flaky", pause=0.01)
     background.add(NETWORKS)
     background.close()
     background.add(NETWORKS)
@@ -57,14 +56,12 @@ def test_neither_a_sweep_nor_its_end_waits_for_an_exporter_that_hangs():
     release = threading.Event()
 
     class Hanging:
-        name = "hanging"
-
         def write(self, network):
             release.wait(60)
 
     start = time.monotonic()
     for patience, seconds in ((0.2, float("inf")), (60, 0.2)):
-        background = Background(Hanging(), patience=patience)
+        background = Background(Hanging(), "log.hanging", patience=patience)
         background.add(NETWORKS)
         background.close(seconds)
         assert len(background.take_notes()) == 1
@@ -78,7 +75,7 @@ def test_one_that_gets_on_slowly_is_waited_for():
             time.sleep(0.3)
             super().write(network)
 
-    background = Background(Slow(0), patience=0.6)
+    background = Background(Slow(0), "log.slow", patience=0.6)
     background.add(NETWORKS)
     background.close()
     assert background.exporter.written == ["a", "b", "c"], "0.9 s, but never 0.6 s without a word"
@@ -95,7 +92,7 @@ def test_a_dead_server_and_a_folder_that_cannot_be_stop_no_sweep(finished, tmp_p
     }
     run = Run.open(plan.config.model_copy(update={"log": LogConfig.model_validate(log)}), store)
     recorder = Recorder(run, plan, graph)
-    assert [export.exporter.name for export in recorder.exports] == ["tensorboard", "wandb", "mlflow"]
+    assert [export.setting for export in recorder.exports] == ["log.tensorboard", "log.wandb", "log.mlflow"]
     for export in recorder.exports:
         export.pause = 0.01
     recorder.close()
@@ -107,6 +104,24 @@ def test_a_dead_server_and_a_folder_that_cannot_be_stop_no_sweep(finished, tmp_p
     assert recorder.take_notes() == []
     assert len(load_results(run.folder)) == sum(stage.kind not in ("match",) for stage in plan.stages)
     assert capfd.readouterr() == ("", ""), "the terminal is the sweep's"
+
+
+def test_a_tracker_of_ones_own_needs_no_name_and_its_notes_begin_with_its_setting(finished, monkeypatch):
+    class Closed:
+        __slots__ = ()  # which takes no attribute of anyone else's
+
+        def write(self, network):
+            raise RuntimeError("no luck")
+
+    monkeypatch.setitem(TRACKERS._entries, "own:closed", Tracker(open=lambda *given: Closed(), settings=Settings))
+    plan, store, graph = finished
+    log = LogConfig.model_validate({"custom": {"own:closed": {}}})
+    recorder = Recorder(Run.open(plan.config.model_copy(update={"log": log}), store), plan, graph)
+    for export in recorder.exports:
+        export.pause = 0.01
+    recorder.close()
+    (note,) = recorder.take_notes()
+    assert note.startswith("log.custom.own:closed: switched off after 3 failures in a row: RuntimeError: no luck; ")
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raylth.common.registry import Registry
+from raylth.common.registry import Registry, UnknownName
 from raylth.core.matching.activation import MatchResult, match_activations
 from raylth.core.matching.straight_through import match_straight_through
 from raylth.core.matching.weight import match_weights
 from raylth.core.permutation import Permutation, PermutationSpec, identity_permutation, random_permutation
 
-__all__ = ["MATCHERS", "MatchInputs", "Matcher"]
+__all__ = ["MATCHERS", "MatchInputs", "Matcher", "matcher_summary"]
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,37 @@ class Matcher:
     """One way of finding the permutation of A's units that aligns A to B.
 
     `match(network_a, network_b, spec, inputs)` returns a `raylth.core.matching.MatchResult`: the permutation, with
-    `perm[i]` the unit of A that is placed at position i of B, and for each symmetry group how well its units match, at most
-    1. Both networks are in evaluation mode and must not be changed.
+    `perm[i]` the unit of A that is placed at position i of B, and how well the units of symmetry groups match, by group, at
+    most 1. Both networks are in evaluation mode and must not be changed.
+
+    Raises TypeError for a field that is none of these.
     """
 
     match: Callable[[nn.Module, nn.Module, PermutationSpec, MatchInputs], MatchResult]
-    summary: str
+    summary: str  # by what it matches: for model cards
     reads_samples: bool = False  # whether `match.samples` and `match.augment` matter to it
     needs_seed: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)  # name in `MatchInputs.settings` -> field of `match`
 
+    def __post_init__(self) -> None:
+        if not callable(self.match):
+            raise TypeError(f"match: should be a function, found {self.match!r:.60}")
+        if not isinstance(self.summary, str):
+            raise TypeError(f"summary: should be a string, found {self.summary!r:.60}")
+        if not isinstance(self.settings, Mapping):
+            raise TypeError(f"settings: should be a mapping from names to fields of match, found {self.settings!r:.60}")
+
 
 MATCHERS: Registry[Matcher] = Registry("matcher", group="raylth.matchers")
+
+
+def matcher_summary(name: str) -> str:
+    """Return by what a matcher matches, as it says itself; "" where its module is not on this machine."""
+    try:
+        found = MATCHERS[name]
+    except UnknownName:
+        return ""
+    return found.summary if isinstance(found, Matcher) else ""
 
 
 def _activation(a: nn.Module, b: nn.Module, spec: PermutationSpec, inputs: MatchInputs) -> MatchResult:

@@ -11,13 +11,16 @@ from torch.overrides import TorchFunctionMode
 
 from raylth.core.graph import place_of
 from raylth.core.models.base import MODELS
-from raylth.core.models.code import code_of
+from raylth.core.models.code import check_code, code_of
 from raylth.core.models.mlp import mlp
 from raylth.core.models.resnet import resnet20
 from raylth.core.models.resnet50 import resnet50
 from raylth.core.models.vgg import vgg11
 
-__all__ = ["MODELS", "OURS", "build_model", "build_shapes", "code_of", "init_model", "mlp", "resnet20", "resnet50", "vgg11"]
+__all__ = [
+    "MODELS", "OURS", "build_model", "build_shapes", "check_code", "code_of", "init_model", "mlp", "resnet20", "resnet50",
+    "vgg11",
+]  # fmt: skip
 
 INITS = ("own", "torch")
 OURS = (mlp, resnet20, resnet50, vgg11)
@@ -39,8 +42,7 @@ def build_model(
     `code_of` of a user's own network. Raises UnknownName for a name that is not registered, ValueError for a shape
     or width that the network cannot have and for what is no network, RuntimeError where its code is another.
     """
-    if code is not None and code_of(name, MODELS[name]) != code:
-        raise RuntimeError(f"model {name!r} is not the same code here as where the sweep was planned")
+    check_code("model", name, MODELS[name], code)
     if not (math.isfinite(width) and width > 0):
         raise ValueError(f"width must be a positive number, not {width}")
     settings: dict[str, Any] = {"width": width, "num_classes": num_classes, "in_shape": tuple(in_shape)}

@@ -17,7 +17,7 @@ from typing import Any
 
 from raylth.core.models.imported import LIBRARIES
 
-__all__ = ["code_of"]
+__all__ = ["check_code", "code_of"]
 
 NOT_OWN = {__name__.split(".", maxsplit=1)[0], *sys.stdlib_module_names}
 INSTALLED = {"site-packages", "dist-packages"}
@@ -51,6 +51,12 @@ def code_of(name: str, build: Callable[..., object]) -> str | None:
                 waiting[other] = place
     parts = [*(found.pop(name) for name in first), *(f"{name}\n{found[name]}" for name in sorted(found))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def check_code(kind: str, name: str, build: Callable[..., object], code: str | None) -> None:
+    """Raise RuntimeError where something of a user's own is other code than when it was planned: `code` was its `code_of`."""
+    if code is not None and code_of(name, build) != code:
+        raise RuntimeError(f"{kind} {name!r} is not the same code here as where the sweep was planned")
 
 
 def _source(name: str) -> Path | None:

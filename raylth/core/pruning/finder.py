@@ -10,11 +10,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from raylth.common.registry import Registry
+from raylth.common.registry import Registry, UnknownName
 from raylth.core.masks import Mask, num_alive
 from raylth.core.pruning.magnitude import prune_global_magnitude
 
-__all__ = ["FINDERS", "ITERATIVE", "FinderInputs", "MaskFinder"]
+__all__ = ["FINDERS", "ITERATIVE", "FinderInputs", "MaskFinder", "finder_summary"]
 
 ITERATIVE = "imp"  # which is a chain of trainings, so that every sparsity shares their trunk
 
@@ -35,16 +35,35 @@ class MaskFinder:
 
     `find(network, inputs)` returns a mask, a bool tensor for each entry of `inputs.mask`, True where the weight is alive.
     It is called once for each sparsity, and must not change the network, which is in evaluation mode.
+
+    Raises TypeError or ValueError for a field that is none of these.
     """
 
     find: Callable[[nn.Module, FinderInputs], Mask]
-    summary: str
+    summary: str  # what it keeps: for model cards
     network: Literal["trained", "initial"] = "trained"  # theta(T) or theta(0)
-    reads_samples: bool = False
+    reads_samples: bool = False  # whether it may read `inputs.batches()`
     needs_seed: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.find):
+            raise TypeError(f"find: should be a function, found {self.find!r:.60}")
+        if not isinstance(self.summary, str):
+            raise TypeError(f"summary: should be a string, found {self.summary!r:.60}")
+        if self.network not in ("trained", "initial"):
+            raise ValueError(f"network: should be 'trained' or 'initial', found {self.network!r}")
 
 
 FINDERS: Registry[MaskFinder] = Registry("mask finder", group="raylth.finders")
+
+
+def finder_summary(name: str) -> str:
+    """Return what a finder keeps, as it says itself; "" where its module is not on this machine."""
+    try:
+        found = FINDERS[name]
+    except UnknownName:
+        return ""
+    return found.summary if isinstance(found, MaskFinder) else ""
 
 
 def _one_shot(network: nn.Module, inputs: FinderInputs) -> Mask:

@@ -5,14 +5,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from raylth.analyses import ANALYSES, MeasureInputs
+from raylth.core.models import check_code
 from raylth.core.modes import in_mode
 from raylth.stages.context import Context
 from raylth.stages.endpoints import load_ends
 from raylth.stages.kind import Finished, Rows, StageKind
 from raylth.stages.settings import AnalysisSettings
 from raylth.stages.stage import Artefact, Stage, finite
+from raylth.store.tables import DATASETS
 
 __all__ = ["KIND", "analysis"]
+
+# Columns of networks and matches, of which a row of measurements has none: a quantity may have their names.
+EMPTY = {
+    "network", "arm", "imp_round", "landing", "match_epoch", "match_method", "match_samples", "schedule", "member",
+}  # fmt: skip
+TAKEN = {*DATASETS["measurements"].names} - EMPTY
 
 
 def analysis(stage: Stage[AnalysisSettings], context: Context) -> dict[str, Artefact]:
@@ -20,6 +28,7 @@ def analysis(stage: Stage[AnalysisSettings], context: Context) -> dict[str, Arte
     start = time.perf_counter()
     name = stage.settings.analysis
     plugin = ANALYSES[name]
+    check_code("analysis", name, plugin.measure, stage.settings.code)
     settings = plugin.settings.model_validate(stage.settings.settings)  # type: ignore[attr-defined]
     networks = dict(zip(settings.networks, load_ends(stage, context), strict=True))
     inputs = MeasureInputs(context.train, context.test, context.device, stage.settings.seed)
@@ -37,6 +46,8 @@ def _plain(name: str, row: object) -> dict[str, Any]:
         value = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value  # of numpy or torch
         if not isinstance(quantity, str) or not isinstance(value, int | float | str | None):
             raise TypeError(f"analysis {name}: {quantity!r}: expected a number, a text, a bool or None, found {value!r:.60}")
+        if quantity in TAKEN:
+            raise ValueError(f"analysis {name}: {quantity!r} is a column of the table of measurements: rename the quantity")
         plain[quantity] = finite(value)
     return plain
 

@@ -1,8 +1,12 @@
 """Stage `find`: a network, trained or not -> its mask at one sparsity, by any finder but iterative magnitude pruning."""
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 
 from raylth.core.masks import Mask, as_mask, full_mask, mask_sparsity, model_sparsity, num_alive
+from raylth.core.models import check_code
 from raylth.core.modes import in_mode
 from raylth.core.pruning import num_landing_alive
 from raylth.core.pruning.finder import FINDERS, FinderInputs
@@ -22,19 +26,20 @@ BATCH_SIZE = 500  # most samples of a batch that a finder is given
 
 def find(stage: Stage[FindSettings], context: Context) -> dict[str, Artefact]:
     """Find the mask and check it: a bool tensor for each prunable weight, exactly as many alive as the sparsity asks for."""
-    settings = stage.settings
+    settings, finder = stage.settings, FINDERS[stage.settings.finder]
+    check_code("mask finder", settings.finder, finder.find, settings.code)
     network = load_network(settings.model, context, stage.parents["network"])
     everything = full_mask(network, prune_shortcuts=settings.prune_shortcuts)
     wanted = num_landing_alive(num_alive(everything), settings.sparsity)
     inputs = FinderInputs(
         {name: alive.clone() for name, alive in everything.items()},
         wanted,
-        lambda: context.train.batches(even_batch_size(len(context.train), BATCH_SIZE)),
+        lambda: _batches(settings.finder, context),
         settings.seed or 0,
     )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with in_mode(network, training=False):
-        found = FINDERS[settings.finder].find(network, inputs)
+        found = finder.find(network, inputs)
     mask = _checked(settings.finder, found, everything, wanted)
     changed = [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])]
     if changed:
@@ -45,6 +50,13 @@ def find(stage: Stage[FindSettings], context: Context) -> dict[str, Artefact]:
         "model_sparsity": model_sparsity(network, mask),
     }
     return {stage.key: Artefact({"mask": state_arrays(mask)}, metrics)}
+
+
+def _batches(name: str, context: Context) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return the training samples in batches, without augmentation."""
+    if not FINDERS[name].reads_samples:
+        raise ValueError(f"mask finder {name}: only one with reads_samples=True may read batches")
+    return context.train.batches(even_batch_size(len(context.train), BATCH_SIZE))
 
 
 def _checked(name: str, found: object, everything: Mask, wanted: int) -> Mask:

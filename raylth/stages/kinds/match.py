@@ -2,16 +2,18 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
 from raylth.common.seeding import derive_seed
 from raylth.core.matching import MATCHERS, MatchInputs, MatchResult
+from raylth.core.models import check_code
 from raylth.core.modes import in_mode
 from raylth.core.permutation import (
     Permutation,
+    PermutationSpec,
     derive_spec,
     identity_permutation,
 )
@@ -40,26 +42,57 @@ def match(stage: Stage[MatchSettings], context: Context) -> dict[str, Artefact]:
     network_b = load_network(settings.model, context, stage.parents["b"])
     spec = derive_spec(network_a, context.train.probe(2))
     matcher, plain = MATCHERS[settings.method], settings.plain()
+    check_code("matcher", settings.method, matcher.match, settings.code)
     own = {name: plain[name] for name in matcher.settings}
     inputs = MatchInputs(lambda: _batches(settings, context), settings.seed or 0, own)
     with in_mode(network_a, training=False), in_mode(network_b, training=False):
         result = matcher.match(network_a, network_b, spec, inputs)
-    if not isinstance(result, MatchResult):
-        raise TypeError(
-            f"matcher {settings.method}: expected a raylth.core.matching.MatchResult, found {type(result).__name__}"
-        )
+    permutation, objective = _checked(f"matcher {settings.method}", result, spec)
     moved = new_network(settings.model, 0, context.device)
-    _prove(network_a, moved, result.permutation, context.train.probe(64))
+    _prove(network_a, moved, permutation, context.train.probe(64))
     metrics = {
         "method": settings.method,
         "settings": {name: value for name, value in plain.items() if name not in ("model", "data", "method")},
-        "objective": result.objective,
+        "objective": objective,
         "samples": settings.samples,
-        "fixed_share": result.permutation.fixed_share(),
+        "fixed_share": permutation.fixed_share(),
         "seconds": time.perf_counter() - start,
         "epochs": 0,
     }
-    return {stage.key: Artefact({"permutation": state_arrays(dict(result.permutation.perms))}, metrics)}
+    return {stage.key: Artefact({"permutation": state_arrays(dict(permutation.perms))}, metrics)}
+
+
+def _checked(whose: str, result: object, spec: PermutationSpec) -> tuple[Permutation, dict[str, float]]:
+    """Return a matcher's permutation, and how well the units of each group match, as far as it says.
+
+    Raises TypeError or ValueError, one line that begins with `whose`, for what cannot be published.
+    """
+    if not isinstance(result, MatchResult):
+        raise TypeError(f"{whose}: expected a raylth.core.matching.MatchResult, found {type(result).__name__}")
+    found: object = result.permutation
+    if not isinstance(found, Permutation):
+        expected = "a raylth.core.permutation.Permutation"
+        raise TypeError(f"{whose}: permutation: expected {expected}, found {type(found).__name__}")
+    try:
+        permutation = Permutation(spec, found.perms)
+    except ValueError as error:  # of another network
+        raise ValueError(f"{whose}: permutation: {error}") from error
+    given: object = result.objective
+    if not isinstance(given, Mapping):
+        expected = "a mapping from symmetry groups to numbers"
+        raise TypeError(f"{whose}: objective: expected {expected}, found {type(given).__name__}")
+    objective = {}
+    for group, value in given.items():
+        if group not in spec.groups:
+            known = ", ".join(spec.groups)
+            raise ValueError(f"{whose}: objective: {group!r} is no symmetry group of the network (groups: {known})")
+        try:
+            objective[group] = float(value)
+        except (TypeError, ValueError, RuntimeError):  # the last of a tensor with several entries
+            objective[group] = math.nan
+        if not math.isfinite(objective[group]):
+            raise ValueError(f"{whose}: objective: {group}: expected a finite number, found {value!r:.60}")
+    return permutation, objective
 
 
 def _batches(settings: MatchSettings, context: Context) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -107,16 +140,17 @@ def _difference(network: nn.Module, moved: nn.Module, permutation: Permutation, 
 def _rows(finished: Finished) -> Rows:
     """Return a row for each symmetry group."""
     labels, metrics = finished.stage.labels, finished.metrics
+    objective = metrics.get("objective") or {}  # of some groups only, if its matcher says no more
     return {
         "permutations": [
             {
                 "unit_group": group,
                 "carries_masks": labels["carries_masks"],
-                "correlation": correlation,
-                "fixed_share": metrics["fixed_share"][group],
+                "correlation": objective.get(group),
+                "fixed_share": fixed_share,
                 "samples": metrics.get("samples"),
             }
-            for group, correlation in metrics.get("objective", {}).items()
+            for group, fixed_share in metrics.get("fixed_share", {}).items()
         ]
     }
 

@@ -10,13 +10,14 @@ from torch import nn
 
 from raylth.arms import ARMS
 from raylth.core.masks import Mask, as_mask, shuffle_mask
+from raylth.core.models import check_code
 from raylth.core.permutation import Permutation, PermutationSpec, derive_spec, random_permutation
 from raylth.stages.context import Context
 from raylth.stages.endpoints import load_permutation
 from raylth.stages.kind import Finished, Rows, StageKind
 from raylth.stages.lineage import lineage
 from raylth.stages.network_rows import network_rows
-from raylth.stages.settings import SparseSettings
+from raylth.stages.settings import OwnTransformSettings, SparseSettings
 from raylth.stages.stage import Stage
 from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
 
@@ -44,9 +45,9 @@ def sparse(stage: Stage[SparseSettings], context: Context) -> Trainee:
         seed=transform.seed or 0,
     )
     mask = load_mask(context, stage.parents["mask"])
-    name = transform.name
-    changed = TRANSFORMS[name](mask, given) if name in TRANSFORMS else _by_ones_own(name, mask, given)
-    return masked_trainee(stage, network, changed)
+    if isinstance(transform, OwnTransformSettings):  # whose arm may have the name of one of the package's transforms
+        return masked_trainee(stage, network, _by_ones_own(transform, mask, given))
+    return masked_trainee(stage, network, TRANSFORMS[transform.name](mask, given))
 
 
 def _as_it_is(mask: Mask, given: Given) -> Mask:
@@ -81,12 +82,14 @@ def _moved(mask: Mask, permutation: Permutation) -> Mask:
     return moved
 
 
-def _by_ones_own(name: str, mask: Mask, given: Given) -> Mask:
+def _by_ones_own(settings: OwnTransformSettings, mask: Mask, given: Given) -> Mask:
     """Call the transform of an arm of one's own; TypeError for what it returns that is no mask of this network."""
-    transform = ARMS[name].transform
-    assert callable(transform)
+    transform = ARMS[settings.name].transform
+    if not callable(transform):
+        raise RuntimeError(f"arm {settings.name!r} is not the same code here as where the sweep was planned")
+    check_code("arm", settings.name, transform, settings.code)
     found = transform({layer: alive.clone() for layer, alive in mask.items()}, given)
-    return as_mask(found, mask, f"arm {name}")
+    return as_mask(found, mask, f"arm {settings.name}")
 
 
 def _rows(finished: Finished) -> Rows:

@@ -21,6 +21,7 @@ from raylth.stages.settings import (
     ConnectSettings,
     MatchSettings,
     NetworkSettings,
+    OwnTransformSettings,
     PlaneSettings,
     SparseSettings,
     TrainingSettings,
@@ -119,7 +120,8 @@ def _uses(plan: Plan, stages: list[Stage]) -> Uses:
             case MatchSettings():
                 is_permuted = True
             case SparseSettings():
-                is_permuted |= settings.mask_transform.name in PERMUTED
+                transform = settings.mask_transform
+                is_permuted |= transform.name in PERMUTED and not isinstance(transform, OwnTransformSettings)
             case ConnectSettings():
                 corrections |= set(settings.corrections)
             case PlaneSettings():

@@ -58,9 +58,11 @@ class Replicate(StageMaker):
         config = self.config
         sources = {ARMS[name].weights_from for name in config.sparse.arms}
         if self.has_network and "A" in sources:
+            found = [name for name in config.sparse.arms if ARMS[name].weights_from == "A"]
+            does = "starts" if len(found) == 1 else "start"
             raise ValueError(
-                "sparse.arms: lth starts from A's early weights, and sparse.mask_from brings the trained network only: "
-                "leave lth out"
+                f"sparse.arms: {' and '.join(found)} {does} from A's early weights, and sparse.mask_from brings the trained "
+                f"network only: leave {' and '.join(found)} out"
             )
         epochs = {name: list(config.sparse.rewinds) if name in sources else [] for name in ("A", "B")}
         if self.is_matched:

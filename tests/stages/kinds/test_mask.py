@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import prune
 
+from raylth.arms import ARMS, Arm
 from raylth.cli.sweep import main
 from raylth.core.masks import full_mask
 from raylth.core.models import init_model
@@ -145,6 +146,31 @@ def test_lth_needs_early_weights_that_a_pruned_network_does_not_have(with_imp, t
     export_mask(store, arms(plan)["lth", 0.5].key, tmp_path / "a.safetensors", with_network=True)
     with pytest.raises(ValueError, match=r"sparse.arms: lth starts from A's early weights"):
         sweep(sparse={"sparsities": [0.5], "mask_from": str(tmp_path / "a.safetensors")})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"lines": [{"between": ["imp", "B"]}]}, "lines.0.between: imp is A pruned in rounds, and sparse.mask_from takes"),
+        (
+            {"lines": [{"between": ["pi(imp)", "B"]}]},
+            r"lines.0.between: pi\(imp\) is A pruned in rounds, and sparse.mask_from",
+        ),
+        ({"imp_line": {}}, "imp_line: needs rounds of pruning, and sparse.mask_from takes their place"),
+    ],
+)
+def test_what_needs_rounds_of_pruning_is_refused_with_the_setting_that_takes_their_place(asked, message):
+    with pytest.raises(ValueError, match=rf"analyses.{message}"):
+        sweep(sparse={"arms": ["naive"], "sparsities": [0.5], "mask_from": "m.pt"}, analyses=asked)
+
+
+def test_an_arm_of_ones_own_that_needs_them_is_named(with_imp, tmp_path, monkeypatch):
+    monkeypatch.setitem(ARMS._entries, "early", Arm("A", "none", "A's early weights under A's mask"))
+    plan, store = with_imp
+    export_mask(store, arms(plan)["lth", 0.5].key, tmp_path / "a.safetensors", with_network=True)
+    for names, said in ((["early"], "early starts from"), (["lth", "early"], "lth and early start from")):
+        with pytest.raises(ValueError, match=rf"sparse.arms: {said} A's early weights.* leave {' and '.join(names)} out"):
+            sweep(sparse={"arms": ["naive", *names], "sparsities": [0.5], "mask_from": str(tmp_path / "a.safetensors")})
 
 
 def test_export_refuses_what_nobody_reads(with_imp, tmp_path):
