@@ -16,9 +16,9 @@ COMMANDS = {  # name -> (module with a `main`, what it does)
     "report": ("raylth.report.command", "write the report of a sweep"),
     "cluster": ("raylth.cluster.nodes.down", "end a cluster, and list what it left"),
     "data": ("raylth.cli.data", "write ImageNet in the form that sweeps read"),
-    "status": ("raylth.cli.status", "show how the sweeps of a store get on"),
+    "status": ("raylth.cli.status", "show the progress of the sweeps of a store"),
     "export": ("raylth.export.command", "write one trained network into a folder for others"),
-    "results": ("raylth.cli.results", "ask the results in SQL"),
+    "results": ("raylth.cli.results", "query the results in SQL"),
     "completion": ("raylth.cli.completion", "print what the shell needs to complete these commands"),
 }
 

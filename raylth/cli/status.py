@@ -1,4 +1,4 @@
-"""How the sweeps of a store get on: `python -m raylth.status STORE`, from any machine that sees the store."""
+"""Progress of the sweeps of a store: `python -m raylth.status STORE`, from any machine that sees the store."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m raylth.status",
-        description="Show how the sweeps of a store get on.\n\nexamples:\n  python -m raylth.status raylth-store\n"
+        description="Show the progress of the sweeps of a store.\n\nexamples:\n  python -m raylth.status raylth-store\n"
         "  python -m raylth.status s3://my-bucket/store --json",
         epilog=describe({ExitCode.OK: "", ExitCode.BAD_INPUT: "no sweep has run there"}),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -61,7 +61,7 @@ def send(
     inside = f"cd raylth && venv/bin/python -m raylth.status {shlex.quote(storage)}"
     state = f"python -m raylth.status {storage}" if "://" in storage else f"{on_head}{shlex.quote(inside)}"
     lines = ["the sweep runs on the head and continues without this machine", f"its output: {on_head}{shlex.quote(follow)}"]
-    return ExitCode.OK, "\n".join([message, *lines, f"how it gets on: {state}"])
+    return ExitCode.OK, "\n".join([message, *lines, f"progress: {state}"])
 
 
 def _check_wheel(cluster: str, config: dict[str, Any], ray: Callable[..., Ran]) -> None:

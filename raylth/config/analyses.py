@@ -41,7 +41,7 @@ class Cells:
     arms: Sequence[str]
     match_epochs: Sequence[int]
     total: int  # T
-    are_masks_brought: bool = False
+    are_masks_provided: bool = False
     has_rounds: bool = True  # whether A is pruned in rounds, so that there is a pruned and trained A
 
     def check_rounds(self, field: str, name: str) -> None:
@@ -156,7 +156,7 @@ class _AmongNetworks(CellConfig):
     def _named(self, cells: Cells, asked: Sequence[str] | None, usual: Sequence[str]) -> Sequence[str] | None:
         """Return what is asked for, else what is usual if the sweep has it, else None."""
         has_usual = (
-            {"lth", "permuted"} <= set(cells.arms) and cells.total in cells.match_epochs and not cells.are_masks_brought
+            {"lth", "permuted"} <= set(cells.arms) and cells.total in cells.match_epochs and not cells.are_masks_provided
         )
         return asked or (usual if has_usual else None)
 
@@ -240,7 +240,7 @@ class NetworksConfig(_AmongNetworks):
 class OverlapConfig(Settings):
     """How alike masks are: A's, A's after the permutation, and B's own."""
 
-    own: bool = Field(False, description="Prune B by IMP too, for its own mask: as many trainings as for A's.")
+    own: bool = Field(False, description="Also find B's own mask, by mask.finder: as many trainings as for A's.")
 
 
 class MatchQualityConfig(Settings):

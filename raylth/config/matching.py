@@ -9,7 +9,7 @@ from raylth.core.matching.matcher import MATCHERS, Matcher
 
 __all__ = ["MatchConfig"]
 
-MatchMethod = Annotated[str, known(MATCHERS, Matcher)]
+MatchMethod = Annotated[str, known(MATCHERS, Matcher, public="raylth.core.matching.Matcher")]
 
 
 def _listed(value: object) -> object:
@@ -37,8 +37,8 @@ class MatchConfig(Settings):
     samples: Count | None = Field(None, description="Training samples to match on (classes in proportion); null is all.")
     augment: bool = Field(
         False,
-        description="Match on training images that are augmented as in training, each once (the published code), by "
-        "activation or learned; else as they are.",
+        description="Match on training images that are augmented as in training, each once (the published code), with "
+        "methods that read samples; else on the images as they are.",
     )
     sites: Literal["post_activation", "pre_activation"] = Field(
         "post_activation", description="Where activation matching compares units."

@@ -13,7 +13,7 @@ __all__ = ["MaskConfig"]
 class MaskConfig(Settings):
     """How A's mask is found."""
 
-    finder: Annotated[str, known(FINDERS, MaskFinder)] = Field(
+    finder: Annotated[str, known(FINDERS, MaskFinder, public="raylth.core.pruning.MaskFinder")] = Field(
         ITERATIVE,
         description="imp: iterative magnitude pruning as the section `imp` says; oneshot: the smallest magnitudes of the "
         "trained A, pruned at once; one of an installed package's entry points, or the import path package.module:object of "

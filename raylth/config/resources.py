@@ -104,7 +104,7 @@ class ResourcesConfig(Settings):
         None, description="What one of them holds at most; null: together a third of the smallest object store."
     )
     capacity_minutes: Real = Field(
-        10.0, gt=0, description="How long no machine comes on which any waiting stage fits, until that is said."
+        10.0, gt=0, description="Minutes without a machine that any waiting stage fits on after which a warning is printed."
     )
     retries: Integer = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
     state_every: Integer = Field(

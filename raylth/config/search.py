@@ -146,7 +146,7 @@ class SearchConfig(Settings):
     )
     sampler: SamplerConfig = SamplerConfig()
     stop: StopConfig | None = Field(
-        StopConfig(), description="null: every training goes to its end, as with several objectives it always does."
+        StopConfig(), description="null: every training completes, as it always does with several objectives."
     )
     concurrent: Count | None = Field(None, description="Most trials at a time; null: as many as there is room for.")
     final: FinalConfig = FinalConfig()

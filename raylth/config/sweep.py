@@ -90,10 +90,16 @@ class SweepConfig(Settings):
     def cells(self) -> Cells:
         """What analyses may name."""
         sparse = self.sparse
-        brought = sparse.mask_from is not None
-        has_rounds = not brought and self.mask.finder == ITERATIVE
+        are_masks_provided = sparse.mask_from is not None
+        has_rounds = not are_masks_provided and self.mask.finder == ITERATIVE
         return Cells(
-            sparse.sparsities, sparse.rewinds, sparse.arms, self.match_epochs, self.dense.epochs, brought, has_rounds
+            sparse.sparsities,
+            sparse.rewinds,
+            sparse.arms,
+            self.match_epochs,
+            self.dense.epochs,
+            are_masks_provided,
+            has_rounds,
         )
 
     @property
@@ -103,7 +109,7 @@ class SweepConfig(Settings):
         if self.sparse.mask_from is not None:
             for field, why in (("ensemble.sets", asked.ensemble), ("overlap.own", asked.overlap and asked.overlap.own)):
                 if why:
-                    raise ValueError(f"{field}: need A's own masks, and sparse.mask_from brings others")
+                    raise ValueError(f"{field}: need A's own masks, and sparse.mask_from provides others")
         elif self.mask.finder != ITERATIVE and asked.imp_line is not None:
             raise ValueError(f"imp_line: needs rounds of pruning, and mask.finder is {self.mask.finder}")
         return asked.completed(self.cells, self.seeds.replicates)

@@ -78,7 +78,10 @@ class LogConfig(Settings):
     )
     custom: Annotated[
         dict[str, SerializeAsAny[Settings]],
-        BeforeValidator(lambda raw: read_plugins(raw, TRACKERS, Tracker, Settings), json_schema_input_type=dict[str, Any]),
+        BeforeValidator(
+            lambda raw: read_plugins(raw, TRACKERS, Tracker, Settings, public="raylth.trackers.Tracker"),
+            json_schema_input_type=dict[str, Any],
+        ),
     ] = Field(
         {},
         description="Trackers of one's own and their settings: the name of an installed package's entry point, or the import "

@@ -40,8 +40,8 @@ class OptimizerConfig(Settings):
         "float32",
         description="Arithmetic of convolutions and matrix products: float32, tf32 (GPU) or bf16; everything else is "
         "float32, and so is every evaluation. auto: without a GPU bf16 where the processor of the machine that "
-        "starts the run multiplies in it (workers that do not are slow), else float32; the run keeps it on any machine, and "
-        "the results' column precision says which.",
+        "starts the run has native bf16 instructions (workers without them are slow), else float32; a resumed run keeps it, "
+        "and the results' column precision records it.",
     )
 
     first_resolution: Count | None = Field(
@@ -62,7 +62,7 @@ class OptimizerConfig(Settings):
     )
 
     def recipe(self, epochs: int, lr: float, **schedule: Any) -> Recipe:
-        """Return what `core.train` needs for one training of `epochs` epochs; `precision: auto` must be settled."""
+        """Return the recipe of one training of `epochs` epochs; `precision: auto` must be settled."""
         assert self.precision != AUTO, "planning settles it"
         shared: dict[str, Any] = {name: getattr(self, name) for name in OptimizerConfig.model_fields}
         return Recipe(epochs=epochs, lr=lr, **shared, **schedule)
@@ -105,6 +105,6 @@ class SparseConfig(OptimizerConfig):
     )
     mask_from: Folder | None = Field(
         None,
-        description="File with A's mask, instead of IMP: masks alone, or a network pruned by torch.nn.utils.prune, which is "
-        "then A. {replicate}, {sparsity} and {width} in it are filled in.",
+        description="File with A's mask, which then is not found by mask.finder: masks alone, or a network pruned by "
+        "torch.nn.utils.prune, which is then A. {replicate}, {sparsity} and {width} in it are filled in.",
     )

@@ -58,10 +58,14 @@ class Settings(BaseModel):
 
 
 class known:
-    """The check that a name is in a registry, and that what it names is of a class; editors complete the names."""
+    """The check that a name is in a registry and its object of a class; editors complete the names.
 
-    def __init__(self, registry: Registry[Any], kind: type = object) -> None:
+    `public` is the import path of the class that messages give, where it is not its module's.
+    """
+
+    def __init__(self, registry: Registry[Any], kind: type = object, *, public: str | None = None) -> None:
         self.registry, self.kind = registry, kind
+        self.public = public or f"{kind.__module__}.{kind.__name__}"
 
     def __call__(self, name: str) -> str:
         """Return the name, or raise ValueError, one line, with what would be right."""
@@ -70,8 +74,7 @@ class known:
         except UnknownName as error:
             raise ValueError(str(error)) from error
         if not isinstance(found, self.kind):
-            where = f"{self.kind.__module__}.{self.kind.__name__}"
-            raise ValueError(f"{name!r} is a {type(found).__name__}, not a {where}")
+            raise ValueError(f"{name!r} is a {type(found).__name__}, not a {self.public}")
         return name
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -92,7 +95,7 @@ def unique(values: list[Any]) -> list[Any]:
 
 
 def is_place(text: str) -> str:
-    """Fill in `~` and variables; refuse what is neither a path nor a bucket that can be."""
+    """Fill in `~` and variables; raise ValueError unless the text is a valid path or bucket URI."""
     is_path(text)
     locate(text)
     return expanded(text)

@@ -59,7 +59,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
     meter = Meter(config.budget, config.prices, folder / "used.json")
     with Lease(store, identity) as lease:
         if not lease.held:
-            raise BadSweep(f"search: another process is at this search already ({folder}); let it end, or end it")
+            raise BadSweep(f"search: another process is already running this search ({folder}): wait for it, or stop it")
         keep_checked(store, networks)
         written.keep_settled()
         try:
@@ -76,7 +76,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
         return ExitCode.BUDGET
     for study in studies:
         if not study.winners():
-            console.print(f"{study.title}: no training went to its end, so nothing is best; see search.stop", style="red")
+            console.print(f"{study.title}: no training completed, so there is no best trial; see search.stop", style="red")
             return ExitCode.FAILED
     winners = [winner for study in studies for winner in winners_of(study)]
     for winner in winners:
@@ -229,7 +229,7 @@ def _search(
     graph = scan_of(shared, run.store, lambda line: console.print(Text(line, style="yellow")))
     status = StatusFile(run.folder)
 
-    def also(graph: Graph, epochs: int) -> list[str]:
+    def on_update(graph: Graph, epochs: int) -> list[str]:
         status.update(graph, epochs, meter.used)
         return []
 
@@ -240,7 +240,7 @@ def _search(
 
     try:
         if not graph.finished:
-            compute(shared, graph, run, dataset, console, command, joining, meter, also)
+            compute(shared, graph, run, dataset, console, command, joining, meter, on_update)
         _run_studies(ahead, run.store, dataset, report, joining, meter)
     except KeyboardInterrupt:
         status.update(graph, 0, meter.used, state="stopped", note=f"stopped{signals.was_asked().why}")

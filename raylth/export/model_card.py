@@ -23,7 +23,7 @@ with B (Adnan et al., *Sparse Training from Random Initialization: Aligning Lott
 STAGES = {
     "dense": "network {network}, trained densely",
     "imp": "network {network}, pruned by round {imp_round} of iterative magnitude pruning and fine-tuned",
-    "mask": "a pruned network that was brought to the sweep as a file",
+    "mask": "a pruned network that was supplied to the sweep as a file",
 }
 FILES = {
     "safetensors": {

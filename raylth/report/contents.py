@@ -42,7 +42,7 @@ FIGURES: tuple[FigureEntry, ...] = (
     Entry(
         "search",
         "The search",
-        "Trials that went to their end, judged on held-out training samples; lines: the best so far, or the Pareto front.",
+        "Completed trials, evaluated on held-out training samples; lines: the best so far, or the Pareto front.",
         lambda frames, title: search_figure(frames.search, title),
         lambda frames: not frames.search.empty,
     ),

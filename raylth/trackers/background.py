@@ -46,7 +46,7 @@ class Background:
             self.thread.start()
 
     def close(self, seconds: float = float("inf")) -> None:
-        """Wait until all is written: as long as the exporter gets on, or at most that many seconds."""
+        """Wait until all is written: as long as the exporter makes progress, or at most that many seconds."""
         if self.thread is None:
             return
         self.closing.set()

@@ -83,7 +83,7 @@ def _used_before(file: Location) -> tuple[float, float]:
 
 
 class Watchdog:
-    """Notices that no machine has come that any waiting stage fits on."""
+    """Notices that no machine has joined on which any waiting stage fits."""
 
     def __init__(
         self, minutes: float, refusals: Callable[[], Mapping[str, str]], clock: Callable[[], float] = time.monotonic
@@ -109,7 +109,7 @@ class Watchdog:
         kind, slot, _ = waiting[0]
         refused = "; ".join(f"{name}: {why}" for name, why in self.refusals().items())
         return (
-            f"no machine with {slot} has come for {silent / 60:.0f} min ({refused or 'the cloud has refused none'}). "
+            f"no machine with {slot} has joined for {silent / 60:.0f} min ({refused or 'the cloud has refused none'}). "
             f"What else can be asked for: other types or zones in the cluster file (then ray up again), or less: "
             f"resources.{kind}.cpus, resources.{kind}.gpus"
         )

@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | None = None) -> int:
-    """Run `ray down`, then list by tag what is still alive; 0 when that is nothing, 1 when something costs on."""
+    """Run `ray down`, then list by tag what is still alive; 0 when that is nothing, 1 when something still incurs costs."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | Non
     name, provider = config["cluster_name"], config["provider"]
     status = (ray or _ray_down)(options.file)
     if provider["type"] != "aws":
-        print(f"what is left can be listed for AWS only, and this is {provider['type']}: look there yourself")
+        print(
+            f"leftovers can be listed for AWS only, and this cluster is on {provider['type']}: check there for what is left"
+        )
         return status
     left = left_on_aws(name, provider["region"])
     for line in left:
@@ -61,9 +63,9 @@ def _ray_down(file: str) -> int:
 
 
 def left_on_aws(name: str, region: str) -> list[str]:
-    """Return a line for each instance and each forgotten volume of a cluster, which cost on; found by its tag.
+    """Return a line for each instance and each detached volume of a cluster that still incurs costs, found by its tag.
 
-    A security group costs nothing, and Ray uses it again. What is shutting down counts as gone.
+    A security group costs nothing, and Ray uses it again. What is shutting down counts as ended.
     """
     import boto3
 

@@ -74,7 +74,7 @@ class Study:
         return self.record.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
     def winners(self) -> list[FrozenTrial]:
-        """Return the best trial, or the Pareto front; none when no training went to its end."""
+        """Return the best trial, or the Pareto front; none when no training completed."""
         try:
             if len(self.search.objectives) == 1:
                 return [self.record.best_trial]

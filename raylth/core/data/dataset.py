@@ -45,7 +45,8 @@ class Dataset(ABC):
         is taken in that order, too. DataError when a split has fewer."""
 
     def holding_out(self, count: int) -> "Dataset":
-        """Return the data set whose test split is `count` of its training samples; its own test split is let go.
+        """Return the data set whose test split is `count` of its training samples; the original test split
+        is discarded.
 
         Raises DataError where no part can be held back.
         """
@@ -91,7 +92,7 @@ class ArrayDataset(Dataset):
         )
 
     def holding_out(self, count: int) -> "ArrayDataset":
-        """Return the data set whose test split is its last `count` training samples, in their order; its own is let go."""
+        """Return the data set whose test split is its last `count` training samples, in order; the original is discarded."""
         kept = len(self.train_y) - count
         return dataclasses.replace(
             self,

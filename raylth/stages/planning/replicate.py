@@ -59,8 +59,8 @@ class Replicate(StageMaker):
         sources = {ARMS[name].weights_from for name in config.sparse.arms}
         if self.has_network and "A" in sources:
             raise ValueError(
-                "sparse.arms: lth starts from A's early weights, and sparse.mask_from brings the trained network only: "
-                "leave lth out"
+                "sparse.arms: lth starts from A's early weights, and sparse.mask_from provides the trained network only: "
+                "remove lth"
             )
         epochs = {name: list(config.sparse.rewinds) if name in sources else [] for name in ("A", "B")}
         if self.is_matched:

@@ -106,7 +106,9 @@ def test_that_no_machine_comes_is_said_after_so_many_minutes_and_then_less_and_l
             told.append((minute, line))
         clock.now += 60
     assert [minute for minute, _ in told] == [10, 20, 40]
-    assert told[0][1].startswith("no machine with 8 CPU, 1 GPU has come for 10 min (spot-l4: InsufficientInstanceCapacity).")
+    assert told[0][1].startswith(
+        "no machine with 8 CPU, 1 GPU has joined for 10 min (spot-l4: InsufficientInstanceCapacity)."
+    )
     assert "resources.sparse.gpus" in told[0][1]
 
 

@@ -245,7 +245,7 @@ def test_two_processes_are_not_at_one_search(tmp_path):
     store = Store(config.storage)
     with (
         Lease(store, identity(config)),
-        pytest.raises(BadSweep, match="search: another process is at this search already"),
+        pytest.raises(BadSweep, match="search: another process is already running this search"),
     ):
         searches.run_search(config, ["search.yaml"], Joining("local"))
 

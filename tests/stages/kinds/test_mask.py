@@ -44,11 +44,11 @@ def test_an_exported_mask_that_comes_back_gives_the_same_networks_to_the_bit(wit
             packed = next(store.folder(stage.parents["mask"]).path.glob("mask.*"))
             (tmp_path / f"0-{sparsity}.safetensors").write_bytes(packed.read_bytes())
     suffix = ending if ending.startswith(".") else ".safetensors"
-    brought = sweep(sparse={"mask_from": str(tmp_path / f"{{replicate}}-{{sparsity}}{suffix}")})
-    assert {stage.kind for stage in brought.stages} == {"dense", "mask", "match", "sparse"}, "no IMP any more"
+    provided = sweep(sparse={"mask_from": str(tmp_path / f"{{replicate}}-{{sparsity}}{suffix}")})
+    assert {stage.kind for stage in provided.stages} == {"dense", "mask", "match", "sparse"}, "no IMP any more"
     again = Store(tmp_path / "again")
-    assert not run_plan(brought, again).errors
-    for cell, stage in arms(brought).items():
+    assert not run_plan(provided, again).errors
+    for cell, stage in arms(provided).items():
         first, second = store.tensors(arms(plan)[cell].key, "weights"), again.tensors(stage.key, "weights")
         assert all(np.array_equal(first[name], second[name]) for name in first), cell
 
