@@ -268,7 +268,9 @@ LATE_MISTAKES = [
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
 @pytest.mark.parametrize(("changes", "line", "message"), LATE_MISTAKES, ids=[message for *_, message in LATE_MISTAKES])
-def test_what_is_wrong_around_the_file_is_told_with_its_line(changes, line, message, options, tmp_path, capsys, monkeypatch):
+def test_mistakes_outside_the_settings_are_reported_with_their_line(
+    changes, line, message, options, tmp_path, capsys, monkeypatch
+):
     if message.startswith(("storage", "data.root")):
         options = []  # a plan writes nothing, and needs no files
     monkeypatch.chdir(tmp_path)

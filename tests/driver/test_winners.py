@@ -76,7 +76,7 @@ def test_winners_with_other_masks_are_compared_unpaired(tmp_path, setting):
     assert "unpaired" in search_findings(load_search(folder), load_results(folder))[-1]
 
 
-def test_winners_that_share_their_networks_are_pairs_and_what_one_search_leaves_open_is_said(tmp_path):
+def test_winners_that_share_their_networks_are_pairs_and_what_one_search_leaves_open_is_reported(tmp_path):
     folder = trained(tmp_path, [{"permuted": BASE, "naive": {"sparse.lr": 0.2}}])
     said = search_findings(load_search(folder), load_results(folder))[-1]
     assert "unpaired" not in said
@@ -170,7 +170,7 @@ def test_a_dry_run_counts_all_repeats(tmp_path):
     assert "a search of 9 x 5 trials" in said[1]
 
 
-def test_a_summary_tells_repeats_edges_and_epochs():
+def test_a_summary_has_repeats_edges_and_epochs():
     """As the journal has them, of a study made by hand."""
     trial = types.SimpleNamespace(
         number=0, state=types.SimpleNamespace(name="COMPLETE"), params={"sparse.lr": 1.0}, values=[70.0],

@@ -130,7 +130,7 @@ def test_kill_9_of_workers_in_mid_publish(start_sweep, reference):
     assert_undisturbed(reference, sweep.store)
 
 
-def test_kill_9_of_the_driver_and_the_same_command_goes_on(start_sweep, reference, capsys):
+def test_after_kill_9_of_the_driver_the_same_command_resumes(start_sweep, reference, capsys):
     sweep = start_sweep()
     wait_until(lambda: len(artefacts(sweep)) >= 7 and states(sweep), "seven artefacts and a state")
     workers = sweep.workers()
@@ -164,7 +164,7 @@ def test_a_sweep_in_a_bucket_survives_its_workers_and_the_buckets_silence(start_
         wait_until(lambda: len(sweep.store.held()) >= 4, "four artefacts")
         server.pause()
         time.sleep(5)
-        server.go_on()
+        server.resume()
         wait_until(lambda: len(sweep.store.held()) >= 7, "seven artefacts")
         kill(sweep.workers())
         output = sweep.finish()
@@ -173,7 +173,7 @@ def test_a_sweep_in_a_bucket_survives_its_workers_and_the_buckets_silence(start_
         assert_undisturbed(reference, sweep.store)
         assert set(load_results(sweep.store.root)["status"]) == {"done"}
     finally:
-        server.go_on()
+        server.resume()
         server.stop()
 
 
@@ -203,7 +203,7 @@ def raylet_of(node):
     return next(info[0].process for kind, info in node.all_processes.items() if kind == "raylet")
 
 
-def test_a_cluster_that_ends_is_said_and_the_same_command_goes_on_elsewhere(cluster, start_sweep, reference):
+def test_the_end_of_a_cluster_is_reported_and_the_same_command_resumes_elsewhere(cluster, start_sweep, reference):
     """The head is killed in mid-sweep; the next run has a Ray of its own."""
     cluster.add_node(num_cpus=1)
     sweep = start_sweep("--address", cluster.address)
@@ -222,7 +222,7 @@ def test_a_cluster_that_ends_is_said_and_the_same_command_goes_on_elsewhere(clus
     assert_undisturbed(reference, sweep.store)
 
 
-def test_a_node_that_dies_and_one_that_comes(cluster, start_sweep, reference):
+def test_a_node_that_dies_and_one_that_joins(cluster, start_sweep, reference):
     """All work of the dead node is taken up by a node that joins in mid-sweep."""
     first = cluster.add_node(num_cpus=1)
     sweep = start_sweep("--address", cluster.address)
@@ -272,7 +272,7 @@ def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, refere
 
 
 @pytest.mark.timeout(600)
-def test_a_training_goes_on_with_fewer_workers_where_it_may(cluster, start_sweep, reference):
+def test_a_training_continues_with_fewer_workers_where_allowed(cluster, start_sweep, reference):
     """A node with one of two workers dies, and none comes in its place."""
     cluster.add_node(num_cpus=1)
     second = cluster.add_node(num_cpus=1)
@@ -317,7 +317,7 @@ def metadata():
 
 
 @pytest.mark.timeout(600)
-def test_a_spot_machine_with_a_notice_saves_its_training_and_another_goes_on(cluster, start_sweep, reference, metadata):
+def test_a_spot_machine_with_a_notice_saves_its_training_and_another_resumes_it(cluster, start_sweep, reference, metadata):
     """The notice is two minutes; nothing of what the machine trained is trained again."""
     first = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
     words = [sys.executable, "-m", "raylth.cluster.nodes.preemption_notice", cluster.address, "--address", "127.0.0.2"]

@@ -113,7 +113,7 @@ def outcomes(result):
 
 
 @pytest.mark.parametrize("fits", [3, 1])
-def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_then_alone(run, fits, tmp_path):
+def test_a_pack_that_runs_out_of_memory_continues_in_halves_then_alone(run, fits, tmp_path):
     device = Device(fits)
     found = run(device, 8)
     assert outcomes(found) == ["done"] * 8
@@ -134,7 +134,7 @@ def test_halves_follow_out_of_memory_of_every_name(run, error):
     assert (found["outcome"], found["error"]) == ("out of memory", f"{type(error).__name__}: {error}")
 
 
-def test_what_runs_out_of_memory_by_itself_is_told_as_before(run):
+def test_what_runs_out_of_memory_alone_is_reported_as_before(run):
     found = run(Device(0), 3)
     assert outcomes(found) == ["out of memory"] * 3
     assert (found["ran_out"], found["fits"]) == (2, 1)

@@ -131,7 +131,7 @@ def test_the_pareto_front_is_the_one_made_by_hand(ray, tmp_path, monkeypatch):
     assert front == {(0.5, 0.1), (0.8, 0.3), (0.9, 0.4)}
 
 
-def test_a_study_that_goes_on_repeats_what_was_cut_off_first_and_nothing_that_ended(ray, tmp_path, monkeypatch):
+def test_a_resumed_study_repeats_interrupted_trials_first_and_no_ended_ones(ray, tmp_path, monkeypatch):
     before = run_stub(tmp_path, monkeypatch, trials=4, concurrent=1)
     known = [trial.params for trial in before.ended()]
     cut_off = before.record.ask(
@@ -164,7 +164,7 @@ def test_a_search_ends_when_its_budget_does(ray, tmp_path, monkeypatch):
     assert len(found.ended()) < 500
 
 
-def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(one_ray, tmp_path, capsys):
+def test_a_killed_search_resumes_and_ends_with_a_report(one_ray, tmp_path, capsys):
     """The driver is killed in mid-search, while it writes its journal; that and the store know what was done."""
     file = search_sweep(tmp_path, trials=3, stop={"grace_epochs": 1})
     config = read_sweep(file)

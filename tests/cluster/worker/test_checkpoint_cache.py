@@ -274,7 +274,7 @@ def test_a_batch_whose_worker_died_while_the_store_was_away_is_run_again(tmp_pat
     assert set(batch) <= set(again)
 
 
-def test_what_another_sweep_computes_is_asked_for_less_and_less_often_and_tells_no_time(tmp_path, monkeypatch):
+def test_what_another_sweep_computes_is_polled_less_and_less_often_and_gives_no_time(tmp_path, monkeypatch):
     searcher, now = searcher_of(tmp_path), [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     waits = []

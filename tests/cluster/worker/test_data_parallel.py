@@ -70,7 +70,7 @@ def test_gpus_or_workers_say_how_many_train_together(share, slot):
         ),
     ],
 )
-def test_what_cannot_be_is_said(settings, line):
+def test_impossible_settings_are_refused(settings, line):
     plain = tiny_sweep().model_dump(exclude_unset=True)
     for room_, values in settings.items():
         plain[room_] = {**plain.get(room_, {}), **values}
@@ -102,7 +102,7 @@ def test_no_more_teams_are_started_than_there_is_room_for(tmp_path):
     assert "its worker process died; started again (1): worker 1: it died" in searcher.notes[-1]
 
 
-def test_the_end_of_a_team_is_told_from_what_each_worker_met():
+def test_the_cause_of_a_teams_end_is_found_among_its_workers_errors():
     from ray.train import ControllerError, WorkerGroupError
 
     gone = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")

@@ -165,7 +165,7 @@ def test_an_epoch_is_the_same_from_any_step_on_and_in_any_company(converted, mon
 
 
 @pytest.mark.parametrize("with_ffcv", [pytest.param(True, marks=needs_ffcv), False])
-def test_progressive_resizing_trains_at_one_size_after_the_other_and_goes_on_with_the_same_bits(
+def test_progressive_resizing_trains_at_one_size_after_the_other_and_resumes_with_the_same_bits(
     converted, monkeypatch, with_ffcv
 ):
     monkeypatch.setattr("raylth.core.data.streamed.dataset.has_ffcv", lambda: with_ffcv)
@@ -260,7 +260,7 @@ def test_a_write_that_is_interrupted_leaves_nothing_that_looks_whole_and_is_done
 
 
 @needs_ffcv
-def test_a_process_of_the_writer_that_dies_is_said(folder, tmp_path, monkeypatch, capsys):
+def test_a_writer_process_that_dies_is_reported(folder, tmp_path, monkeypatch, capsys):
     from raylth.core.data.streamed import convert
 
     monkeypatch.setattr(convert._Decoded, "__getitem__", lambda self, index: os._exit(9))
@@ -345,7 +345,7 @@ def test_processes_of_one_machine_copy_a_file_once(converted, tmp_path):
     assert torch.equal(one, other)
 
 
-def test_a_copy_that_was_cut_short_is_made_again_and_no_room_is_said(converted, tmp_path, monkeypatch):
+def test_a_truncated_copy_is_made_again_and_a_full_disk_is_reported(converted, tmp_path, monkeypatch):
     path = str(converted / "val.beton")
     whole = stage(path, str(tmp_path))
     partial = whole.with_suffix(".partial")

@@ -163,7 +163,7 @@ def test_a_plane_is_measured_where_it_is(finished):
         assert point.error == pytest.approx(100 - accuracy, abs=1.2)
 
 
-def test_a_plane_is_orthonormal_and_goes_through_its_three():
+def test_a_plane_is_orthonormal_and_contains_its_three_networks():
     torch.manual_seed(0)
     states = [
         {"w": torch.randn(7, 5), "b": torch.randn(5), "n.running_var": torch.rand(5), "n": torch.tensor(i)} for i in range(3)
