@@ -18,7 +18,7 @@ def _listed(value: object) -> object:
 
 
 class MatchConfig(Settings):
-    """Matching A to B: which permutation carries A's mask to B."""
+    """Matching A to B: the permutation that is applied to A's mask for B."""
 
     method: Annotated[
         list[MatchMethod],
@@ -27,9 +27,10 @@ class MatchConfig(Settings):
         BeforeValidator(_listed, json_schema_input_type=MatchMethod | list[MatchMethod]),
     ] = Field(
         ["activation"],
-        description="How the permutation is found; several give one permuted arm each. activation: the paper's; weight: Git "
-        "Re-Basin, Algorithm 1; learned: its Algorithm 3; identity and random are controls; or one of an installed package's "
-        "entry points, or the import path package.module:object of a raylth.core.matching.Matcher of one's own.",
+        description="How the permutation is found; several give one permuted arm each. activation: the paper's; weight: "
+        "Git Re-Basin, Algorithm 1; learned: its Algorithm 3; identity and random are controls; or an "
+        "installed package's entry point, or the import path package.module:object of a custom "
+        "raylth.core.matching.Matcher.",
     )
     epochs: Annotated[list[Epoch], AfterValidator(unique)] | None = Field(
         None, min_length=1, description="Epochs of B at which the permutation is found; null is [T]. Below T: Table 15."
@@ -38,15 +39,17 @@ class MatchConfig(Settings):
     augment: bool = Field(
         False,
         description="Match on training images that are augmented as in training, each once (the published code), with "
-        "methods that read samples; else on the images as they are.",
+        "methods that read samples; else on unaugmented images.",
     )
     sites: Literal["post_activation", "pre_activation"] = Field(
         "post_activation", description="Where activation matching compares units."
     )
     stream_site: dict[str, Integer] = Field(
         {},
-        description="Group -> which of its activations to watch: -1 the last (default), -2 the last but one. The paper "
-        "watches ResNet-20's last stream (layer3.0.conv2) at -2.",
+        description="Group -> index of the activation whose units are compared: -1 the last (default), -2 the last but "
+        "one. The paper uses -2 for ResNet-20's last stream (layer3.0.conv2).",
     )
     learned_epochs: Count = Field(5, description="Passes of learned matching over the samples.")
-    learned_lr: Rate = Field(0.05, description="Adam's rate in learned matching, relative to each tensor's deviation.")
+    learned_lr: Rate = Field(
+        0.05, description="Adam's learning rate in learned matching, relative to each tensor's standard deviation."
+    )

@@ -50,8 +50,8 @@ class SweepConfig(Settings):
     storage: Annotated[str, AfterValidator(is_place)] = Field(
         "raylth-store",
         min_length=1,
-        description="Where the store is: a folder (also on NFS), s3://bucket/prefix or gs://bucket/prefix; shared by any "
-        "number of sweeps. Credentials come from the environment.",
+        description="The store: a folder (also on NFS), s3://bucket/prefix or gs://bucket/prefix; shared by any "
+        "number of sweeps. Credentials are read from the environment.",
     )
     seeds: SeedsConfig = SeedsConfig()
     data: DataConfig
@@ -63,10 +63,12 @@ class SweepConfig(Settings):
     connect: MatchedLineConfig | None = Field(None, description="Lines and barriers between pi(A) and B; null is none.")
     sparse: SparseConfig = SparseConfig()
     analyses: AnalysesConfig = AnalysesConfig()
-    search: SearchConfig | None = Field(None, description="Look for each arm's best settings first; null: train as written.")
+    search: SearchConfig | None = Field(
+        None, description="Search for each arm's best settings first; null: train with the settings of the file."
+    )
     resources: ResourcesConfig = ResourcesConfig()
-    budget: BudgetConfig | None = Field(None, description="What the sweep may use before no stage is started any more.")
-    prices: PricesConfig | None = Field(None, description="What the cluster costs; null: no money is counted.")
+    budget: BudgetConfig | None = Field(None, description="Limit after which no further stage is started; null: none.")
+    prices: PricesConfig | None = Field(None, description="What the cluster costs; null: costs are not counted.")
     log: LogConfig = LogConfig()
 
     def science(self) -> dict[str, Any]:

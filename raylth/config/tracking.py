@@ -1,4 +1,4 @@
-"""What is recorded on the way, and where else it is written: settings that change no result."""
+"""What is recorded during a sweep, and to which experiment trackers: settings that change no result."""
 
 import re
 from collections.abc import Callable
@@ -42,7 +42,8 @@ class WandbConfig(Settings):
     project: Annotated[str, AfterValidator(_is_project)] = Field("raylth", description="W&B's project.")
     mode: Literal["online", "offline"] = Field(
         "offline",
-        description="online: to the server that W&B knows a key for; offline: to files, which `wandb sync` sends later.",
+        description="online: to the server for which W&B has an API key; offline: to files, which `wandb sync` uploads "
+        "later.",
     )
     folder: Folder = Field("raylth-wandb", description="Folder of the driver's machine for W&B's files.")
 
@@ -65,7 +66,7 @@ TRACKERS: Registry[Tracker] = Registry("tracker", group="raylth.trackers")
 
 
 class LogConfig(Settings):
-    """What is recorded on the way; nothing here changes a result."""
+    """What is recorded during a sweep; nothing here changes a result."""
 
     evaluate_every: Integer = Field(10, ge=0, description="Epochs between test evaluations of a curve; 0: only at the end.")
     tensorboard: Folder | None = Field(
@@ -84,6 +85,6 @@ class LogConfig(Settings):
         ),
     ] = Field(
         {},
-        description="Trackers of one's own and their settings: the name of an installed package's entry point, or the import "
+        description="Custom trackers and their settings: the name of an installed package's entry point, or the import "
         "path package.module:object of a raylth.trackers.Tracker.",
     )

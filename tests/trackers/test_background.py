@@ -1,4 +1,4 @@
-"""Exporters in threads: failures are retried; one that keeps failing is switched off, reported once, and stops nothing else."""
+"""Exporters in threads: failures are retried; one that keeps failing is switched off, reported once, and ends nothing."""
 
 import importlib.util
 import sys
