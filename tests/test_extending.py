@@ -219,7 +219,7 @@ def test_its_code_is_in_the_key_and_no_other_key_is_moved(own):
         ),
         (
             {"analyses": {"custom": {"own_broken:no_settings": {}}}},
-            "its settings are no subclass of raylth.config.analyses.Netw",
+            "its settings are not a subclass of raylth.config.analyses.Netw",
         ),
         ({"log": {"custom": {"own_broken:no_tracker": {}}}}, "is a int, not a raylth.trackers.Tracker"),
         ({"log": {"custom": {"own_trackers:json_files": {"foldr": "x"}}}}, "unknown key, did you mean 'folder'?"),

@@ -97,5 +97,7 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
     if status["num_errors"] > len(status["errors"]):
         console.print(f"and {status['num_errors'] - len(status['errors'])} more", highlight=False)
     if state == "lost":
-        why = f"process {status['process']['pid']} has ended" if _has_ended(status) else f"its driver is silent for {ago}"
+        why = (
+            f"process {status['process']['pid']} has ended" if _has_ended(status) else f"no update from its driver for {ago}"
+        )
         console.print(f"{why}; running the same sweep file again resumes it", highlight=False)

@@ -47,7 +47,7 @@ class Cells:
     def check_rounds(self, field: str, name: str) -> None:
         """Raise ValueError where A is not pruned in rounds."""
         if not self.has_rounds:
-            raise ValueError(f"{field}: {name} is A pruned in rounds, which mask.finder: imp alone makes")
+            raise ValueError(f"{field}: {name} is A pruned in rounds, which only mask.finder: imp produces")
 
     def check_arm(self, field: str, name: str) -> None:
         """Raise ValueError for an arm that is not trained."""
@@ -57,7 +57,7 @@ class Cells:
     def check_match(self, field: str, name: str) -> None:
         """Raise ValueError unless A is matched to the trained B."""
         if self.total not in self.match_epochs:
-            raise ValueError(f"{field}: {name} matches at T = {self.total}, which match.epochs lacks")
+            raise ValueError(f"{field}: {name} needs a match at T = {self.total}, which is not in match.epochs")
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class CellConfig(Settings):
         sparsity = self.sparsity or (0.9 if 0.9 in cells.sparsities else cells.sparsities[-1])
         rewind = cells.rewinds[-1] if self.rewind is None else self.rewind
         if sparsity not in cells.sparsities:
-            raise ValueError(f"sparsity: {sparsity:g} is none of sparse.sparsities = {cells.sparsities}")
+            raise ValueError(f"sparsity: {sparsity:g} is not in sparse.sparsities = {cells.sparsities}")
         if rewind not in cells.rewinds:
-            raise ValueError(f"rewind: {rewind} is none of sparse.rewinds = {cells.rewinds}")
+            raise ValueError(f"rewind: {rewind} is not in sparse.rewinds = {cells.rewinds}")
         return self.model_copy(update={"sparsity": sparsity, "rewind": rewind})
 
 
@@ -166,7 +166,7 @@ class _AmongNetworks(CellConfig):
     def _checked(self, cells: Cells, field: str, names: Sequence[str]) -> Self:
         for name in names:
             if list(names).count(name) > 1:
-                raise ValueError(f"{field}: {name} is named twice")
+                raise ValueError(f"{field}: {name} is listed twice")
             end = parse_end(name)
             if end.base == "imp":
                 cells.check_rounds(field, name)

@@ -56,14 +56,14 @@ class DataConfig(Settings):
         if not isinstance(info, DatasetInfo):
             raise ValueError(f"name: {self.name!r} is a {type(info).__name__}, not a raylth.core.data.DatasetInfo")
         if info.from_files and self.root is None:
-            raise ValueError(f"root: {self.name} lies in files, so data.root must name their folder")
+            raise ValueError(f"root: {self.name} is read from files: set data.root to their folder")
         for field, available in (("num_train", info.num_train), ("num_test", info.num_test)):
             asked = getattr(self, field)
             if asked is not None and asked > available:
                 raise ValueError(f"{field}: {self.name} has {available} such samples, not {asked}")
         if self.holdout:
             if info.is_streamed:
-                raise ValueError(f"holdout: the images of {self.name} stay in their files, and no part can be held back")
+                raise ValueError(f"holdout: the images of {self.name} stay in their files, and no part can be held out")
             if self.holdout >= (self.num_train or info.num_train):
                 total = self.num_train or info.num_train
                 raise ValueError(f"holdout: {self.holdout} of {total} samples leaves none to train on")

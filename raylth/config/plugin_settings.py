@@ -36,7 +36,7 @@ def _read(name: str, raw: object, registry: Registry[Any], kind: type[Any], want
         raise BelowKey((name,), f"is a {type(plugin).__name__}, not a {wanted}")
     model = plugin.settings
     if not (isinstance(model, type) and issubclass(model, base)):
-        raise BelowKey((name,), f"its settings are no subclass of {base.__module__}.{base.__name__}")
+        raise BelowKey((name,), f"its settings are not a subclass of {base.__module__}.{base.__name__}")
     if isinstance(raw, model):
         return raw
     if isinstance(raw, Settings):

@@ -54,9 +54,9 @@ class TrainingShare(Share):
     @model_validator(mode="after")
     def _whole_gpus(self) -> "TrainingShare":
         if self.workers is not None and self.workers > 1 and self.gpus not in (0, self.workers):
-            raise ValueError(f"workers: {self.workers} with gpus: {self.gpus}: a worker has a GPU of its own, or none does")
+            raise ValueError(f"workers: {self.workers} with gpus: {self.gpus}: each worker has its own GPU, or none has")
         if self.workers == 1 and self.gpus != AUTO and self.gpus > 1:
-            raise ValueError(f"workers: 1 with gpus: {self.gpus:g}: one for each GPU")
+            raise ValueError(f"workers: 1 with gpus: {self.gpus:g}: needs a worker for each GPU")
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers: {self.min_workers} of {self.num_workers} workers")
         return self

@@ -160,7 +160,7 @@ class SearchConfig(Settings):
         for point in self.start or []:
             for name in point:
                 if name not in self.space:
-                    raise ValueError(f"start: {name!r} is no setting of search.space")
+                    raise ValueError(f"start: {name!r} is not a setting of search.space")
         return self
 
     @property

@@ -122,7 +122,7 @@ class SweepConfig(Settings):
         if self.budget is not None and self.budget.usd is not None and self.prices is None:
             raise ValueError("budget.usd: needs prices, and the file has none")
         if self.sparse.mask_from is not None and self.mask.finder != ITERATIVE:
-            raise ValueError("mask.finder: sparse.mask_from takes its place: leave out one of them")
+            raise ValueError("mask.finder: sparse.mask_from replaces it: remove one of them")
         for rewind in self.sparse.rewinds:
             if rewind >= total:
                 raise ValueError(f"sparse.rewinds: {rewind} is not below dense.epochs = {total}: no epoch would be left")
@@ -135,7 +135,7 @@ class SweepConfig(Settings):
             raise ValueError(f"analyses.{error}") from error
         self._check_network()
         if self.match.augment and self.augment == "none":
-            raise ValueError("match.augment: training images are not augmented (data.augment): leave it out")
+            raise ValueError("match.augment: training images are not augmented (data.augment): remove it")
         num_train = (self.data.num_train or DATASETS[self.data.name].num_train) - self.data.holdout
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
@@ -158,7 +158,7 @@ class SweepConfig(Settings):
         """Raise ValueError for a number of workers that batch norm cannot have."""
         unsynced, share = getattr(self, kind).unsynced_workers, getattr(self.resources, kind)
         if unsynced == 1:
-            raise ValueError(f"{kind}.unsynced_workers: 1 worker sees whole batches: leave it at 0")
+            raise ValueError(f"{kind}.unsynced_workers: 1 worker sees whole batches: set it to 0")
         if unsynced not in (0, share.num_workers):
             raise ValueError(f"{kind}.unsynced_workers: {unsynced}, and resources.{kind} has {share.num_workers} workers")
         if unsynced and share.min_workers is not None:
@@ -171,17 +171,17 @@ class SweepConfig(Settings):
         if first is None:
             return
         if getattr(self.resources, kind).gpus == AUTO:  # what the first steps take is not what the last ones do
-            raise ValueError(f"resources.{kind}.gpus: auto cannot be with {kind}.first_resolution: set a share")
+            raise ValueError(f"resources.{kind}.gpus: auto cannot be combined with {kind}.first_resolution: set a share")
         info = DATASETS[self.data.name]
         if not info.is_streamed or not 0 < first <= sides[0]:
             raise ValueError(f"{kind}.first_resolution: {first} is for images in files, of at least as many pixels")
         if not 0 <= begin < end <= 1:
-            raise ValueError(f"{kind}.resolution_ramp: [{begin}, {end}] are not two growing shares from 0 to 1")
+            raise ValueError(f"{kind}.resolution_ramp: [{begin}, {end}] are not two increasing fractions from 0 to 1")
         found = []
         for side in (first, sides[0]):
             network = build_shapes(self.model.name, width=1.0, num_classes=info.num_classes, in_shape=(3, side, side))
             found.append({name: tensor.shape for name, tensor in network.state_dict().items()})
         if found[0] != found[1]:
             raise ValueError(
-                f"{kind}.first_resolution: {self.model.name} has other layers at {first} pixels than at {sides[0]}"
+                f"{kind}.first_resolution: {self.model.name} has different layers at {first} pixels than at {sides[0]}"
             )

@@ -20,19 +20,19 @@ TRACKING = r"sqlite:///.+|file:.+|https?://[^/]+.*|(postgresql|mysql|mssql)(\+\w
 def _is_project(name: str) -> str:
     """Refuse what W&B does not take as a project's name."""
     if not re.fullmatch(r"[^/\\#?%:]{1,128}", name):
-        raise ValueError(f"{name!r} is no name of a W&B project: up to 128 characters, none of / \\ # ? % :")
+        raise ValueError(f"{name!r} is not the name of a W&B project: up to 128 characters, none of / \\ # ? % :")
     return name
 
 
 def _is_tracking(uri: str) -> str:
     """Fill in `~` and variables; refuse what is no place for MLflow's runs, and credentials, which results would repeat."""
     if not re.fullmatch(TRACKING, uri):
-        raise ValueError(f"{uri!r} is no tracking URI: expected sqlite:///FILE, file:FOLDER, http(s)://HOST or a database")
+        raise ValueError(f"{uri!r} is not a tracking URI: expected sqlite:///FILE, file:FOLDER, http(s)://HOST or a database")
     prefix = re.match(r"sqlite:///|file:(//)?", uri)
     if prefix is not None:
         uri = prefix[0] + expanded(uri[prefix.end() :])
     if re.match(r"[^/]+://[^/@]*:[^/@]*@", uri):
-        raise ValueError("a password belongs in the environment, such as MLFLOW_TRACKING_PASSWORD, not in the address")
+        raise ValueError("a password belongs in the environment, such as MLFLOW_TRACKING_PASSWORD, not in the URI")
     return uri
 
 

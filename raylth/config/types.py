@@ -105,7 +105,7 @@ def is_path(text: str) -> str:
     """Refuse what no file system takes, or no line shows: NUL, ends of lines and other control characters."""
     for char in text:
         if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"):
-            raise ValueError(f"{text!r} holds the character {char!r}, which a path cannot have here")
+            raise ValueError(f"{text!r} holds the character {char!r}, which is not allowed in a path")
     return text
 
 
@@ -153,7 +153,7 @@ def _pack_size(value: Any) -> int | Literal["auto", "off"]:
     if value in (AUTO, OFF) or value is False:
         return OFF if value is False else value
     if not isinstance(_no_bool(value), int) or value < 1:
-        raise ValueError(f"{value!r} is not a number of networks from 1, auto, or off")
+        raise ValueError(f"{value!r} is not a positive number of networks, auto, or off")
     return value
 
 

@@ -51,7 +51,7 @@ def compute(
 
         def lost(head: str) -> None:
             how = how_to_go_on(graph, command)
-            os.write(2, f"\n{name}: the Ray cluster at {head} does not answer any more; start it again. {how}\n".encode())
+            os.write(2, f"\n{name}: the Ray cluster at {head} no longer responds; start it again. {how}\n".encode())
             os._exit(ExitCode.FAILED)  # what Ray is asked now would wait for it
 
         run_on_ray(plan, graph, run.store, dataset, errors=run.errors, watch=watch, meter=meter, joining=joining, lost=lost)
@@ -61,7 +61,7 @@ def how_to_go_on(graph: Graph, command: Sequence[str]) -> str:
     """Say how much is finished, and which command continues."""
     done = sum(state == "done" for state in graph.states.values())
     typed = shlex.join([terminal.typed_python(), "-m", "raylth.sweep", *command])
-    return f"{done} of {len(graph.stages)} stages are finished and saved. To resume, run the same again:\n  {typed}"
+    return f"{done} of {len(graph.stages)} stages are finished and saved. To resume, run the same command again:\n  {typed}"
 
 
 class ImportAhead:

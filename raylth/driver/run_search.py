@@ -118,13 +118,13 @@ def _bare(config: SweepConfig) -> SweepConfig:
         if search.final.base == judging_base(config.seeds.base, repeat):
             whose = "seeds.base" if repeat == 1 else f"the base seed of repeat {repeat}"
             raise BadSweep(
-                f"search.final.base: {search.final.base} is {whose}, so the winners would be judged on the pairs of networks "
-                "that chose them: set another"
+                f"search.final.base: {search.final.base} is {whose}, so the winners would be evaluated on the pairs of "
+                "networks that selected them: set another"
             )
     if config.analyses != AnalysesConfig() or config.connect is not None:
         section = "analyses" if config.connect is None else "connect"
         raise BadSweep(
-            f"{section}: not together with search, whose arms have settings of their own; run the winners as a sweep"
+            f"{section}: cannot be combined with search, whose arms have settings of their own; run the winners as a sweep"
         )
     if config.resources.sparse.num_workers > 1:
         raise BadSweep("resources.sparse: several workers for one network, which a search does not do: 1 GPU at most")
@@ -173,7 +173,7 @@ def _check_space(config: SweepConfig) -> list[str]:
     for point, where in points:
         for name in point:
             if name.split(".")[0] not in SECTIONS:
-                raise BadSweep(f"search.space: {name} is no setting that a search can change ({', '.join(SECTIONS)})")
+                raise BadSweep(f"search.space: {name} is not a setting that a search can change ({', '.join(SECTIONS)})")
             if name.endswith(".precision") and point[name] == AUTO:
                 raise BadSweep(f"{where}: {name}: auto may differ from machine to machine: name the precisions to try")
         try:

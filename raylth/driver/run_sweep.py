@@ -98,7 +98,7 @@ def _hints(dataset: Dataset) -> list[str]:
     hints, memory = [] if has_ffcv() else [NO_FFCV], psutil.virtual_memory().total
     if dataset.bytes > memory:
         sizes = f"{in_units(dataset.bytes)} of images and {in_units(memory)} of memory"
-        hints.append(f"{sizes}: the disk sets the pace; files with --jpeg-share 1 are smaller (docs/guides/imagenet.md)")
+        hints.append(f"{sizes}: the disk limits the speed; files with --jpeg-share 1 are smaller (docs/guides/imagenet.md)")
     return hints
 
 
@@ -106,4 +106,4 @@ def _nothing_to_train(graph: Graph, name: str) -> str:
     number, done = len(graph.stages), sum(state == "done" for state in graph.states.values())
     if done == number:
         return f"{name}: nothing to train, all {number} stages are in the store"
-    return f"{name}: nothing to train, {done} of {number} stages are done, and what diverged is not tried again"
+    return f"{name}: nothing to train, {done} of {number} stages are done, and diverged ones are not tried again"

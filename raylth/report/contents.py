@@ -80,7 +80,7 @@ FIGURES: tuple[FigureEntry, ...] = (
     ),
     Entry(
         "imp_barriers",
-        "From dense A to its pruned selves",
+        "From dense A to its pruned networks",
         "Paper, Figure 4a: the barrier on the line from dense A to every round of IMP, test split; bars: 95 % interval over "
         "replicates. Barriers are maxima, which noise raises.",
         lambda frames, title: imp_barriers(frames.barriers, title),

@@ -66,7 +66,7 @@ def export_mask(store: Store, key: str, path: str | Path, *, with_network: bool 
     _check_ending(path)
     if not store.has(key):
         raise ValueError(
-            f"{store.root}: there is no artefact {key!r} here; the column `key` of its results names those that are"
+            f"{store.root}: there is no artefact {key!r} here; the column `key` of its results lists those that are"
         )
     alive = {name: torch.tensor(array) for name, array in store.tensors(key, "mask").items()}
     if with_network:
@@ -103,7 +103,7 @@ def _decode(path: Path, data: bytes) -> dict[str, Tensor]:
 
 def _check_ending(path: Path) -> None:
     if path.suffix not in FORMATS:
-        raise ValueError(f"{path.name}: the ending is none of {', '.join(FORMATS)}")
+        raise ValueError(f"{path.name}: the suffix is not one of {', '.join(FORMATS)}")
 
 
 def _check_weights(weights: dict[str, Tensor], network: nn.Module) -> None:

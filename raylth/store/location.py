@@ -224,7 +224,7 @@ class BucketLocation(Location):
                 stream.write(data)
             size = self.system.get_file_info(self.path).size
             if size != len(data):
-                raise OSError(f"{size} bytes arrived of {len(data)}")
+                raise OSError(f"{size} of {len(data)} bytes received")
 
         self._ask(write)
 

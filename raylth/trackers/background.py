@@ -81,7 +81,7 @@ class Background:
     def _switch_off(self, reason: str) -> None:
         if not self.is_off:
             self.is_off = True
-            then = "the sweep's own results are whole, and the same command writes there what is missing"
+            then = "the sweep's own results are complete, and the same command writes what is missing there"
             self.notes.append(f"log.{self.exporter.name}: {reason}; {then}")
 
 

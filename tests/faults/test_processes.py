@@ -70,7 +70,7 @@ def test_kill_9_of_training_workers_in_mid_epoch(start_sweep, reference):
     wait_until(lambda: states(sweep) and sweep.num_epochs() >= 12, "training of twelve epochs")
     kill(sweep.workers())
     output = sweep.finish()
-    assert "its worker process died; started again (1)" in output
+    assert "its worker process died; restarted (1)" in output
     assert 1 <= int(incidents(output)["crashed"]) <= 2
     assert_computed_twice(reference, sweep, stages=2, epochs=5)
     work = sweep.work(reference[0])
@@ -83,7 +83,7 @@ def test_sigterm_saves_the_training_and_counts_as_preemption(start_sweep, refere
     wait_until(lambda: len(states(sweep)) >= 1, "saved state")
     kill(sweep.workers(), signal.SIGTERM)
     output = sweep.finish()
-    assert "its worker was preempted; started again in 1 s (1)" in output
+    assert "its worker was preempted; restarted in 1 s (1)" in output
     assert_computed_twice(reference, sweep, stages=2, epochs=0)
     assert_undisturbed(reference, sweep.store)
 
@@ -94,7 +94,7 @@ def test_kill_9_of_workers_that_train_several_networks_as_one(start_sweep, refer
     wait_until(lambda: len(states_of_arms(sweep, reference)) >= 2, "saved state of a pack")
     kill(sweep.workers())
     output = sweep.finish()
-    assert re.search(r"a pack of \d: its worker process died; started again in packs of at most \d", output), output
+    assert re.search(r"a pack of \d: its worker process died; restarted in packs of at most \d", output), output
     assert 1 <= int(incidents(output)["crashed"]) <= 2, "one for each worker: no member of a pack is to blame"
     assert_computed_twice(reference, sweep, stages=8, epochs=5)
     assert load_results(sweep.store.root.path)["pack"].max() >= 2
@@ -107,7 +107,7 @@ def test_sigterm_saves_every_member_of_a_pack(start_sweep, reference):
     wait_until(lambda: len(states_of_arms(sweep, reference)) >= 2, "saved state of a pack")
     kill(sweep.workers(), signal.SIGTERM)
     output = sweep.finish()
-    assert "its worker was preempted; started again in 1 s (1)" in output
+    assert "its worker was preempted; restarted in 1 s (1)" in output
     assert_computed_twice(reference, sweep, stages=8, epochs=0)
     assert_undisturbed(reference, sweep.store)
 
@@ -213,7 +213,7 @@ def test_the_end_of_a_cluster_is_reported_and_the_same_command_resumes_elsewhere
     output, _ = sweep.process.communicate(timeout=50)  # Ray alone would take 60 s
     assert sweep.process.returncode == 1, output
     assert "does not answer any more" in output
-    assert "stages are finished and saved. To resume, run the same again:" in output
+    assert "stages are finished and saved. To resume, run the same command again:" in output
     local = [word for word in sweep.command if word not in ("--address", cluster.address)]
     cluster.shutdown()
     sweep.process = subprocess.Popen(local, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -260,7 +260,7 @@ def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, refere
     wait_until(lambda: states(sweep) and sweep.num_epochs() >= 3 and len(members(sweep)) == 2, "two workers in training")
     kill(members(sweep)[1:])
     output = sweep.finish()
-    assert "its worker process died; started again (1): worker " in output
+    assert "its worker process died; restarted (1): worker " in output
     assert incidents(output) == {"crashed": "1"}
     assert_computed_twice(reference, sweep, stages=1, epochs=5)
     assert sum(sweep.work(reference[0]).resumed.values()) >= 1, "what was saved is not trained again"

@@ -125,7 +125,7 @@ def test_a_server_that_never_answers_is_given_up(trained, monkeypatch):
 
 @pytest.mark.parametrize("uri", ["", "runs", "sqlite://runs.db", "sqllite:///runs.db", "http://", "gopher://host"])
 def test_what_is_no_tracking_uri_is_refused(uri):
-    with pytest.raises(ValueError, match="is no tracking URI"):
+    with pytest.raises(ValueError, match="is not a tracking URI"):
         LogConfig(mlflow=uri)
 
 

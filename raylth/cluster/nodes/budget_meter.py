@@ -77,7 +77,7 @@ def _used_before(file: Location) -> tuple[float, float]:
         return float(before["gpu_hours"]), float(before["usd"])
     except (ValueError, KeyError, TypeError) as error:
         raise ClusterError(
-            f"budget: {file} is harmed, so what the sweep has used is not known: write it anew, as "
+            f"budget: {file} is harmed, so the budget used so far is unknown: replace it by "
             '{"gpu_hours": 0, "usd": 0}, with what is true'
         ) from error
 

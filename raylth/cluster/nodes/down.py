@@ -1,4 +1,4 @@
-"""`python -m raylth.cluster down FILE`: ends a cluster that `ray up` made, and looks for what it left."""
+"""`python -m raylth.cluster down FILE`: shuts down a cluster that `ray up` started, and lists what is left of it."""
 
 import argparse
 import subprocess
@@ -15,9 +15,9 @@ __all__ = ["left_on_aws", "main", "make_parser"]
 
 TAG = "ray-cluster-name"
 STATUSES = {
-    ExitCode.OK: "nothing that costs is left",
-    ExitCode.FAILED: "something is",
-    ExitCode.BAD_INPUT: "no cluster file",
+    ExitCode.OK: "nothing that incurs costs is left",
+    ExitCode.FAILED: "something that incurs costs is left",
+    ExitCode.BAD_INPUT: "not a cluster file",
 }
 
 
@@ -26,11 +26,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m raylth.cluster",
         description=f"{__doc__}\n\nexample:\n  python -m raylth.cluster down cluster.yaml",
-        epilog=describe(STATUSES, "else what ray down says"),
+        epilog=describe(STATUSES, "else the exit status of ray down"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["down"], help="end the cluster, and list what it left")
-    parser.add_argument("file", help="the cluster file that `ray up` was given")
+    parser.add_argument("command", choices=["down"], help="shut down the cluster, and list what is left of it")
+    parser.add_argument("file", help="the cluster file given to `ray up`")
     return parser
 
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | Non
     for line in left:
         print(line)
     if not left:
-        print(f"nothing that costs is left of {name} in {provider['region']}")
+        print(f"nothing that incurs costs is left of {name} in {provider['region']}")
     return ExitCode.FAILED if left else status
 
 
@@ -79,5 +79,5 @@ def left_on_aws(name: str, region: str) -> list[str]:
     for page in client.get_paginator("describe_volumes").paginate(Filters=ours):
         for volume in page["Volumes"]:
             if volume["State"] == "available":  # one in use is deleted with its machine
-                found.append(f"volume {volume['VolumeId']}: {volume['Size']} GB, attached to nothing")
+                found.append(f"volume {volume['VolumeId']}: {volume['Size']} GB, not attached")
     return found

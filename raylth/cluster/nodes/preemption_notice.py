@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Wait for a notice and drain this machine; returns at once where no cloud is."""
     parser = argparse.ArgumentParser(prog="python -m raylth.cluster.nodes.preemption_notice", description=__doc__)
     parser.add_argument("head", help="address of Ray's head, with its port")
-    parser.add_argument("--address", default=None, help="this machine's address in Ray (default: the one Ray takes)")
+    parser.add_argument("--address", default=None, help="this machine's address in Ray (default: the one that Ray uses)")
     options = parser.parse_args(arguments)
     why = watch(os.environ.get("RAYLTH_METADATA", METADATA))
     if why is None:
-        print("no metadata server answers: this machine gets no notice", file=sys.stderr)
+        print("no metadata server responds: this machine gets no notice", file=sys.stderr)
         return ExitCode.OK
     print(f"drained: {why}", flush=True)
     drain_machine(options.head, options.address or get_node_ip_address(), why, NOTICE_SECONDS)

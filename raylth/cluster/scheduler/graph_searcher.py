@@ -220,7 +220,7 @@ class GraphSearcher(StageEnds, Searcher):
         if not error and result is not None:
             self.ended(stages, slot, result)
             return
-        cause, detail = self.causes.pop(trial_id, (CRASHED, "no reason known"))
+        cause, detail = self.causes.pop(trial_id, (CRASHED, "unknown reason"))
         if measuring is not None:  # no stage is to blame
             self.packs.forget(*measuring, for_good=cause not in (PREEMPTED, NOT_STARTED))
             self.graph.incidents[cause] += cause != NOT_STARTED

@@ -146,7 +146,7 @@ class StageEnds:
         wait = 0.0 if cause == CRASHED else delay(times)
         with_share = f" with {self.shares.of(stage)}" if cause == OUT_OF_MEMORY else ""
         when = f" in {wait:g} s" if wait else ""
-        self.notes.append(f"{stage.name}: {WHAT[cause]}; started again{with_share}{when} ({times}): {detail}")
+        self.notes.append(f"{stage.name}: {WHAT[cause]}; restarted{with_share}{when} ({times}): {detail}")
         self.hold(stage, wait)
 
     def _grow(self, stage: Stage, times: int, detail: str) -> str | None:
@@ -157,7 +157,7 @@ class StageEnds:
         slot = self.shares.of(stage)
         if self.shares.grow(stage) or (slot.gpus == 0 and times <= self.resources.retries):
             return None
-        return f"out of memory {times} times, at last with {slot}: {detail}"
+        return f"out of memory {times} times, most recently with {slot}: {detail}"
 
     def _learn(self, stage: Stage, taken: int) -> None:
         """Take in what a stage took that had a GPU to itself."""

@@ -311,4 +311,4 @@ class _Reporter(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lines = str(ray_private.error_of_trial(trial) or "").strip().splitlines()
-        self.report(f"{self.study.title}: a trial failed: {lines[-1] if lines else 'no reason known'}")
+        self.report(f"{self.study.title}: a trial failed: {lines[-1] if lines else 'unknown reason'}")

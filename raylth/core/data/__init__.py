@@ -56,7 +56,7 @@ def load_dataset(
     dataset = checked(loaded, info, name, num_train=num_train, num_test=num_test)
     if normalisation == "imagenet":
         if not isinstance(dataset, ArrayDataset):
-            raise DataError(f"data.normalisation: {name} does not lie in memory")
+            raise DataError(f"data.normalisation: {name} is not in memory")
         dataset = dataclasses.replace(dataset, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return dataset.subset(num_train, num_test)
 

@@ -50,7 +50,7 @@ class Dataset(ABC):
 
         Raises DataError where no part can be held back.
         """
-        raise DataError("data.holdout: of these samples no part can be held back")
+        raise DataError("data.holdout: no part of these samples can be held out")
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -40,7 +40,7 @@ def build_model(
     or width that the network cannot have and for what is no network, RuntimeError where its code is another.
     """
     if code is not None and code_of(name, MODELS[name]) != code:
-        raise RuntimeError(f"model {name!r} is not the same code here as where the sweep was planned")
+        raise RuntimeError(f"model {name!r} has different code here than where the sweep was planned")
     if not (math.isfinite(width) and width > 0):
         raise ValueError(f"width must be a positive number, not {width}")
     settings: dict[str, Any] = {"width": width, "num_classes": num_classes, "in_shape": tuple(in_shape)}

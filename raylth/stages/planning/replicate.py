@@ -114,7 +114,7 @@ class Replicate(StageMaker):
             return self.theta[base, self.config.dense.epochs]
         if sparsity is not None and rewind is not None and (base, sparsity, rewind) in self.arms:
             return self.arms[base, sparsity, rewind]
-        raise KeyError(f"this sweep makes no network {base!r}: no arm starts from it, or sparse.mask_from takes its place")
+        raise KeyError(f"this sweep trains no network {base!r}: no arm starts from it, or sparse.mask_from replaces it")
 
     def best_match(self, sparsity: float) -> Stage:
         """Plan the match that analyses mean by pi; KeyError as `find`."""

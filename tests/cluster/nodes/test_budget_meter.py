@@ -177,7 +177,7 @@ def test_a_sweep_stops_at_its_budget_and_resumes_with_a_larger_one(tmp_path, mon
     command = [sys.executable, "-m", "raylth.sweep", str(file)]
     first = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
     assert first.returncode == 3, first.stdout + first.stderr
-    assert "no stage is started any more, those that run are finished" in first.stdout
+    assert "no further stage is started; running stages finish" in first.stdout
     (used,) = re.findall(r"^budget\.usd: ([\d.]+) of 1 USD are used; raise it\.", first.stdout, flags=re.MULTILINE)
     assert float(used) >= 1
     events = [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []

@@ -103,9 +103,9 @@ def test_a_task_whose_process_dies_is_started_again(harmed):
     graph, notes, _ = harmed
     assert {graph.states[key] for key, stage in graph.stages.items() if stage.kind == "plane"} == {"done"}
     assert graph.incidents == {"crashed": 1}
-    (note,) = [note for note in notes if "started again" in note]
+    (note,) = [note for note in notes if "restarted" in note]
     assert note.startswith("plane(")
-    assert "its worker process died; started again (1)" in note
+    assert "its worker process died; restarted (1)" in note
 
 
 def test_a_stages_own_error_fails_it_at_once_and_its_traceback_is_kept(harmed):

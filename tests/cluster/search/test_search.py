@@ -191,7 +191,7 @@ def test_a_killed_search_resumes_and_ends_with_a_report(one_ray, tmp_path, capsy
         )  # as from another folder, relative: no such file
     assert main([str(file)]) == 0
     printed = capsys.readouterr().out
-    assert "studies.log: its last record was cut off and is dropped" in printed.replace("\n", " ")
+    assert "studies.log: its incomplete last record is dropped" in printed.replace("\n", " ")
     told = re.findall(r"^(lth|permuted|naive) (\d)/3: ", printed, re.MULTILINE)
     assert ("lth", "3") not in told, "that study had ended"
     assert told[0] == ("permuted", "2")
@@ -300,7 +300,7 @@ def test_a_wide_search_names_what_cannot_be(tmp_path, capsys):
         return line
 
     assert "sparse.lrr: there is no such setting" in refused(space={"sparse.lrr": LR})
-    assert "seeds.base is no setting that a search can change" in refused(
+    assert "seeds.base is not a setting that a search can change" in refused(
         space={"seeds.base": {"type": "int", "low": 1, "high": 2}}
     )
     assert "unknown sampler 'TPSampler', did you mean 'TPESampler'?" in refused(sampler={"name": "TPSampler"})

@@ -182,7 +182,7 @@ def test_load_is_called_with_what_it_takes():
     assert called(lambda: 1, info(), "own", **settings) == 1
     assert called(strict, info(), "own", **settings) == ("here", "torchvision")
     for function, kind, line in (
-        (old, DataError, r"its old\(\) asks for 'folder'; what it can have, by name, is root, layout, download, resolution"),
+        (old, DataError, r"its old\(\) asks for 'folder'; available by name: root, layout, download, resolution"),
         (broken, DataError, r"its broken\(\) failed: KeyError: 'label"),
         (missing, MissingData, "No such file or directory: '/nowhere/at/all'"),
         (leaves, DataError, "failed: SystemExit: 3"),
@@ -194,7 +194,7 @@ def test_load_is_called_with_what_it_takes():
     def load():
         return own()
 
-    with pytest.raises(DataError, match="takes no root, and its DatasetInfo says that it lies in files"):
+    with pytest.raises(DataError, match="takes no root, and its DatasetInfo says that it is read from files"):
         called(load, info(load=load, from_files=True), "own", **settings)
 
 
@@ -234,7 +234,7 @@ def test_data_in_files_may_be_fewer_only_when_a_number_is_asked_for(monkeypatch)
         load_dataset("few", root="x", num_train=21, num_test=5)
     assert len(load_dataset("few", root="x", num_train=20, num_test=5).test_y) == 5
     monkeypatch.setitem(DATASETS._entries, "few", info(num_train=200, load=lambda **_: own()))
-    with pytest.raises(DataError, match=r"^data.name: few: its train split has 20 samples, and its DatasetInfo announces"):
+    with pytest.raises(DataError, match=r"^data.name: few: its train split has 20 samples, and its DatasetInfo says"):
         load_dataset("few", num_train=20)
 
 

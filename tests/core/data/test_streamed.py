@@ -231,7 +231,7 @@ def test_broken_images_are_named_and_left_out_up_to_a_limit(folder, tmp_path, ca
     assert not list(target.glob("train*")), "nothing half-written is left"
     assert command.main(["imagenet", str(source), str(target)]) == 0
     output = capsys.readouterr().out
-    assert f"broken, left out: {source}/train/class0/cut.jpg" in output
+    assert f"broken, skipped: {source}/train/class0/cut.jpg" in output
     assert Beton(target / "train.beton").labels.tolist() == FolderSource(folder / "train").labels.tolist()
     images = next(load(target).splits("cpu")[0].batches(NUM_TRAIN))[0]
     assert len(images) == NUM_TRAIN, "what was taken out is not read"
@@ -256,7 +256,7 @@ def test_a_write_that_is_interrupted_leaves_nothing_that_looks_whole_and_is_done
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.count("verified") == 2
     again = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert again.stdout.count("is there") == 2
+    assert again.stdout.count(": exists, with ") == 2
 
 
 @needs_ffcv
@@ -265,7 +265,7 @@ def test_a_writer_process_that_dies_is_reported(folder, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(convert._Decoded, "__getitem__", lambda self, index: os._exit(9))
     assert command.main(["imagenet", str(folder), str(tmp_path), "--workers", "2"]) == 2
-    assert "a process of the writer ended with status 9" in capsys.readouterr().err
+    assert "a writer process ended with status 9" in capsys.readouterr().err
 
 
 def test_wrong_files_are_one_line(converted, tmp_path):
@@ -276,10 +276,10 @@ def test_wrong_files_are_one_line(converted, tmp_path):
     unfinished["allocations"] = 0
     cases = {
         "no such file": None,
-        "is no .beton file of version 2": header.tobytes() + whole[HEADER.itemsize :],
-        "was not written to its end, or cut short": unfinished.tobytes() + whole[HEADER.itemsize :],
-        "was cut short": whole[:100],
-        "cut short": whole[:-200],
+        "is not a .beton file of version 2": header.tobytes() + whole[HEADER.itemsize :],
+        "is incomplete: write it again": unfinished.tobytes() + whole[HEADER.itemsize :],
+        "is truncated": whole[:100],
+        "truncated": whole[:-200],
         "version 2 .it begins with": b"\xff\xd8" + whole[2:],
     }
     path = tmp_path / "val.beton"

@@ -149,7 +149,7 @@ def test_lth_needs_early_weights_that_a_pruned_network_does_not_have(with_imp, t
 
 def test_export_refuses_what_nobody_reads(with_imp, tmp_path):
     plan, store = with_imp
-    with pytest.raises(ValueError, match=r"a.npz: the ending is none of .safetensors, .pt, .pth"):
+    with pytest.raises(ValueError, match=r"a.npz: the suffix is not one of .safetensors, .pt, .pth"):
         export_mask(store, plan.stages[-1].key, tmp_path / "a.npz")
     for key in ("0" * 64, plan.stages[-1].key[:12]):
         with pytest.raises(ValueError, match=f"there is no artefact '{key}' here"):

@@ -110,9 +110,7 @@ class ImageFiles(Dataset):
         train, test = (Beton(stage(path, self.staging) if self.staging else path) for path in paths)
         for file, expected in zip((train, test), self.seen, strict=False):
             if file.fingerprint() != expected:
-                raise DataError(
-                    f"data.root: {file.path} is not the file on this machine that it is where the sweep was started"
-                )
+                raise DataError(f"data.root: {file.path} is not the same file on this machine as where the sweep was started")
         return self._open(train, "train", self.num_train, device), self._open(test, "test", self.num_test, device)
 
     def _open(self, beton: Beton, name: str, count: int | None, device: str) -> Split:
@@ -156,7 +154,7 @@ def stage(path: str, folder: str) -> Path:
             except OSError as error:
                 raise DataError(f"resources.staging: {path} was not copied to {folder}: {error}") from error
             if partial.stat().st_size != source.size:
-                raise DataError(f"resources.staging: {path} was not copied whole to {folder}")
+                raise DataError(f"resources.staging: {path} was not copied completely to {folder}")
             os.replace(partial, target)
     return target
 
