@@ -36,8 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of a sweep file")
     parser.add_argument(
         "--address",
-        help="a Ray cluster's address; auto: this machine's; local: a Ray of its own (default: RAY_ADDRESS, else what "
-        "you run on this machine, else local)",
+        help="a Ray cluster's address; auto: this machine's; local: a Ray of its own (default: RAY_ADDRESS, else your "
+        "Ray on this machine, else local)",
     )
     parser.add_argument("--cluster", metavar="FILE", help="send the sweep to the cluster that `ray up FILE` made")
     parser.add_argument(

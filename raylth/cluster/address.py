@@ -30,7 +30,7 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True)
 class Joining:
-    """How a sweep joins its cluster: the address ("local": Ray is started here), what is typed with it, what to say of it."""
+    """How a sweep joins its cluster: the address ("local": Ray is started here), the options typed with it, and a remark."""
 
     address: str | None = LOCAL
     without_token: bool = False  # join a cluster of several machines without token authentication

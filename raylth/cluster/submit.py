@@ -43,7 +43,7 @@ def send(
     """Start a sweep on a cluster's head; `words` are the settings that replace the file's, and options.
 
     The head runs the wheel that `ray up` shipped: raises ClusterError when that is not the one beside the cluster file, and
-    when the head does not answer. Returns the sweep's status, 0 as soon as it trains, and what to tell the user.
+    when the head does not answer. Returns the sweep's status, 0 as soon as it trains, and a message for the user.
     """
     _check_wheel(cluster, read_cluster_file(cluster), ray)
     name = Path(sweep).name

@@ -30,5 +30,5 @@ class PricesConfig(Settings):
         return self
 
     def per_hour(self, gpus: float, cpus: float) -> float:
-        """Return what an hour costs with so many GPUs, and so many cores of machines without any."""
+        """Return what an hour costs with this many GPUs, and this many cores of machines without any."""
         return self.hour + gpus * self.gpu_hour + cpus * self.cpu_hour

@@ -122,5 +122,5 @@ class ResourcesConfig(Settings):
         return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Share)}
 
     def of(self, kind: str) -> Share:
-        """Return what a stage of a kind takes; those of an analysis of one's own take `analysis`."""
+        """Return what a stage of a kind takes; those of a custom analysis take `analysis`."""
         return self.shares().get(kind, self.analysis)

@@ -1,6 +1,6 @@
 """A sweep file's settings as closed, typed models: an unknown key is an error, and every field says unit and source.
 
-Settings that decide results (the science) and settings that decide where and how fast they come about (`storage`,
+Settings that decide results (the science) and settings that decide where and how fast they are computed (`storage`,
 `resources`, `log`) stand in different models; only the first enter a stage's key.
 """
 
@@ -31,7 +31,7 @@ NOT_SCIENCE = {
     **dict.fromkeys(("storage", "resources", "budget", "prices", "search", "log"), True),
     "data": {"root", "download"},
 }
-LATER = {"mask": ()}  # sections that came later, by which no earlier run is renamed
+LATER = {"mask": ()}  # sections added later, which do not rename earlier runs
 
 
 class SeedsConfig(Settings):

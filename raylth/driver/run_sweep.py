@@ -15,7 +15,7 @@ from raylth.common.exit_codes import ExitCode
 from raylth.config.sweep import SweepConfig
 from raylth.core.data import Dataset
 from raylth.core.data.streamed.dataset import ImageFiles, has_ffcv
-from raylth.driver.compute import compute, how_to_go_on
+from raylth.driver.compute import compute, how_to_resume
 from raylth.driver.prepare import Prepared, check_space, prepare
 from raylth.driver.run_record import Run
 from raylth.driver.summarise import show_failures, show_results
@@ -62,7 +62,7 @@ def _interrupted(sweep: Prepared, console: Console, command: Sequence[str]) -> i
         sweep.recorder.close(seconds=INTERRUPTED_SECONDS)
     why = signals.was_asked().why
     sweep.status.update(sweep.graph, 0, sweep.meter.used, state="stopped", note=f"stopped{why}" if why else "")
-    console.print(f"\nstopped{why}: {how_to_go_on(sweep.graph, command)}", highlight=False, soft_wrap=True)
+    console.print(f"\nstopped{why}: {how_to_resume(sweep.graph, command)}", highlight=False, soft_wrap=True)
     return ExitCode.INTERRUPTED
 
 
@@ -86,7 +86,7 @@ def _summarise(sweep: Prepared, console: Console, command: Sequence[str]) -> int
         return ExitCode.FAILED
     show_failures(graph, sweep.run, console)
     if not graph.finished:
-        console.print(f"{sweep.meter.exhausted}; raise it. {how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
+        console.print(f"{sweep.meter.exhausted}; raise it. {how_to_resume(graph, command)}", highlight=False, soft_wrap=True)
         return ExitCode.BUDGET
     return ExitCode.FAILED if {"failed", "blocked"} & set(graph.states.values()) else ExitCode.OK
 

@@ -1,4 +1,4 @@
-"""One network of a store's results, with all that the store knows of where it came from."""
+"""One network of a store's results, with all that the store knows of its provenance."""
 
 import contextlib
 import json

@@ -157,7 +157,7 @@ DATASETS = {
             ("expected_jaccard", pa.float64()),  # of two masks of these densities that have nothing to do with each other
         ]
     ),
-    "measurements": pa.schema(  # of analyses of one's own
+    "measurements": pa.schema(  # of custom analyses
         [
             *_NETWORK,
             ("analysis", pa.string()),  # its name in the sweep file

@@ -153,7 +153,9 @@ def test_seeds_of_the_winners_are_none_that_chose_them(tmp_path):
     pairs = [{stage.labels["seed_a"] for stage in make_plan(part).stages}
              for part in (final_of(config), *(judged_by(config, repeat) for repeat in (1, 2, 3)))]  # fmt: skip
     assert len(set.union(*pairs)) == sum(map(len, pairs))
-    with pytest.raises(BadSweep, match=r"search\.final\.base: 0 is seeds\.base, so the winners would be evaluated on the pairs"):
+    with pytest.raises(
+        BadSweep, match=r"search\.final\.base: 0 is seeds\.base, so the winners would be evaluated on the pairs"
+    ):
         final_of(read_sweep(file, ["search.final.base=0"]))
     second = judging_base(0, 2)
     with pytest.raises(BadSweep, match=r"search\.final\.base: \d+ is the base seed of repeat 2"):

@@ -212,7 +212,7 @@ def test_the_end_of_a_cluster_is_reported_and_the_same_command_resumes_elsewhere
         info.process.kill()
     output, _ = sweep.process.communicate(timeout=50)  # Ray alone would take 60 s
     assert sweep.process.returncode == 1, output
-    assert "does not answer any more" in output
+    assert "no longer responds" in output
     assert "stages are finished and saved. To resume, run the same command again:" in output
     local = [word for word in sweep.command if word not in ("--address", cluster.address)]
     cluster.shutdown()

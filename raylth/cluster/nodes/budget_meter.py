@@ -1,4 +1,4 @@
-"""What a sweep has used of its budget, and whether machines come at all: both look at the machines now and then."""
+"""What a sweep has used of its budget, and whether machines join at all: both poll the machines."""
 
 import contextlib
 import json

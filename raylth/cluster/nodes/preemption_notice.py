@@ -1,7 +1,7 @@
-"""Tells Ray of a spot machine's end: `python -m raylth.cluster.nodes.preemption_notice HEAD:PORT`, on each worker.
+"""Reports a preemption notice to Ray: `python -m raylth.cluster.nodes.preemption_notice HEAD:PORT`, on each worker.
 
 A spot machine learns from its cloud's metadata server that it will end, two minutes before on AWS and half a minute on
-Google Cloud. Ray is told to drain it: trainings save their state at their next step, and continue elsewhere.
+Google Cloud. Ray then drains it: trainings save their state at their next step, and continue elsewhere.
 """
 
 import argparse

@@ -140,7 +140,7 @@ class GraphSearcher(StageEnds, Searcher):
         return [(slot, self.shares.fewest(stages[0])) for stages, slot in self.running.values()]
 
     def see(self, alive: Mapping[str, float]) -> None:
-        """Take in what the machines have that are there now: more may have come than could be known at the start."""
+        """Update the resources of the machines: more may have joined since the start."""
         for resource in self.machines:
             self.machines[resource] = max(self.machines[resource], alive[resource])
 

@@ -103,7 +103,7 @@ class _Pulse:
         self.pass_on()
 
     def pass_on(self) -> None:
-        """Show where the sweep stands."""
+        """Show the progress of the sweep."""
         notes, self.searcher.notes = self.searcher.notes, []
         self.watch(self.searcher.graph, self.epochs, notes)
 

@@ -124,8 +124,8 @@ def search_on_ray(
 ) -> None:
     """Run what is left of a study's trials; Ray is there already. `report` is called with a line for each trial's end.
 
-    `nodes` is what machines have, also those that may come. When the budget of `meter` is used up no trial is started any
-    more, and those that run are finished.
+    `nodes` is what machines have, also those that may come. When the budget of `meter` is used up no further trial is
+    started, and running ones finish.
     """
     search, slot, searcher = study.search, slot_of(study.config.resources.sparse), _searcher(study)
     tuner = tune.Tuner(

@@ -61,9 +61,9 @@ def test_the_files_of_a_split(names, found):
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        (["a/train-0.parquet", "b/train-0.parquet"], "a/train-0.parquet and b/train-0.parquet are of two data sets"),
-        (["a/train-0.parquet", "b/test-0.parquet"], "are of two data sets"),
-        (["train-0.parquet", "more/train-1.parquet"], "are of two data sets"),
+        (["a/train-0.parquet", "b/train-0.parquet"], "a/train-0.parquet and b/train-0.parquet belong to two data sets"),
+        (["a/train-0.parquet", "b/test-0.parquet"], "belong to two data sets"),
+        (["train-0.parquet", "more/train-1.parquet"], "belong to two data sets"),
         (
             ["val-0.parquet", "validation-0.parquet"],
             "validation-0.parquet and val-0.parquet are of two splits, or the same one",
@@ -103,13 +103,13 @@ def test_two_sets_below_one_folder_are_never_joined(tmp_path, layout):
         lambda: cifar10(root=str(tmp_path), layout="parquet", download=False),
         lambda: check_dataset("cifar10", root=str(tmp_path), layout="parquet"),
     ):
-        with pytest.raises(DataError, match="are of two data sets: name the folder of one of them"):
+        with pytest.raises(DataError, match="belong to two data sets: name the folder of one of them"):
             load()
 
 
 def test_folders_and_parquet_of_two_sets_are_never_mixed(folder, capsys):
     write(folder / "train-0.parquet", [0, 1, 2])
-    with pytest.raises(DataError, match=r"train-0.parquet and the folder train/ are of two data sets"):
+    with pytest.raises(DataError, match=r"train-0.parquet and the folder train/ belong to two data sets"):
         open_source(str(folder), "train")
     (folder / "train").rename(folder / "images")
     assert command.main(["imagenet", str(folder), str(folder / "out")]) == 2

@@ -65,7 +65,7 @@ class ImageFiles(Dataset):
         return sum(Beton(path).size for path in (self.train, self.test))
 
     def subset(self, num_train: int | None, num_test: int | None) -> "ImageFiles":
-        """Keep so many samples of each split (None: all), the first of its `stratified_order`.
+        """Keep this many samples of each split (None: all), the first of its `stratified_order`.
 
         Raises DataError when a file has fewer, or labels beyond the classes.
         """
@@ -143,7 +143,7 @@ def stage(path: str, folder: str) -> Path:
     target = Path(expanded(folder)) / f"{Path(locate_file(path)[1]).stem}-{source.fingerprint()[:16]}.beton"
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process ends, however it ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when the process ends, however it ends
         if not target.exists():
             partial = target.with_suffix(".partial")
             partial.unlink(missing_ok=True)
