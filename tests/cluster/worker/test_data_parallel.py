@@ -57,7 +57,7 @@ def test_gpus_or_workers_say_how_many_train_together(share, slot):
         ({"resources": {"dense": {"gpus": 2.5}}}, "2.5 is neither a share of one GPU nor a number of whole ones"),
         ({"resources": {"dense": {"gpus": 2, "workers": 3}}}, "workers: 3 with gpus: 2"),
         ({"resources": {"dense": {"gpus": "1/2", "workers": 2}}}, "each worker has its own GPU, or none has"),
-        ({"resources": {"dense": {"gpus": 2, "workers": 1}}}, "workers: 1 with gpus: 2: one for each GPU"),
+        ({"resources": {"dense": {"gpus": 2, "workers": 1}}}, "workers: 1 with gpus: 2: needs a worker for each GPU"),
         ({"resources": {"dense": {"gpus": "auto", "workers": 2}}}, "workers: 2 with gpus: auto"),
         ({"resources": {"dense": {"workers": 2, "min_workers": 3}}}, "min_workers: 3 of 2 workers"),
         ({"resources": {"match": {"gpus": 2}}}, "2 is not between 0 and 1"),
