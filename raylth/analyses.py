@@ -1,4 +1,4 @@
-"""Analyses of one's own: what is measured on a sweep's networks, and how the report shows it.
+"""Custom analyses: what is measured on a sweep's networks, and how the report shows it.
 
 An analysis is one object of `Analysis`, which a sweep file names below `analyses.custom` by its import path
 (`package.module:object`) or by an entry point of the group `raylth.analyses`.

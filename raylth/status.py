@@ -1,4 +1,4 @@
-"""How the sweeps of a store progress: `python -m raylth.status STORE`."""
+"""Progress of the sweeps of a store: `python -m raylth.status STORE`."""
 
 from raylth.cli.status import main
 from raylth.common import terminal

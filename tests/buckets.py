@@ -53,10 +53,10 @@ class BucketServer:
         return OPTIONS[self.scheme].format(name=name, port=self.port)
 
     def pause(self) -> None:
-        """Let it answer nothing until `go_on`."""
+        """Stop answering until `resume`."""
         self.process.send_signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:

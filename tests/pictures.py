@@ -5,7 +5,7 @@ from PIL import Image
 
 
 def picture(number, size):
-    """Something with edges, colours and a gradient, so that a crop can be told from another."""
+    """Something with edges, colours and a gradient, so that crops can be distinguished."""
     rng = np.random.default_rng(number)
     small = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)

@@ -190,8 +190,8 @@ def test_its_code_is_in_the_key_and_no_other_key_is_moved(own):
             {"mask": {"finder": "oneshoot"}},
             "mask.finder: unknown mask finder 'oneshoot', did you mean 'oneshot'? (known: imp",
         ),
-        ({"mask": {"finder": "own_broken:nothing"}}, "is a Matcher, not a raylth.core.pruning.finder.MaskFinder"),
-        ({"match": {"method": "own_broken:fewer"}}, "is a MaskFinder, not a raylth.core.matching.matcher.Matcher"),
+        ({"mask": {"finder": "own_broken:nothing"}}, "is a Matcher, not a raylth.core.pruning.MaskFinder"),
+        ({"match": {"method": "own_broken:fewer"}}, "is a MaskFinder, not a raylth.core.matching.Matcher"),
         (
             {"mask": {"finder": "oneshot"}, "analyses": {"imp_line": {}}},
             "analyses.imp_line: needs rounds of pruning, and mask.finder is oneshot",
@@ -219,9 +219,9 @@ def test_its_code_is_in_the_key_and_no_other_key_is_moved(own):
         ),
         (
             {"analyses": {"custom": {"own_broken:no_settings": {}}}},
-            "its settings are no subclass of raylth.config.analyses.Netw",
+            "its settings are not a subclass of raylth.config.analyses.Netw",
         ),
-        ({"log": {"custom": {"own_broken:no_tracker": {}}}}, "is a int, not a raylth.config.tracking.Tracker"),
+        ({"log": {"custom": {"own_broken:no_tracker": {}}}}, "is a int, not a raylth.trackers.Tracker"),
         ({"log": {"custom": {"own_trackers:json_files": {"foldr": "x"}}}}, "unknown key, did you mean 'folder'?"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The command line: `python -m raylth.X` and `raylth X` come here."""
+"""The command line: entry points of `python -m raylth.X` and `raylth X`."""

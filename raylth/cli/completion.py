@@ -19,7 +19,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="raylth completion",
-        description="Print a script by which the shell completes raylth's commands.",
+        description="Print a script for shell completion of raylth's commands.",
         epilog="examples:\n  raylth completion bash >>~/.bashrc\n  raylth completion zsh >~/.zfunc/_raylth",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

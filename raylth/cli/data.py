@@ -25,10 +25,10 @@ examples:
   python -m raylth.data imagenet /data/imagenet /scratch/imagenet
   python -m raylth.data imagenet s3://bucket/imagenet /scratch/imagenet --max-side 400 --jpeg-share 1
 
-A split that is there already, whole and with the same settings, is left alone: the same command resumes where it stopped.
+A split that already exists, complete and with the same settings, is kept: the same command resumes where it stopped.
 """
 STATUSES = {
-    ExitCode.OK: "both files are there",
+    ExitCode.OK: "both files exist",
     ExitCode.BAD_INPUT: "bad input or broken images",
     ExitCode.INTERRUPTED: "interrupted",
 }
@@ -37,7 +37,7 @@ STATUSES = {
 def make_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m raylth.data", description="Write data sets in the form that sweeps read.",
+        prog="python -m raylth.data", description="Write data sets in the format that sweeps read.",
         epilog=EPILOG + describe(STATUSES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -48,7 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--jpeg-share", type=float, default=0.5, help="share stored as JPEG, the rest raw (default 0.5)")
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs (default 90)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: as many as cores)")
-    parser.add_argument("--most-broken", type=int, default=10, help="images of a split that may be undecodable (default 10)")
+    parser.add_argument(
+        "--most-broken", type=int, default=10, help="maximum number of undecodable images in a split (default 10)"
+    )
     return parser
 
 
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (0 <= options.jpeg_share <= 1 and 1 <= options.quality <= 100 and options.max_side >= 1 and options.workers >= 1):
         parser.error("--jpeg-share is from 0 to 1, --quality from 1 to 100, --max-side and --workers are at least 1")
     if not has_ffcv():
-        print("FFCV is not installed, which writes these files: run `make ffcv` (docs/guides/imagenet.md)", file=sys.stderr)
+        print("FFCV, which writes these files, is not installed: run `make ffcv` (docs/guides/imagenet.md)", file=sys.stderr)
         return ExitCode.BAD_INPUT
     encoding = Encoding(options.max_side, options.jpeg_share, options.quality)
     try:
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for split, file in FILES.items():
             source, path = sources[split], target / file
             if is_converted(path, source, encoding):
-                _tell(f"{path}: is there, with {len(source.labels):,} images of the source")
+                _tell(f"{path}: exists, with {len(source.labels):,} images of the source")
                 continue
             record = convert(source, path, encoding, workers=options.workers, most_broken=options.most_broken, tell=_tell)
             _tell(f"{path}: {record['samples']:,} images, {record['bytes'] / 1e9:.2f} GB, verified, {record['seconds']:g} s")
@@ -96,15 +98,13 @@ def _check_classes(train: "Source", val: "Source", place: str) -> None:
     from raylth.core.data import DataError
 
     if bool(train.classes) != bool(val.classes):
-        raise DataError(
-            f"{place}: one split is in folders, the other in Parquet, and which of their classes are the same is not known"
-        )
+        raise DataError(f"{place}: one split is in folders, the other in Parquet, so their classes cannot be matched")
     different = sorted(set(train.classes) ^ set(val.classes))
     if train.classes and val.classes and different:
         raise DataError(f"{place}: train and val have different classes, {different[0]!r} is in one only")
     empty = [name for number, name in enumerate(train.classes) if not (train.labels == number).any()]
     if empty:
-        raise DataError(f"{place}: the class {empty[0]} has no training images: remove its folder, or fill it")
+        raise DataError(f"{place}: the class {empty[0]} has no training images: remove its folder or add images")
 
 
 def _tell(line: str) -> None:

@@ -66,7 +66,7 @@ def _check_data(plan: Plan, graph: Graph, store: Store) -> str:
             check_dataset(data.name, root=data.root, layout=data.layout, download=data.download)
         except MissingData as error:
             reason = str(error).removeprefix("data.root: ")
-            return f"data.root: {reason} (needed before anything can be trained; the plan is made without it)"
+            return f"data.root: {reason} (needed for training; the plan is made without it)"
     if graph.made_from or info.files is None:
         try:
             load_same_data(plan, graph, store, print, dry=True)
@@ -80,17 +80,17 @@ def _costs(config: SweepConfig, time: Hours, ahead: Forecast) -> list[str]:
     """Say how long the trainings take, how that is known, and what it costs at the sweep's prices."""
     if not time.num_measured + time.num_counted + time.num_unknown:
         return []
-    known = [f"{time.num_measured} like those that this plan has trained"] if time.num_measured else []
+    known = [f"{time.num_measured} like trainings of this plan that have finished"] if time.num_measured else []
     if time.num_counted:
         known.append(f"{time.num_counted} by counted operations, at {' and '.join(time.sources)}; small networks take longer")
     if time.num_unknown:
-        known.append(f"{time.num_unknown} more, of which nothing is known on this machine")
+        known.append(f"{time.num_unknown} more, for which this machine has no estimate")
     lines = [f"trainings: {in_hours(time.gpus, time.cpus)} ({'; '.join(known)})"]
     prices = config.prices
     if prices is not None:
         usd = time.gpus * prices.gpu_hour + time.cpus * prices.cpu_hour
         source = f" ({prices.source})" if prices.source else ""
         month = ahead.storage / 1e9 * prices.gb_month
-        besides = f"{prices.hour:g} USD for each hour besides, {month:,.2f} USD a month to store"
+        besides = f"{prices.hour:g} USD per hour in addition, {month:,.2f} USD a month to store"
         lines.append(f"money: about {usd:,.2f} USD, {besides}{source}")
     return lines

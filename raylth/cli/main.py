@@ -14,12 +14,12 @@ __all__ = ["COMMANDS", "entry", "main"]
 COMMANDS = {  # name -> (module with a `main`, what it does)
     "sweep": ("raylth.cli.sweep", "run a sweep file"),
     "report": ("raylth.report.command", "write the report of a sweep"),
-    "cluster": ("raylth.cluster.nodes.down", "end a cluster, and list what it left"),
-    "data": ("raylth.cli.data", "write ImageNet in the form that sweeps read"),
-    "status": ("raylth.cli.status", "show how the sweeps of a store get on"),
-    "export": ("raylth.export.command", "write one trained network into a folder for others"),
-    "results": ("raylth.cli.results", "ask the results in SQL"),
-    "completion": ("raylth.cli.completion", "print what the shell needs to complete these commands"),
+    "cluster": ("raylth.cluster.nodes.down", "shut down a cluster, and list what is left of it"),
+    "data": ("raylth.cli.data", "convert ImageNet into the format that sweeps read"),
+    "status": ("raylth.cli.status", "show the progress of the sweeps of a store"),
+    "export": ("raylth.export.command", "export one trained network into a folder"),
+    "results": ("raylth.cli.results", "query the results in SQL"),
+    "completion": ("raylth.cli.completion", "print a script for shell completion of these commands"),
 }
 
 

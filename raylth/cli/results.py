@@ -21,7 +21,7 @@ __all__ = ["main", "make_parser"]
 SHOWN = 200  # rows of a table
 WIDE = 20  # characters that a text may have where room is short
 DESCRIPTION = """\
-Ask a store's results in SQL (DuckDB's); without SQL: list tables and columns.
+Query a store's results in SQL (DuckDB); without SQL: list tables and columns.
 
 examples:
   python -m raylth.results raylth-store

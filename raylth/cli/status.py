@@ -1,4 +1,4 @@
-"""How the sweeps of a store get on: `python -m raylth.status STORE`, from any machine that sees the store."""
+"""Progress of the sweeps of a store: `python -m raylth.status STORE`, from any machine that sees the store."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m raylth.status",
-        description="Show how the sweeps of a store get on.\n\nexamples:\n  python -m raylth.status raylth-store\n"
+        description="Show the progress of the sweeps of a store.\n\nexamples:\n  python -m raylth.status raylth-store\n"
         "  python -m raylth.status s3://my-bucket/store --json",
         epilog=describe({ExitCode.OK: "", ExitCode.BAD_INPUT: "no sweep has run there"}),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -97,5 +97,7 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
     if status["num_errors"] > len(status["errors"]):
         console.print(f"and {status['num_errors'] - len(status['errors'])} more", highlight=False)
     if state == "lost":
-        why = f"process {status['process']['pid']} has ended" if _has_ended(status) else f"its driver is silent for {ago}"
+        why = (
+            f"process {status['process']['pid']} has ended" if _has_ended(status) else f"no update from its driver for {ago}"
+        )
         console.print(f"{why}; running the same sweep file again resumes it", highlight=False)

@@ -30,17 +30,19 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", help="the sweep, as YAML")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="the sweep file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what the store already holds")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of a sweep file")
     parser.add_argument(
         "--address",
-        help="a Ray cluster's address; auto: this machine's; local: a Ray of its own (default: RAY_ADDRESS, else what "
-        "you run on this machine, else local)",
+        help="a Ray cluster's address; auto: this machine's; local: a Ray of its own (default: RAY_ADDRESS, else your "
+        "Ray on this machine, else local)",
     )
     parser.add_argument("--cluster", metavar="FILE", help="send the sweep to the cluster that `ray up FILE` made")
-    parser.add_argument("--without-token", action="store_true", help="join several machines that ask nobody for a token")
+    parser.add_argument(
+        "--without-token", action="store_true", help="join a cluster of several machines without token authentication"
+    )
     parser.add_argument("--version", action="version", version=f"raylth {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own messages")
     return parser
@@ -58,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.file is None:
         parser.error("a sweep FILE is needed, for example sweeps/quickstart.yaml")
     if options.cluster and options.address:
-        parser.error("--cluster sends the sweep to a cluster's head, --address joins a cluster from here: one of them")
+        parser.error(
+            "--cluster sends the sweep to a cluster's head, --address joins a cluster from here: give only one of them"
+        )
     with importing.uncollected():  # seconds, in which Ctrl-C ends the process at once
         from raylth.cli.start import start
     return start(options)

@@ -19,7 +19,7 @@ AUTO = "auto"  # that of this machine, whoever started it
 PORT_SECONDS, RAY_SECONDS = 3.0, 20.0  # for a port to answer, and for what is behind it to answer as Ray does
 MODES = ("disabled", "token", "k8s")
 ANSWERS, SILENT, REFUSES = "answers", "silent", "refuses"  # how Ray takes a question
-REFUSED = "the Ray cluster at {address} does not take this token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
+REFUSED = "the Ray cluster at {address} rejects this token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
 LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 SOCKET_BYTES = 107  # that the name of a Unix socket may have
 
@@ -30,10 +30,10 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True)
 class Joining:
-    """How a sweep joins its cluster: the address ("local": Ray is started here), what is typed with it, what to say of it."""
+    """How a sweep joins its cluster: the address ("local": Ray is started here), the options typed with it, and a remark."""
 
     address: str | None = LOCAL
-    without_token: bool = False  # join several machines that ask nobody for a token
+    without_token: bool = False  # join a cluster of several machines without token authentication
     verbose: bool = False  # show Ray's own messages
     note: str = ""  # why this one
 
@@ -68,7 +68,7 @@ def choose_cluster(asked: str | None) -> tuple[str, str]:
     if address in ("", AUTO):
         is_asked, (address, note) = address == AUTO, _found(anybodys=address == AUTO)
         if is_asked and address == LOCAL:
-            raise ClusterError(f"no Ray runs on this machine: {note or 'ray start has left no address'}")
+            raise ClusterError(f"Ray is not running on this machine: {note or 'ray start has recorded no address'}")
     elif address != LOCAL and (answer := _answer(address)) != ANSWERS:
         raise ClusterError(REFUSED.format(address=address) if answer == REFUSES else f"no Ray cluster answers at {address}")
     if address == LOCAL:
@@ -153,11 +153,11 @@ def _fit_sockets() -> str:
         return ""
     if name == "RAY_TMPDIR" or not os.access("/tmp", os.W_OK):
         raise ClusterError(
-            f"{name}: {folder} has {length} characters, and the names of Ray's sockets leave {most}: "
+            f"{name}: {folder} has {length} characters, and the paths of Ray's sockets leave {most}: "
             f"set RAY_TMPDIR to a shorter folder"
         )
     os.environ["RAY_TMPDIR"] = "/tmp"
-    return f"in /tmp: {name} has {length} characters, and the names of Ray's sockets leave {most}"
+    return f"in /tmp: {name} has {length} characters, and the paths of Ray's sockets leave {most}"
 
 
 def _can_keep_token() -> bool:

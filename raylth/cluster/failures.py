@@ -54,12 +54,12 @@ def cause_of(error: BaseException | None) -> str:
 
 
 def delay(times: int) -> float:
-    """Return the seconds to wait before a stage is started again for the `times`-th time: 1, 2, 4, ... 60."""
+    """Return the seconds to wait before a stage is restarted for the `times`-th time: 1, 2, 4, ... 60."""
     return min(LONGEST_DELAY, 2.0 ** (times - 1))
 
 
 def given_up(cause: str, times: int, retries: int, detail: str) -> str | None:
-    """Return why a stage that met with a cause so many times is not started again, None when it is."""
+    """Return why a stage that failed this many times for a cause is not restarted, None when it is."""
     if cause in (CRASHED, NOT_STARTED) and times > retries:
         return f"its worker process died {times} times: {detail}"
     if cause == UNREACHABLE and times > MOST_UNREACHABLE:

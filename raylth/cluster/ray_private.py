@@ -61,7 +61,7 @@ DRIVER_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # a Ray that is started here stands a second earlier
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Parquet is the record
-    "TUNE_MAX_PENDING_TRIALS_PG": "200",  # for a searcher of one's own Tune takes 1: workers would start one after another
+    "TUNE_MAX_PENDING_TRIALS_PG": "200",  # for a custom searcher Tune takes 1: workers would start one after another
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops at once; the store has everything that is finished
     "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),  # of each log file of a Ray that is started here
     "RAY_ROTATION_BACKUP_COUNT": "2",
@@ -94,7 +94,7 @@ def health_check_command(address: str) -> list[str]:
 
 
 def asks_for_token() -> bool:
-    """Return whether the Ray of this process takes nobody without a token. Ray has no public question for it."""
+    """Return whether the Ray of this process requires a token. Ray has no public way to ask."""
     from ray._raylet import AuthenticationMode, get_authentication_mode  # type: ignore[attr-defined]
 
     return bool(get_authentication_mode() != AuthenticationMode.DISABLED)
@@ -160,7 +160,7 @@ def utilization_score(
 ) -> tuple[Any, ...] | None:
     """Return the first autoscaler's own score of a type of machine, higher is better; None when it serves nothing.
 
-    A scorer of one's own (the variable RAY_AUTOSCALER_UTILIZATION_SCORER) replaces it, and calls it for the rest.
+    A custom scorer (the variable RAY_AUTOSCALER_UTILIZATION_SCORER) replaces it, and calls it for the rest.
     """
     from ray.autoscaler._private.resource_demand_scheduler import _resource_based_utilization_scorer
 
@@ -200,7 +200,7 @@ def has_idle_worker(controller: Any, resources: Any) -> bool:
 
 
 def keep_idle_workers(controller: Any, resources: Any, number: int) -> None:
-    """Let Tune keep so many more actors with these resources; by itself it keeps as many as trials wait, and one."""
+    """Let Tune keep this many more actors with these resources; by itself it keeps as many as trials wait, and one."""
     controller._actor_cache.increase_max(resources, number)
 
 

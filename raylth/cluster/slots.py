@@ -148,7 +148,7 @@ def share_of_gpu(taken: int, total: int) -> float:
 
 
 def how_often(total: float, each: float) -> int:
-    """Return how often a share goes into a total: ten times 1/10 in 1, which floats do not have exactly."""
+    """Return how many times a share fits into a total: ten times 1/10 in 1, which floats do not have exactly."""
     return int(total / each + ROUNDING)
 
 
@@ -159,7 +159,7 @@ def room(nodes: Nodes, cpus: int, gpus: float) -> int:
 
 
 def asks_too_much(asked: Iterable[tuple[Slot, int]], machines: Mapping[str, float]) -> bool:
-    """Return whether so many workers with each of these slots ask for more than all machines have together."""
+    """Return whether these numbers of workers with these slots ask for more than all machines have together."""
     listed = list(asked)
     return any(
         sum(workers * getattr(slot, ASKED_AS[resource]) for slot, workers in listed) > total + ROUNDING

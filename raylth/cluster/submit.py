@@ -33,7 +33,7 @@ def read_cluster_file(file: str) -> dict[str, Any]:
         config: dict[str, Any] = yaml.safe_load(Path(file).read_text())
         _ = config["cluster_name"], config["provider"]["type"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ClusterError(f"{file}: is no cluster file: {' '.join(str(error).split())}") from error
+        raise ClusterError(f"{file}: is not a cluster file: {' '.join(str(error).split())}") from error
     return config
 
 
@@ -43,7 +43,7 @@ def send(
     """Start a sweep on a cluster's head; `words` are the settings that replace the file's, and options.
 
     The head runs the wheel that `ray up` shipped: raises ClusterError when that is not the one beside the cluster file, and
-    when the head does not answer. Returns the sweep's status, 0 as soon as it trains, and what to tell the user.
+    when the head does not answer. Returns the sweep's status, 0 as soon as it trains, and a message for the user.
     """
     _check_wheel(cluster, read_cluster_file(cluster), ray)
     name = Path(sweep).name
@@ -61,7 +61,7 @@ def send(
     inside = f"cd raylth && venv/bin/python -m raylth.status {shlex.quote(storage)}"
     state = f"python -m raylth.status {storage}" if "://" in storage else f"{on_head}{shlex.quote(inside)}"
     lines = ["the sweep runs on the head and continues without this machine", f"its output: {on_head}{shlex.quote(follow)}"]
-    return ExitCode.OK, "\n".join([message, *lines, f"how it gets on: {state}"])
+    return ExitCode.OK, "\n".join([message, *lines, f"progress: {state}"])
 
 
 def _check_wheel(cluster: str, config: dict[str, Any], ray: Callable[..., Ran]) -> None:
@@ -69,11 +69,11 @@ def _check_wheel(cluster: str, config: dict[str, Any], ray: Callable[..., Ran]) 
     mounted = config.get("file_mounts", {}).get(WHEELS)
     ours = sorted(Path(mounted).expanduser().glob("raylth-*.whl")) if mounted else []
     if len(ours) != 1:
-        raise ClusterError(f"{cluster}: one wheel of raylth is expected in {mounted}, found {len(ours)}: make cluster-files")
+        raise ClusterError(f"{cluster}: expected one wheel of raylth in {mounted}, found {len(ours)}: run make cluster-files")
     digest = hashlib.sha256(ours[0].read_bytes()).hexdigest()
     there = _run(ray, "exec", cluster, "mkdir -p ~/raylth/sent; sha256sum ~/raylth/dist/raylth-*.whl")
     if digest not in there:
-        raise ClusterError(f"{cluster}: its head has another raylth than {ours[0]}: run ray up again")
+        raise ClusterError(f"{cluster}: its head has a different raylth than {ours[0]}: run ray up again")
 
 
 def _run(ray: Callable[..., Ran], *words: str) -> str:
@@ -85,4 +85,4 @@ def _run(ray: Callable[..., Ran], *words: str) -> str:
 
 def _last(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"

@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     OK = 0, "every stage is done (a network that diverged is a result)"
     FAILED = 1, "a stage failed or is blocked"
     BAD_INPUT = 2, "bad input, nothing was started"
-    BUDGET = 3, "the budget is used up, and stages are left"
+    BUDGET = 3, "the budget is used up and stages remain"
     INTERRUPTED = 130, "interrupted"  # 128 + SIGINT, as a shell has it; for SIGTERM and SIGHUP, too
 
     def __new__(cls, value: int, meaning: str) -> "ExitCode":

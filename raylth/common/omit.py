@@ -1,4 +1,4 @@
-"""The one rule by which fields that came later stay out of keys and names: they are omitted at their defaults."""
+"""The one rule that keeps later fields out of keys and names: they are omitted at their defaults."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -11,7 +11,7 @@ VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 def expanded(path: str) -> str:
     """Return a path with its `~`, `~user`, `$NAME` and `${NAME}` filled in; what names a bucket stays as it is.
 
-    Raises ValueError, one line, where there is no such home folder or variable: a folder of that very name would come about.
+    Raises ValueError, one line, where there is no such home folder or variable: it would name a new folder literally.
     """
     if "://" in path:
         return path

@@ -50,7 +50,7 @@ class Registry(Generic[T]):
         resolved: Callable[[], list[str]] = list,
     ) -> None:
         self.kind = kind
-        self.group = group  # of entry points, by which installed packages bring more
+        self.group = group  # of entry points, through which installed packages add entries
         self.resolve = resolve  # makes an entry of a name that is not filed, None for one that it does not know
         self.resolved = resolved  # lists names that `resolve` knows; asked only where a name is unknown
         self._entries: dict[str, T] = {}
@@ -68,7 +68,7 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            found = self._brought(name)
+            found = self._provided(name)
             if found is not None:
                 return self._entries.setdefault(name, found)
             known = ", ".join(self)
@@ -76,7 +76,7 @@ class Registry(Generic[T]):
             raise UnknownName(f"unknown {self.kind} {shown}{nearest(name, self._suggestions())} (known: {known})")
         return self._entries[name]
 
-    def _brought(self, name: str) -> T | None:
+    def _provided(self, name: str) -> T | None:
         """Return what an import path, a library or an installed package's entry point provides under a name."""
         module, separator, attribute = name.partition(":")
         try:

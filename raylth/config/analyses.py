@@ -41,7 +41,7 @@ class Cells:
     arms: Sequence[str]
     match_epochs: Sequence[int]
     total: int  # T
-    are_masks_brought: bool = False
+    are_masks_provided: bool = False
     has_rounds: bool = True  # whether A is pruned in rounds, so that there is a pruned and trained A
 
     def check_rounds(self, field: str, name: str) -> None:
@@ -49,7 +49,7 @@ class Cells:
         if self.are_masks_brought:
             raise ValueError(f"{field}: {name} is A pruned in rounds, and sparse.mask_from takes their place")
         if not self.has_rounds:
-            raise ValueError(f"{field}: {name} is A pruned in rounds, which mask.finder: imp alone makes")
+            raise ValueError(f"{field}: {name} is A pruned in rounds, which only mask.finder: imp produces")
 
     def check_arm(self, field: str, name: str) -> None:
         """Raise ValueError for an arm that is not trained."""
@@ -59,7 +59,7 @@ class Cells:
     def check_match(self, field: str, name: str) -> None:
         """Raise ValueError unless A is matched to the trained B."""
         if self.total not in self.match_epochs:
-            raise ValueError(f"{field}: {name} matches at T = {self.total}, which match.epochs lacks")
+            raise ValueError(f"{field}: {name} needs a match at T = {self.total}, which is not in match.epochs")
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,12 @@ def _no_end(text: str) -> ValueError:
 class ConnectConfig(Settings):
     """Lines between two networks: from pi(A) to B for every permutation, or from dense A to every round of IMP."""
 
-    points: Integer = Field(11, ge=3, description="Equally spaced points, the ends included.")
+    points: Integer = Field(11, ge=3, description="Equally spaced points, including both ends.")
     corrections: Annotated[list[Literal["plain", "reset", "repair"]], Field(min_length=1), AfterValidator(unique)] = Field(
         ["plain", "repair"],
-        description="plain: weights interpolated, nothing else; reset: batch norm's statistics measured anew; repair: "
-        "every layer's mean and deviation set to the interpolation of the end points' (Jordan et al. 2023).",
+        description="plain: weights interpolated, nothing else; reset: batch norm's statistics re-estimated; repair: "
+        "every layer's mean and standard deviation set to the interpolation of the end points' (Jordan et "
+        "al. 2023).",
     )
     samples: Count | None = Field(
         2000, description="Training samples (classes in proportion) for corrections and training loss; null is all."
@@ -110,7 +111,9 @@ SETS_OF_ARMS: tuple[SetName, ...] = ("lth", "permuted", "naive")
 class CellConfig(Settings):
     """One cell of the sweep, whose networks are measured."""
 
-    sparsity: Sparsity | None = Field(None, description="One of sparse.sparsities; null is 0.9 (the paper's), else the last.")
+    sparsity: Sparsity | None = Field(
+        None, description="One of sparse.sparsities; null is 0.9 (the paper's) if listed, else the last."
+    )
     rewind: Epoch | None = Field(None, description="One of sparse.rewinds; null is the last.")
 
     def in_cell(self, cells: Cells) -> Self:
@@ -118,9 +121,9 @@ class CellConfig(Settings):
         sparsity = self.sparsity or (0.9 if 0.9 in cells.sparsities else cells.sparsities[-1])
         rewind = cells.rewinds[-1] if self.rewind is None else self.rewind
         if sparsity not in cells.sparsities:
-            raise ValueError(f"sparsity: {sparsity:g} is none of sparse.sparsities = {cells.sparsities}")
+            raise ValueError(f"sparsity: {sparsity:g} is not in sparse.sparsities = {cells.sparsities}")
         if rewind not in cells.rewinds:
-            raise ValueError(f"rewind: {rewind} is none of sparse.rewinds = {cells.rewinds}")
+            raise ValueError(f"rewind: {rewind} is not in sparse.rewinds = {cells.rewinds}")
         return self.model_copy(update={"sparsity": sparsity, "rewind": rewind})
 
 
@@ -166,14 +169,14 @@ class _AmongNetworks(CellConfig):
     def _named(self, cells: Cells, asked: Sequence[str] | None, usual: Sequence[str]) -> Sequence[str] | None:
         """Return what is asked for, else what is usual if the sweep has it, else None."""
         has_usual = (
-            {"lth", "permuted"} <= set(cells.arms) and cells.total in cells.match_epochs and not cells.are_masks_brought
+            {"lth", "permuted"} <= set(cells.arms) and cells.total in cells.match_epochs and not cells.are_masks_provided
         )
         return asked or (usual if has_usual else None)
 
     def _checked(self, cells: Cells, field: str, names: Sequence[str]) -> Self:
         for name in names:
             if list(names).count(name) > 1:
-                raise ValueError(f"{field}: {name} is named twice")
+                raise ValueError(f"{field}: {name} is listed twice")
             end = parse_end(name)
             if end.base == "imp":
                 cells.check_rounds(field, name)
@@ -190,7 +193,7 @@ EndName = Annotated[str, AfterValidator(lambda text: parse_end(text).name)]
 class MatchedLineConfig(ConnectConfig):
     """Lines from pi(A) to B, for every permutation."""
 
-    unmatched: bool = Field(False, description="Walk from A as it is to B, too.")
+    unmatched: bool = Field(False, description="Also measure the lines from A, without the permutation, to B.")
 
 
 class LineConfig(ConnectConfig, _AmongNetworks):
@@ -218,14 +221,16 @@ class PlaneConfig(_AmongNetworks):
         "pi^-1(permuted), where the sweep has them.",
     )
     resolution: Integer = Field(21, ge=2, le=501, description="Points on each side of the grid.")
-    margin: Real = Field(0.2, ge=0, le=10, description="How far the grid goes beyond the three, as a share of their extent.")
+    margin: Real = Field(
+        0.2, ge=0, le=10, description="Margin of the grid around the three networks, as a fraction of their extent."
+    )
     correction: Literal["plain", "reset"] = Field(
-        "reset", description="plain: batch norm's statistics lie on the plane as the weights do; reset: measured anew."
+        "reset", description="plain: batch norm's statistics are interpolated like the weights; reset: they are re-estimated."
     )
     samples: Count | None = Field(
         2000,
-        description="Training samples (classes in proportion) for reset and training loss; null is all. Reset holds a layer "
-        "of all.",
+        description="Training samples (classes in proportion) for reset and training loss; null is all. reset keeps "
+        "one layer's activations of all of them in memory.",
     )
 
     def completed(self, cells: Cells) -> "PlaneConfig | None":
@@ -248,16 +253,16 @@ class NetworksConfig(_AmongNetworks):
 
 
 class OverlapConfig(Settings):
-    """How alike masks are: A's, A's after the permutation, and B's own."""
+    """Similarity of masks: A's, A's after the permutation, and B's own."""
 
-    own: bool = Field(False, description="Prune B by IMP too, for its own mask: as many trainings as for A's.")
+    own: bool = Field(False, description="Also find B's own mask, by mask.finder: as many trainings as for A's.")
 
 
 class MatchQualityConfig(Settings):
-    """How good a match is, and the barrier it leaves, against what it was made from; by the first of match.method."""
+    """Quality of a match and the remaining barrier, by number of samples and by epoch; for the first of match.method."""
 
     samples: Annotated[list[Count], AfterValidator(unique)] = Field(
-        [], description="Training samples to match on, each alone; more than there are is all."
+        [], description="Numbers of training samples to match on, one match for each; more than there are means all."
     )
     epochs: Annotated[list[Epoch], AfterValidator(unique)] = Field(
         [], description="Epochs of B to match at (paper: Table 15)."
@@ -286,7 +291,7 @@ class AnalysesConfig(Settings):
         ),
     ] = Field(
         {},
-        description="Analyses of one's own and their settings: the name of an installed package's entry point, or the import "
+        description="Custom analyses and their settings: the name of an installed package's entry point, or the import "
         "path package.module:object of a raylth.analyses.Analysis.",
     )
 

@@ -8,20 +8,20 @@ __all__ = ["BudgetConfig", "PricesConfig"]
 
 
 class BudgetConfig(Settings):
-    """What a sweep may use, all its runs together. At the end of it no stage is started any more; those that run end."""
+    """What a sweep may use, over all its runs. Once it is used up no further stage is started, and running stages finish."""
 
     gpu_hours: Real | None = Field(None, gt=0, description="Hours of GPUs that the cluster holds while the sweep runs.")
     usd: Real | None = Field(None, gt=0, description="US dollars at the sweep's prices.")
 
 
 class PricesConfig(Settings):
-    """What the cluster costs, in US dollars; the provider's own list says it, for a region and a day."""
+    """Cost of the cluster in US dollars, from the provider's price list for a region and date."""
 
     gpu_hour: Real = Field(0.0, ge=0, description="An hour of a machine with GPUs, divided by their number.")
     cpu_hour: Real = Field(0.0, ge=0, description="An hour of a machine without GPUs, divided by its cores.")
-    hour: Real = Field(0.0, ge=0, description="What costs besides in each hour: a head that runs no stage, disks.")
-    gb_month: Real = Field(0.0, ge=0, description="A month of a gigabyte in the store.")
-    source: str | None = Field(None, min_length=1, description="Where the prices are from, for those who read the file.")
+    hour: Real = Field(0.0, ge=0, description="Other costs per hour: a head that runs no stage, disks.")
+    gb_month: Real = Field(0.0, ge=0, description="A gigabyte in the store for a month.")
+    source: str | None = Field(None, min_length=1, description="Source of the prices, for readers of the file.")
 
     @model_validator(mode="after")
     def _says_something(self) -> "PricesConfig":
@@ -30,5 +30,5 @@ class PricesConfig(Settings):
         return self
 
     def per_hour(self, gpus: float, cpus: float) -> float:
-        """Return what an hour costs with so many GPUs, and so many cores of machines without any."""
+        """Return what an hour costs with this many GPUs, and this many cores of machines without any."""
         return self.hour + gpus * self.gpu_hour + cpus * self.cpu_hour

@@ -11,21 +11,21 @@ __all__ = ["DataConfig"]
 
 
 class DataConfig(Settings):
-    """The data set; its files' place does not enter a key, their layout does (the images can differ)."""
+    """The data set; the location of its files does not enter a key, their layout does (the images can differ)."""
 
     name: Annotated[str, known(DATASETS)] = Field(
         validation_alias=AliasChoices("name", "import"),
-        description="Data set: a name of this package or of an installed one's entry point, or the import path "
-        "package.module:object of a DatasetInfo of one's own.",
+        description="Data set: a name of this package or of an installed package's entry point, or the import path "
+        "package.module:object of a custom raylth.core.data.DatasetInfo.",
     )
-    root: Folder | None = Field(None, description="Folder of its files; data sets that come embedded need none.")
+    root: Folder | None = Field(None, description="Folder of its files; built-in data sets without files need none.")
     layout: Literal["torchvision", "parquet"] = Field(
-        "torchvision", description="How the files lie: torchvision's, or Parquet as the Hugging Face hub stores images."
+        "torchvision", description="Layout of the files: torchvision's, or Parquet as the Hugging Face hub stores images."
     )
-    download: bool = Field(False, description="Let torchvision download missing files to data.root.")
+    download: bool = Field(False, description="Download missing files to data.root with torchvision.")
     resolution: Annotated[Count, Field(le=10_000)] | None = Field(
         None,
-        description="Side of training and evaluation crops, in pixels, where images stay in files; null is 224.",
+        description="Side length in pixels of training and evaluation crops, for images that stay in files; null is 224.",
     )
     augment: Literal["auto", "none", "flip_crop", "resized_crop"] = Field(
         "auto",
@@ -34,20 +34,20 @@ class DataConfig(Settings):
     )
     normalisation: Literal["own", "imagenet"] = Field(
         "own",
-        description="Whose mean and deviation by channel normalise images in memory: those of their own training split, or "
-        "ImageNet's (the published code on CIFAR-10).",
+        description="Mean and standard deviation by channel that normalise images in memory: those of their own training"
+        " split, or ImageNet's (the published code on CIFAR-10).",
     )
     num_train: Count | None = Field(
         None,
-        description="Keep only so many training samples: classes in proportion, the same samples in every sweep, "
-        "and fewer of them lie among more.",
+        description="Use only this many training samples: classes in proportion, the same samples in every sweep; a "
+        "smaller subset is contained in a larger one.",
     )
-    num_test: Count | None = Field(None, description="Keep only so many test samples, as num_train does.")
+    num_test: Count | None = Field(None, description="Use only this many test samples, chosen as for num_train.")
     holdout: Integer = Field(
         0,
         ge=0,
-        description="Training samples (classes in proportion) that are held back from training, and on which networks are "
-        "evaluated instead of the test split, which is not read; 0: none. A search judges by them.",
+        description="Training samples (classes in proportion) held out from training, on which networks are evaluated "
+        "instead of the test split, which is not read; 0: none. A search evaluates its trials on them.",
     )
 
     @model_validator(mode="after")
@@ -56,14 +56,14 @@ class DataConfig(Settings):
         if not isinstance(info, DatasetInfo):
             raise ValueError(f"name: {self.name!r} is a {type(info).__name__}, not a raylth.core.data.DatasetInfo")
         if info.from_files and self.root is None:
-            raise ValueError(f"root: {self.name} lies in files, so data.root must name their folder")
+            raise ValueError(f"root: {self.name} is read from files: set data.root to their folder")
         for field, available in (("num_train", info.num_train), ("num_test", info.num_test)):
             asked = getattr(self, field)
             if asked is not None and asked > available:
                 raise ValueError(f"{field}: {self.name} has {available} such samples, not {asked}")
         if self.holdout:
             if info.is_streamed:
-                raise ValueError(f"holdout: the images of {self.name} stay in their files, and no part can be held back")
+                raise ValueError(f"holdout: the images of {self.name} stay in their files, and no part can be held out")
             if self.holdout >= (self.num_train or info.num_train):
                 total = self.num_train or info.num_train
                 raise ValueError(f"holdout: {self.holdout} of {total} samples leaves none to train on")

@@ -75,7 +75,7 @@ def read_sweep_and_places(file: str | Path, overrides: Sequence[str] = ()) -> tu
         raise BadSweep(f"{file}: expected settings such as 'name: my-sweep', found {kind}")
     if twice:
         where = [(_dotted(path), lines[path], line) for path, line in twice]
-        found = [f"{file}:{line}: {key}: is there twice, in line {first} and in line {line}" for key, first, line in where]
+        found = [f"{file}:{line}: {key}: is set twice, in line {first} and in line {line}" for key, first, line in where]
         raise BadSweep(*_first(found, str(file)))
     sources: dict[KeyPath, str] = {path: f"{file}:{line}" for path, line in lines.items()}
     for override in overrides:
@@ -103,7 +103,7 @@ def _override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -
     except NotYaml as error:
         raise BadSweep(f"{COMMAND_LINE}: {override!r}: the value is not YAML: {error}") from error
     if twice:
-        raise BadSweep(f"{COMMAND_LINE}: {_dotted(twice[0][0])}: is there twice in {override!r}")
+        raise BadSweep(f"{COMMAND_LINE}: {_dotted(twice[0][0])}: is set twice in {override!r}")
     node = raw
     for depth, part in enumerate(path[:-1], start=1):
         below = node.get(part)
@@ -111,9 +111,7 @@ def _override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -
             below = {}
             sources[path[:depth]] = COMMAND_LINE
         if not isinstance(below, dict):
-            raise BadSweep(
-                f"{COMMAND_LINE}: {key}: {_dotted(path[:depth])} is {as_written(below)}, there is nothing below it"
-            )
+            raise BadSweep(f"{COMMAND_LINE}: {key}: {_dotted(path[:depth])} is {as_written(below)}, which has no keys")
         node[part] = node = dict(below)  # another key may be an alias of the same settings
     replaced = [path, *((*path[:-1], word) for word in _other_words(path))]
     for word in replaced:
@@ -130,7 +128,7 @@ def _describe(error: Any, places: Places) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind in ("extra_forbidden", "invalid_key") and (others := _other_words(path)):  # of an alias
         other = _dotted((*path[:-1], others[0]))
-        return f"{places.find(path)}: {_dotted(path)}: is another word for {other}, which is set, too: leave out one of them"
+        return f"{places.find(path)}: {_dotted(path)}: is an alias of {other}, which is also set: remove one of them"
     if kind == "value_error" and isinstance(context["error"], BelowKey):
         path = (*path, *context["error"].path)
         return f"{places.find(path)}: {_dotted(path)}: {context['error']}"
@@ -209,7 +207,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = 0
-        self.sizes: dict[yaml.Node, tuple[int, int]] = {}  # of whole nodes: values with all that aliases repeat, and depth
+        self.sizes: dict[yaml.Node, tuple[int, int]] = {}  # of whole nodes: values with aliases expanded, and depth
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node and measure it."""
@@ -229,12 +227,12 @@ class _Loader(yaml.SafeLoader):
         size, depth = self._size(node, mark)
         if size > MOST_VALUES or depth > MOST_DEEP:
             much = f"{MOST_VALUES:,} values" if size > MOST_VALUES else f"{MOST_DEEP} levels"
-            raise yaml.composer.ComposerError(None, None, f"more than {much}, with all that aliases repeat", mark)
+            raise yaml.composer.ComposerError(None, None, f"more than {much}, with aliases expanded", mark)
         return node
 
     def _size(self, node: yaml.Node, mark: yaml.Mark) -> tuple[int, int]:
         if node not in self.sizes:
-            raise yaml.composer.ComposerError(None, None, "an alias stands inside what it names", mark)
+            raise yaml.composer.ComposerError(None, None, "an alias refers to a node that contains it", mark)
         return self.sizes[node]
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -255,7 +253,7 @@ class _Loader(yaml.SafeLoader):
         elif isinstance(value, set):
             why = "a set, which has no order: write a list such as [a, b]"
         elif isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            why = f"{as_written(value)} holds half a character"
+            why = f"{as_written(value)} holds an unpaired surrogate"
         if why is not None:
             raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
         return value

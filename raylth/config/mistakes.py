@@ -17,7 +17,7 @@ EXPECTED = {  # pydantic's kind of error -> what should be there; what is missin
     "bool_parsing": "should be true or false",
     "string_type": "should be text (in quotes, if need be)",
     "string_too_short": "should not be empty",
-    "string_pattern_mismatch": "should be of small letters, digits, - and _, the first a letter or a digit",
+    "string_pattern_mismatch": "should be lowercase letters, digits, - and _, starting with a letter or a digit",
     "list_type": "should be a list such as [a, b]",
     "too_short": "must have at least one entry",
 }

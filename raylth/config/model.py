@@ -15,8 +15,9 @@ class ModelConfig(Settings):
 
     name: Annotated[str, known(MODELS)] = Field(
         validation_alias=AliasChoices("name", "import"),
-        description="Network: a name of this package or of an installed one's entry point, torchvision:NAME, timm:NAME, or "
-        "the import path package.module:function of one's own, called with width, num_classes and in_shape.",
+        description="Network: a name of this package or of an installed package's entry point, torchvision:NAME, "
+        "timm:NAME, or the import path package.module:function of a custom one, called with width, "
+        "num_classes and in_shape.",
     )
     widths: Annotated[list[Width], Field(min_length=1, max_length=100), AfterValidator(unique)] = Field(
         [1.0], description="Multipliers of every hidden width; the paper has 1 to 16."

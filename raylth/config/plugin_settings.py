@@ -12,27 +12,31 @@ from raylth.config.types import Settings
 __all__ = ["read_plugins"]
 
 
-def read_plugins(raw: object, registry: Registry[Any], kind: type[Any], base: type[Settings]) -> object:
+def read_plugins(
+    raw: object, registry: Registry[Any], kind: type[Any], base: type[Settings], *, public: str | None = None
+) -> object:
     """Turn `{name of a plug-in: its settings}` into objects of the plug-ins' own classes, each a subclass of `base`.
 
     Raises BelowKey for a name that `registry` does not have, for one that is no `kind`, and for the first mistake in the
-    settings. What is no mapping is returned as it is, for pydantic to refuse.
+    settings. `public` is the import path of `kind` that messages give, where it is not its module's. What is no mapping is
+    returned as it is, for pydantic to refuse.
     """
     if not isinstance(raw, Mapping):
         return raw
-    return {name: _read(str(name), settings, registry, kind, base) for name, settings in raw.items()}
+    wanted = public or f"{kind.__module__}.{kind.__name__}"
+    return {name: _read(str(name), settings, registry, kind, wanted, base) for name, settings in raw.items()}
 
 
-def _read(name: str, raw: object, registry: Registry[Any], kind: type[Any], base: type[Settings]) -> Settings:
+def _read(name: str, raw: object, registry: Registry[Any], kind: type[Any], wanted: str, base: type[Settings]) -> Settings:
     try:
         plugin: Any = registry[name]
     except UnknownName as error:
         raise BelowKey((name,), str(error)) from error
     if not isinstance(plugin, kind):
-        raise BelowKey((name,), f"is a {type(plugin).__name__}, not a {kind.__module__}.{kind.__name__}")
+        raise BelowKey((name,), f"is a {type(plugin).__name__}, not a {wanted}")
     model = plugin.settings
     if not (isinstance(model, type) and issubclass(model, base)):
-        raise BelowKey((name,), f"its settings are no subclass of {base.__module__}.{base.__name__}")
+        raise BelowKey((name,), f"its settings are not a subclass of {base.__module__}.{base.__name__}")
     if isinstance(raw, model):
         return raw
     if isinstance(raw, Settings):

@@ -13,9 +13,9 @@ __all__ = ["MaskConfig"]
 class MaskConfig(Settings):
     """How A's mask is found."""
 
-    finder: Annotated[str, known(FINDERS, MaskFinder)] = Field(
+    finder: Annotated[str, known(FINDERS, MaskFinder, public="raylth.core.pruning.MaskFinder")] = Field(
         ITERATIVE,
-        description="imp: iterative magnitude pruning as the section `imp` says; oneshot: the smallest magnitudes of the "
-        "trained A, pruned at once; one of an installed package's entry points, or the import path package.module:object of "
-        "a raylth.core.pruning.MaskFinder of one's own.",
+        description="imp: iterative magnitude pruning, with the settings of the section `imp`; oneshot: the smallest "
+        "magnitudes of the trained A, pruned at once; an installed package's entry point, or the import path"
+        " package.module:object of a custom raylth.core.pruning.MaskFinder.",
     )

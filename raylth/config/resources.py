@@ -1,4 +1,4 @@
-"""What stages take of machines, and how often what is done is saved: settings that change no result."""
+"""Resources of stages, and how often trainings are saved: settings that change no result."""
 
 from typing import Annotated
 
@@ -22,7 +22,7 @@ __all__ = ["ResourcesConfig", "Share", "TrainingShare"]
 
 
 class Share(Settings):
-    """What one stage takes of a machine."""
+    """Resources of one stage."""
 
     cpus: Count = Field(1, description="CPU cores, also the number of torch threads.")
     gpus: GpuShare = Field(
@@ -33,7 +33,7 @@ class Share(Settings):
 
 
 class TrainingShare(Share):
-    """What one training takes; it may be done by several workers, each with so many CPU cores and a GPU."""
+    """Resources of one training, which may have several workers, each with this many CPU cores and a GPU."""
 
     gpus: GpuCount = Field(
         0.0,
@@ -47,16 +47,16 @@ class TrainingShare(Share):
     )
     min_workers: Count | None = Field(
         None,
-        description="Fewest workers with which a training continues after machines were lost, with the same batches; null: "
-        "it waits for as many as before.",
+        description="Minimum number of workers with which a training continues after it lost machines, with the same "
+        "batches; null: it waits for as many as before.",
     )
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> "TrainingShare":
         if self.workers is not None and self.workers > 1 and self.gpus not in (0, self.workers):
-            raise ValueError(f"workers: {self.workers} with gpus: {self.gpus}: a worker has a GPU of its own, or none does")
+            raise ValueError(f"workers: {self.workers} with gpus: {self.gpus}: each worker has its own GPU, or none has")
         if self.workers == 1 and self.gpus != AUTO and self.gpus > 1:
-            raise ValueError(f"workers: 1 with gpus: {self.gpus:g}: one for each GPU")
+            raise ValueError(f"workers: 1 with gpus: {self.gpus:g}: needs a worker for each GPU")
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers: {self.min_workers} of {self.num_workers} workers")
         return self
@@ -70,7 +70,7 @@ class TrainingShare(Share):
 
 
 class ResourcesConfig(Settings):
-    """Where stages run; nothing here changes a result, but for a GPU where a training's precision is `auto`."""
+    """Where stages run; nothing here changes a result, except that `precision: auto` depends on whether a GPU is used."""
 
     dense: TrainingShare = TrainingShare()
     imp: TrainingShare = TrainingShare()
@@ -82,36 +82,39 @@ class ResourcesConfig(Settings):
     ensemble: Share = Share()
     plane: Share = Share()
     overlap: Share = Share()
-    analysis: Share = Field(Share(), description="What each stage of an analysis of one's own takes.")
+    analysis: Share = Field(Share(), description="Resources of each stage of a custom analysis.")
     pack: PackSize = Field(
         AUTO,
-        description="Networks that one worker trains as one program, where they are alike but for seeds and masks: a number, "
-        "off, or auto: as many as are fastest, measured once for each network and device. Each ends as it would alone, to "
-        "rounding. With gpus: auto a program has a GPU to itself.",
+        description="Networks that differ only in seeds and masks, trained by one worker as one program: a number, off, "
+        "or auto: the fastest number, measured once for each network and device. Each network is as if "
+        "trained alone, to rounding. With gpus: auto a program has a GPU to itself.",
     )
     engine: EngineSetting = Field(
         AUTO,
-        description="How training steps are run: eager (kernel by kernel), graph (a CUDA graph of a whole step), compiled "
-        "(the same, compiled by torch), stacked (the same, convolutions of several networks as one kernel), or auto: on a "
-        "GPU the fastest of those that are proved there, measured once with the size of packs; on a CPU eager. One that is "
-        "named is proved, too; if it fails, a simpler one is used.",
+        description="How training steps are run: eager (kernel by kernel), graph (a CUDA graph of a whole step), "
+        "compiled (the same, compiled by torch), stacked (the same, convolutions of several networks as one "
+        "kernel), or auto: on a GPU the fastest of those that are verified there, measured once together "
+        "with the size of packs; on a CPU eager. A named engine is verified, too; if that fails, a simpler "
+        "one is used.",
     )
     staging: Annotated[str, AfterValidator(is_path)] | None = Field(
-        None, min_length=1, description="Folder on each machine's own disk to which images in files are copied first, once."
+        None,
+        min_length=1,
+        description="Folder on each machine's local disk to which images in files are copied once before training.",
     )
     checkpoint_actors: Count = Field(1, description="Actors that hold checkpoints in the object store.")
     checkpoint_bytes: Count | None = Field(
-        None, description="What one of them holds at most; null: together a third of the smallest object store."
+        None, description="Maximum bytes held by each actor; null: all together a third of the smallest object store."
     )
     capacity_minutes: Real = Field(
-        10.0, gt=0, description="How long no machine comes on which any waiting stage fits, until that is said."
+        10.0, gt=0, description="Minutes after which it is reported that no machine has room for any waiting stage."
     )
-    retries: Integer = Field(2, ge=0, description="How often a stage whose worker process died is started again.")
+    retries: Integer = Field(2, ge=0, description="How often a stage is restarted after its worker process died.")
     state_every: Integer = Field(
         10, ge=0, description="Epochs between saved states of a training; 0: only when its process gets SIGTERM."
     )
     state_seconds: Real = Field(
-        10.0, ge=0, description="Shortest time between two saved states: nearer ones would cost more than they save."
+        10.0, ge=0, description="Minimum seconds between two saved states: more frequent ones would cost more than they save."
     )
 
     def shares(self) -> dict[str, Share]:

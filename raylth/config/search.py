@@ -1,4 +1,4 @@
-"""What a search looks for and where: settings that decide which networks are trained at all."""
+"""Settings of a hyperparameter search; they decide which networks are trained at all."""
 
 import math
 from collections.abc import Mapping
@@ -30,15 +30,15 @@ Plain = Annotated[Any, AfterValidator(_plain)]
 
 
 class Space(Settings):
-    """Where one setting is looked for: one of Optuna's distributions."""
+    """Search space of one setting: one of Optuna's distributions."""
 
     type: Literal["float", "int", "categorical"] = Field(description="Optuna's distribution.")
-    low: Real | None = Field(None, description="Least value, of numbers.")
-    high: Real | None = Field(None, description="Largest value, of numbers.")
+    low: Real | None = Field(None, description="Lower bound of numbers, included.")
+    high: Real | None = Field(None, description="Upper bound of numbers, included.")
     log: bool = Field(False, description="Draw numbers on a logarithmic scale.")
     step: Real | None = Field(None, gt=0, description="Distance between numbers; null: any (float) or 1 (int).")
     choices: list[str | bool | int | float | None] | None = Field(
-        None, min_length=1, max_length=MOST_POINTS, description="What may be, where categorical."
+        None, min_length=1, max_length=MOST_POINTS, description="Values of a categorical space."
     )
 
     @model_validator(mode="after")
@@ -104,51 +104,54 @@ class SamplerConfig(Settings):
     name: str = Field("TPESampler", description="Class in optuna.samplers.")
     settings: dict[str, Plain] = Field(
         {},
-        description="Its arguments. TPESampler has constant_liar (those that run now count as bad, so that several at a time "
-        "look at different places), and a seed from seeds.base.",
+        description="Its arguments. TPESampler has constant_liar (running trials count as bad, so that concurrent trials"
+        " explore different points) and a seed from seeds.base.",
     )
 
 
 class StopConfig(Settings):
-    """Stopping weak trainings early, by Ray Tune."""
+    """Early stopping of weak trials, by a scheduler of Ray Tune."""
 
     name: Literal["asha", "median"] = Field("asha", description="asha (Li et al. 2020) or median (Golovin et al. 2017).")
-    grace_epochs: Count = Field(5, description="Epochs that every training gets, and between two looks at it.")
-    factor: Real = Field(3.0, gt=1, description="asha: one of so many continues at each rung.")
+    grace_epochs: Count = Field(5, description="Epochs before a training may be stopped, and between two decisions.")
+    factor: Real = Field(3.0, gt=1, description="asha: reduction factor; one in this many trials continues at each rung.")
 
 
 class FinalConfig(Settings):
-    """The runs by which the winners are judged: fresh seeds, all training samples, the test split."""
+    """The runs in which the winners are evaluated: fresh seeds, all training samples, the test split."""
 
-    base: Integer = Field(1_000_000, ge=0, lt=2**63, description="Base seed; not the search's.")
+    base: Integer = Field(1_000_000, ge=0, lt=2**63, description="Base seed, other than the search's.")
     replicates: Count = Field(3, description="Independent pairs of networks.")
 
 
 class SearchConfig(Settings):
-    """Each arm at its own best setting (or all at one), found on a part of the training split."""
+    """Search for each arm's best setting (or one for all), evaluated on a held-out part of the training split."""
 
-    space: dict[str, Space] = Field(min_length=1, description="Key path of a setting, such as sparse.lr -> where to look.")
+    space: dict[str, Space] = Field(min_length=1, description="Key path of a setting, such as sparse.lr -> its search space.")
     trials: Count = Field(20, description="Trials in each study.")
-    arms: Literal["each", "shared"] = Field("each", description="A study for each arm, or one that judges by their mean.")
-    holdout: Count = Field(description="Last training samples on which trials are judged; the test split is not read.")
-    replicates: Count = Field(1, description="Pairs of networks on which each trial is judged, by their mean.")
+    arms: Literal["each", "shared"] = Field(
+        "each", description="each: a study for each arm; shared: one study of the mean over arms."
+    )
+    holdout: Count = Field(description="Number of training samples held out to evaluate trials; the test split is not read.")
+    replicates: Count = Field(1, description="Pairs of networks over which each trial's objective is averaged.")
     repeats: Count = Field(
         1,
         le=1_000,
-        description="Independent searches, each with a sampler and judging pairs of its own. All winners are trained, and "
-        "intervals count how they differ. When the number is raised, the searches that were made are kept.",
+        description="Independent searches, each with its own sampler and its own pairs of networks. All winners are "
+        "trained, and intervals include the variation between them. When the number is raised, finished "
+        "searches are kept.",
     )
     objectives: Annotated[list[Literal["accuracy", "model_sparsity"]], Field(min_length=1)] = Field(
-        ["accuracy"], description="What is made large; several give a Pareto front."
+        ["accuracy"], description="What is maximised; several give a Pareto front."
     )
     start: list[dict[str, Plain]] | None = Field(
-        None, max_length=MOST_POINTS, description="Points that are tried first; null: the setting that the file itself has."
+        None, max_length=MOST_POINTS, description="Points that are tried first; null: the file's own settings."
     )
     sampler: SamplerConfig = SamplerConfig()
     stop: StopConfig | None = Field(
-        StopConfig(), description="null: every training goes to its end, as with several objectives it always does."
+        StopConfig(), description="null: every training completes, as it always does with several objectives."
     )
-    concurrent: Count | None = Field(None, description="Most trials at a time; null: as many as there is room for.")
+    concurrent: Count | None = Field(None, description="Maximum number of concurrent trials; null: as many as fit.")
     final: FinalConfig = FinalConfig()
 
     @model_validator(mode="after")
@@ -157,7 +160,7 @@ class SearchConfig(Settings):
         for point in self.start or []:
             for name in point:
                 if name not in self.space:
-                    raise ValueError(f"start: {name!r} is no setting of search.space")
+                    raise ValueError(f"start: {name!r} is not a setting of search.space")
         return self
 
     @property

@@ -1,6 +1,6 @@
 """A sweep file's settings as closed, typed models: an unknown key is an error, and every field says unit and source.
 
-Settings that decide results (the science) and settings that decide where and how fast they come about (`storage`,
+Settings that decide results (the science) and settings that decide where and how fast they are computed (`storage`,
 `resources`, `log`) stand in different models; only the first enter a stage's key.
 """
 
@@ -31,7 +31,7 @@ NOT_SCIENCE = {
     **dict.fromkeys(("storage", "resources", "budget", "prices", "search", "log"), True),
     "data": {"root", "download"},
 }
-LATER = {"mask": ()}  # sections that came later, by which no earlier run is renamed
+LATER = {"mask": ()}  # sections added later, which do not rename earlier runs
 
 
 class SeedsConfig(Settings):
@@ -50,8 +50,8 @@ class SweepConfig(Settings):
     storage: Annotated[str, AfterValidator(is_place)] = Field(
         "raylth-store",
         min_length=1,
-        description="Where the store is: a folder (also on NFS), s3://bucket/prefix or gs://bucket/prefix; shared by any "
-        "number of sweeps. Credentials come from the environment.",
+        description="The store: a folder (also on NFS), s3://bucket/prefix or gs://bucket/prefix; shared by any "
+        "number of sweeps. Credentials are read from the environment.",
     )
     seeds: SeedsConfig = SeedsConfig()
     data: DataConfig
@@ -63,10 +63,12 @@ class SweepConfig(Settings):
     connect: MatchedLineConfig | None = Field(None, description="Lines and barriers between pi(A) and B; null is none.")
     sparse: SparseConfig = SparseConfig()
     analyses: AnalysesConfig = AnalysesConfig()
-    search: SearchConfig | None = Field(None, description="Look for each arm's best settings first; null: train as written.")
+    search: SearchConfig | None = Field(
+        None, description="Search for each arm's best settings first; null: train with the settings of the file."
+    )
     resources: ResourcesConfig = ResourcesConfig()
-    budget: BudgetConfig | None = Field(None, description="What the sweep may use before no stage is started any more.")
-    prices: PricesConfig | None = Field(None, description="What the cluster costs; null: no money is counted.")
+    budget: BudgetConfig | None = Field(None, description="Limit after which no further stage is started; null: none.")
+    prices: PricesConfig | None = Field(None, description="What the cluster costs; null: costs are not counted.")
     log: LogConfig = LogConfig()
 
     def science(self) -> dict[str, Any]:
@@ -90,10 +92,16 @@ class SweepConfig(Settings):
     def cells(self) -> Cells:
         """What analyses may name."""
         sparse = self.sparse
-        brought = sparse.mask_from is not None
-        has_rounds = not brought and self.mask.finder == ITERATIVE
+        are_masks_provided = sparse.mask_from is not None
+        has_rounds = not are_masks_provided and self.mask.finder == ITERATIVE
         return Cells(
-            sparse.sparsities, sparse.rewinds, sparse.arms, self.match_epochs, self.dense.epochs, brought, has_rounds
+            sparse.sparsities,
+            sparse.rewinds,
+            sparse.arms,
+            self.match_epochs,
+            self.dense.epochs,
+            are_masks_provided,
+            has_rounds,
         )
 
     @property
@@ -103,9 +111,9 @@ class SweepConfig(Settings):
         if self.sparse.mask_from is not None:
             for field, why in (("ensemble.sets", asked.ensemble), ("overlap.own", asked.overlap and asked.overlap.own)):
                 if why:
-                    raise ValueError(f"{field}: need A's own masks, and sparse.mask_from brings others")
+                    raise ValueError(f"{field}: need A's own masks, and sparse.mask_from provides others")
             if asked.imp_line is not None:
-                raise ValueError("imp_line: needs rounds of pruning, and sparse.mask_from takes their place")
+                raise ValueError("imp_line: needs rounds of pruning, and sparse.mask_from replaces them")
         elif self.mask.finder != ITERATIVE and asked.imp_line is not None:
             raise ValueError(f"imp_line: needs rounds of pruning, and mask.finder is {self.mask.finder}")
         return asked.completed(self.cells, self.seeds.replicates)
@@ -116,7 +124,7 @@ class SweepConfig(Settings):
         if self.budget is not None and self.budget.usd is not None and self.prices is None:
             raise ValueError("budget.usd: needs prices, and the file has none")
         if self.sparse.mask_from is not None and self.mask.finder != ITERATIVE:
-            raise ValueError("mask.finder: sparse.mask_from takes its place: leave out one of them")
+            raise ValueError("mask.finder: sparse.mask_from replaces it: remove one of them")
         for rewind in self.sparse.rewinds:
             if rewind >= total:
                 raise ValueError(f"sparse.rewinds: {rewind} is not below dense.epochs = {total}: no epoch would be left")
@@ -129,7 +137,7 @@ class SweepConfig(Settings):
             raise ValueError(f"analyses.{error}") from error
         self._check_network()
         if self.match.augment and self.augment == "none":
-            raise ValueError("match.augment: training images are not augmented (data.augment): leave it out")
+            raise ValueError("match.augment: training images are not augmented (data.augment): remove it")
         num_train = (self.data.num_train or DATASETS[self.data.name].num_train) - self.data.holdout
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
@@ -152,7 +160,7 @@ class SweepConfig(Settings):
         """Raise ValueError for a number of workers that batch norm cannot have."""
         unsynced, share = getattr(self, kind).unsynced_workers, getattr(self.resources, kind)
         if unsynced == 1:
-            raise ValueError(f"{kind}.unsynced_workers: 1 worker sees whole batches: leave it at 0")
+            raise ValueError(f"{kind}.unsynced_workers: 1 worker sees whole batches: set it to 0")
         if unsynced not in (0, share.num_workers):
             raise ValueError(f"{kind}.unsynced_workers: {unsynced}, and resources.{kind} has {share.num_workers} workers")
         if unsynced and share.min_workers is not None:
@@ -165,17 +173,17 @@ class SweepConfig(Settings):
         if first is None:
             return
         if getattr(self.resources, kind).gpus == AUTO:  # what the first steps take is not what the last ones do
-            raise ValueError(f"resources.{kind}.gpus: auto cannot be with {kind}.first_resolution: set a share")
+            raise ValueError(f"resources.{kind}.gpus: auto cannot be combined with {kind}.first_resolution: set a share")
         info = DATASETS[self.data.name]
         if not info.is_streamed or not 0 < first <= sides[0]:
             raise ValueError(f"{kind}.first_resolution: {first} is for images in files, of at least as many pixels")
         if not 0 <= begin < end <= 1:
-            raise ValueError(f"{kind}.resolution_ramp: [{begin}, {end}] are not two growing shares from 0 to 1")
+            raise ValueError(f"{kind}.resolution_ramp: [{begin}, {end}] are not two increasing fractions from 0 to 1")
         found = []
         for side in (first, sides[0]):
             network = build_shapes(self.model.name, width=1.0, num_classes=info.num_classes, in_shape=(3, side, side))
             found.append({name: tensor.shape for name, tensor in network.state_dict().items()})
         if found[0] != found[1]:
             raise ValueError(
-                f"{kind}.first_resolution: {self.model.name} has other layers at {first} pixels than at {sides[0]}"
+                f"{kind}.first_resolution: {self.model.name} has different layers at {first} pixels than at {sides[0]}"
             )

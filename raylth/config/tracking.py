@@ -1,4 +1,4 @@
-"""What is recorded on the way, and where else it is written: settings that change no result."""
+"""What is recorded during a sweep, and to which experiment trackers: settings that change no result."""
 
 import re
 from collections.abc import Callable
@@ -20,19 +20,19 @@ TRACKING = r"sqlite:///.+|file:.+|https?://[^/]+.*|(postgresql|mysql|mssql)(\+\w
 def _is_project(name: str) -> str:
     """Refuse what W&B does not take as a project's name."""
     if not re.fullmatch(r"[^/\\#?%:]{1,128}", name):
-        raise ValueError(f"{name!r} is no name of a W&B project: up to 128 characters, none of / \\ # ? % :")
+        raise ValueError(f"{name!r} is not the name of a W&B project: up to 128 characters, none of / \\ # ? % :")
     return name
 
 
 def _is_tracking(uri: str) -> str:
     """Fill in `~` and variables; refuse what is no place for MLflow's runs, and credentials, which results would repeat."""
     if not re.fullmatch(TRACKING, uri):
-        raise ValueError(f"{uri!r} is no tracking URI: expected sqlite:///FILE, file:FOLDER, http(s)://HOST or a database")
+        raise ValueError(f"{uri!r} is not a tracking URI: expected sqlite:///FILE, file:FOLDER, http(s)://HOST or a database")
     prefix = re.match(r"sqlite:///|file:(//)?", uri)
     if prefix is not None:
         uri = prefix[0] + expanded(uri[prefix.end() :])
     if re.match(r"[^/]+://[^/@]*:[^/@]*@", uri):
-        raise ValueError("a password belongs in the environment, such as MLFLOW_TRACKING_PASSWORD, not in the address")
+        raise ValueError("a password belongs in the environment, such as MLFLOW_TRACKING_PASSWORD, not in the URI")
     return uri
 
 
@@ -42,7 +42,8 @@ class WandbConfig(Settings):
     project: Annotated[str, AfterValidator(_is_project)] = Field("raylth", description="W&B's project.")
     mode: Literal["online", "offline"] = Field(
         "offline",
-        description="online: to the server that W&B knows a key for; offline: to files, which `wandb sync` sends later.",
+        description="online: to the server for which W&B has an API key; offline: to files, which `wandb sync` uploads "
+        "later.",
     )
     folder: Folder = Field("raylth-wandb", description="Folder of the driver's machine for W&B's files.")
 
@@ -65,7 +66,7 @@ TRACKERS: Registry[Tracker] = Registry("tracker", group="raylth.trackers")
 
 
 class LogConfig(Settings):
-    """What is recorded on the way; nothing here changes a result."""
+    """What is recorded during a sweep; nothing here changes a result."""
 
     evaluate_every: Integer = Field(10, ge=0, description="Epochs between test evaluations of a curve; 0: only at the end.")
     tensorboard: Folder | None = Field(
@@ -78,9 +79,12 @@ class LogConfig(Settings):
     )
     custom: Annotated[
         dict[str, SerializeAsAny[Settings]],
-        BeforeValidator(lambda raw: read_plugins(raw, TRACKERS, Tracker, Settings), json_schema_input_type=dict[str, Any]),
+        BeforeValidator(
+            lambda raw: read_plugins(raw, TRACKERS, Tracker, Settings, public="raylth.trackers.Tracker"),
+            json_schema_input_type=dict[str, Any],
+        ),
     ] = Field(
         {},
-        description="Trackers of one's own and their settings: the name of an installed package's entry point, or the import "
+        description="Custom trackers and their settings: the name of an installed package's entry point, or the import "
         "path package.module:object of a raylth.trackers.Tracker.",
     )

@@ -20,8 +20,8 @@ class OptimizerConfig(Settings):
     batch_size: Count = Field(128, description="Samples per step (paper: 128 on CIFAR).")
     drop_last: bool = Field(
         True,
-        description="Leave out the samples of an epoch that do not fill a batch (others in each epoch), unless they are all: "
-        "batch norm's statistics would be those of a few samples.",
+        description="Drop the samples of an epoch that do not fill a batch (different ones in each epoch), unless they "
+        "are its only batch: batch norm's statistics would be those of a few samples.",
     )
     momentum: Real = Field(0.9, ge=0, lt=1, description="SGD momentum.")
     weight_decay: Real = Field(5e-4, ge=0, lt=1, description="L2 weight decay on every parameter.")
@@ -32,37 +32,39 @@ class OptimizerConfig(Settings):
     decay_every: Integer = Field(
         0,
         ge=0,
-        description="Epochs after which the learning rate falls, again and again (paper: 30 on ImageNet); 0: a cosine.",
+        description="Epochs between two decays of the learning rate by decay_factor (paper: 30 on ImageNet); 0: a cosine.",
     )
-    decay_factor: Real = Field(0.1, gt=0, le=1, description="With decay_every: what part of the rate is left each time.")
+    decay_factor: Real = Field(
+        0.1, gt=0, le=1, description="With decay_every: factor by which the learning rate is multiplied."
+    )
     label_smoothing: Real = Field(0.0, ge=0, lt=1, description="Label smoothing of the training loss.")
     precision: Literal["float32", "tf32", "bf16", "auto"] = Field(
         "float32",
         description="Arithmetic of convolutions and matrix products: float32, tf32 (GPU) or bf16; everything else is "
         "float32, and so is every evaluation. auto: without a GPU bf16 where the processor of the machine that "
-        "starts the run multiplies in it (workers that do not are slow), else float32; the run keeps it on any machine, and "
-        "the results' column precision says which.",
+        "starts the run has native bf16 instructions (workers without them are slow), else float32; a resumed run keeps it, "
+        "and the results' column precision records it.",
     )
 
     first_resolution: Count | None = Field(
         None,
-        description="Progressive resizing, which the paper does not do: side of the training crops at first, in pixels, "
-        "which grows to data.resolution. null: always data.resolution.",
+        description="Progressive resizing, which is not in the paper: initial side length of the training crops in "
+        "pixels, which grows to data.resolution. null: always data.resolution.",
     )
     resolution_ramp: tuple[Real, Real] = Field(
         (0.74, 0.86),
-        description="With first_resolution: the shares of the epochs between which the crops grow (FFCV's own training of "
-        "ResNet-50: 65 to 76 of 88 epochs).",
+        description="With first_resolution: the fractions of the epochs between which the crops grow (FFCV's training of"
+        " ResNet-50: epochs 65 to 76 of 88).",
     )
     unsynced_workers: Integer = Field(
         0,
         ge=0,
-        description="Number of workers (resources) whose batch norms each see their own part of a batch; 0: they see the "
-        "whole batch, however many workers there are.",
+        description="Number of workers (resources) whose batch norms each see only their part of a batch; 0: batch norm "
+        "sees the whole batch, however many workers there are.",
     )
 
     def recipe(self, epochs: int, lr: float, **schedule: Any) -> Recipe:
-        """Return what `core.train` needs for one training of `epochs` epochs; `precision: auto` must be settled."""
+        """Return the recipe of one training of `epochs` epochs; `precision: auto` must be settled."""
         assert self.precision != AUTO, "planning settles it"
         shared: dict[str, Any] = {name: getattr(self, name) for name in OptimizerConfig.model_fields}
         return Recipe(epochs=epochs, lr=lr, **shared, **schedule)
@@ -80,7 +82,9 @@ class ImpConfig(OptimizerConfig):
 
     epochs_per_round: Count = Field(50, description="Epochs of fine-tuning after each pruning (paper: 50).")
     lr: Rate = Field(0.01, description="Peak learning rate of a round (paper: 0.01).")
-    prune_fraction: Real = Field(0.2, gt=0, lt=1, description="Share of the alive weights a round prunes (paper: 0.2).")
+    prune_fraction: Real = Field(
+        0.2, gt=0, lt=1, description="Fraction of the alive weights that a round prunes (paper: 0.2)."
+    )
     prune_shortcuts: bool = Field(False, description="Also prune residual shortcut convolutions (paper: no).")
 
 
@@ -89,8 +93,8 @@ class SparseConfig(OptimizerConfig):
 
     arms: Annotated[list[ArmName], AfterValidator(unique)] = Field(
         ["lth", "naive", "permuted"],
-        description="Which weights and which mask: lth, permuted, naive, random_permutation, random, one of an installed "
-        "package's entry points, or the import path package.module:object of a raylth.arms.Arm of one's own.",
+        description="Which weights and which mask: lth, permuted, naive, random_permutation, random, an installed "
+        "package's entry point, or the import path package.module:object of a custom raylth.arms.Arm.",
     )
     sparsities: Annotated[list[Sparsity], Field(min_length=1), AfterValidator(unique)] = Field(
         [0.8, 0.9, 0.95, 0.97], description="Target mask sparsities (paper: 0.80, 0.90, 0.95, 0.97)."
@@ -105,6 +109,7 @@ class SparseConfig(OptimizerConfig):
     )
     mask_from: Folder | None = Field(
         None,
-        description="File with A's mask, instead of IMP: masks alone, or a network pruned by torch.nn.utils.prune, which is "
-        "then A. {replicate}, {sparsity} and {width} in it are filled in.",
+        description="File with A's mask, used instead of mask.finder: masks alone, or a network pruned by "
+        "torch.nn.utils.prune, which is then A. {replicate}, {sparsity} and {width} in the path are filled "
+        "in.",
     )

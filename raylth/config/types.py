@@ -58,10 +58,14 @@ class Settings(BaseModel):
 
 
 class known:
-    """The check that a name is in a registry, and that what it names is of a class; editors complete the names."""
+    """The check that a name is in a registry and its object of a class; editors complete the names.
 
-    def __init__(self, registry: Registry[Any], kind: type = object) -> None:
+    `public` is the import path of the class that messages give, where it is not its module's.
+    """
+
+    def __init__(self, registry: Registry[Any], kind: type = object, *, public: str | None = None) -> None:
         self.registry, self.kind = registry, kind
+        self.public = public or f"{kind.__module__}.{kind.__name__}"
 
     def __call__(self, name: str) -> str:
         """Return the name, or raise ValueError, one line, with what would be right."""
@@ -70,8 +74,7 @@ class known:
         except UnknownName as error:
             raise ValueError(str(error)) from error
         if not isinstance(found, self.kind):
-            where = f"{self.kind.__module__}.{self.kind.__name__}"
-            raise ValueError(f"{name!r} is a {type(found).__name__}, not a {where}")
+            raise ValueError(f"{name!r} is a {type(found).__name__}, not a {self.public}")
         return name
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -92,7 +95,7 @@ def unique(values: list[Any]) -> list[Any]:
 
 
 def is_place(text: str) -> str:
-    """Fill in `~` and variables; refuse what is neither a path nor a bucket that can be."""
+    """Fill in `~` and variables; raise ValueError unless the text is a valid path or bucket URI."""
     is_path(text)
     locate(text)
     return expanded(text)
@@ -102,7 +105,7 @@ def is_path(text: str) -> str:
     """Refuse what no file system takes, or no line shows: NUL, ends of lines and other control characters."""
     for char in text:
         if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"):
-            raise ValueError(f"{text!r} holds the character {char!r}, which a path cannot have here")
+            raise ValueError(f"{text!r} holds the character {char!r}, which is not allowed in a path")
     return text
 
 
@@ -150,7 +153,7 @@ def _pack_size(value: Any) -> int | Literal["auto", "off"]:
     if value in (AUTO, OFF) or value is False:
         return OFF if value is False else value
     if not isinstance(_no_bool(value), int) or value < 1:
-        raise ValueError(f"{value!r} is not a number of networks from 1, auto, or off")
+        raise ValueError(f"{value!r} is not a positive number of networks, auto, or off")
     return value
 
 

@@ -51,7 +51,7 @@ def reset_bn_stats(model: nn.Module, batches: Batches) -> None:
     `batches` yields network inputs (B, *in_shape), or (inputs, labels) as a DataLoader does. The network runs in training
     mode, so each layer sees what the batch norms before it make of the batch; mean and (unbiased) variance are those of all
     samples and positions together, however they are cut into batches, not an average of batch variances. Weights and the
-    training flag are left alone.
+    training flag are unchanged.
     Raises ValueError for no data.
     """
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}

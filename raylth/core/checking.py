@@ -90,7 +90,7 @@ def _trying() -> Iterator[None]:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            raise MemoryError("memory is too small to try the network") from error
+            raise MemoryError("not enough memory to check the network") from error
         raise
 
 
@@ -200,7 +200,7 @@ def _check_modes(network: nn.Module, shape: tuple[int, ...], uses: Uses) -> tupl
         _check_logits(alone, uses, "evaluation", 1)
     if _difference(alone, together[:1]) > ROUNDED:
         raise BadNetwork(
-            "in evaluation mode its output for a sample is another each time, or depends on the others of the batch "
+            "in evaluation mode its output for a sample differs from call to call, or depends on the others of the batch "
             "(F.dropout without training=self.training, or a norm without running statistics)"
         )
     changed = [name for name, tensor in network.state_dict().items() if not _is_same(tensor, before[name])]
@@ -222,7 +222,9 @@ def _check_logits(out: object, uses: Uses, mode: str, samples: int = SAMPLES) ->
     if not out.is_floating_point():
         raise BadNetwork(f"its output in {mode} mode is {out.dtype}: logits are floating-point numbers")
     if not bool(out.isfinite().all()):
-        raise BadNetwork(f"its logits in {mode} mode are not finite, newly initialised, on normally distributed inputs")
+        raise BadNetwork(
+            f"its logits in {mode} mode are not finite right after initialisation, on normally distributed inputs"
+        )
 
 
 def _check_trace(network: nn.Module, x: Tensor, alone: Tensor, uses: Uses) -> None:
@@ -252,7 +254,7 @@ def _check_symmetry(network: nn.Module, moved: nn.Module, x: Tensor) -> None:
     except ValueError as error:
         raise BadNetwork(str(error)) from error
     if not spec.groups:
-        raise BadNetwork("none of its units can be permuted: there is no hidden layer, or one operation holds all in place")
+        raise BadNetwork("none of its units can be permuted: there is no hidden layer, or one operation fixes all of them")
     permutation, tolerance = random_permutation(spec, 0), EXACT
     x = x if x.numel() <= MANY else x[:1]
     plain = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -96,8 +96,8 @@ class Plane:
 def barrier(values: Sequence[float], alphas: Sequence[float]) -> float:
     """Return how far `values` rise above the chord between their ends: the largest gap, never below 0.
 
-    `values` are losses (nats) or errors (percent) at `alphas`, which run from 0 (A) to 1 (B). Paper, equation 3. As the
-    largest of noisy gaps, and 0 at least, it is on average above the gap that there is; `middle_rise` is not.
+    `values` are losses (nats) or errors (percent) at `alphas`, which run from 0 (A) to 1 (B). Paper, equation 3. As a
+    maximum of noisy gaps that is clipped at 0, it is biased upwards; `middle_rise` is not.
     Raises ValueError when the ends are missing or a value is not finite.
     """
     return max(0.0, *_rises(values, alphas))

@@ -1,4 +1,4 @@
-"""Training and evaluation mode, for a while."""
+"""Training and evaluation mode, temporarily."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -105,14 +105,14 @@ def repair(
     alpha: float,
     batches: Batches,
 ) -> None:
-    """Set every site's mean and deviation to (1 - alpha) A's + alpha B's, in place and in one pass.
+    """Set every site's mean and standard deviation to (1 - alpha) A's + alpha B's, in place and in one pass.
 
     `model` is the network at alpha between A and B; the statistics come from `site_statistics` of the end points;
     `batches` yields network inputs (B, *in_shape), or (inputs, labels) as a DataLoader does. While a layer is measured, those
     before it are corrected already, by the statistics of the batch, so that of one batch A between A and A is A again. A
     batch norm's weight keeps its sign. A unit that never varies is only shifted, so a weight of 0 stays 0. Batch norms that
-    are no site get their statistics anew, but for those of which something is used twice, which stay as they are, statistics
-    too.
+    are not a site have their statistics re-estimated, except those with a module or tensor that is used twice, which are
+    unchanged, statistics included.
     Jordan et al. (2023), equations 4 and 5.
     Raises ValueError for no data, or statistics of another architecture.
     """

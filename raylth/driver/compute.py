@@ -18,7 +18,7 @@ from raylth.driver.live_view import SweepView
 from raylth.driver.run_record import Run
 from raylth.stages import Graph, Plan
 
-__all__ = ["compute", "how_to_go_on", "import_report"]
+__all__ = ["compute", "how_to_resume", "import_report"]
 
 LAST_START_SECONDS = 1.0  # until the last stages are with their workers
 
@@ -34,7 +34,7 @@ def compute(
     meter: Meter,
     on_update: Callable[[Graph, int], list[str]] = lambda graph, epochs: [],
 ) -> None:
-    """Compute what a graph lacks, with a live table; `on_update` runs at every turn of its loop and returns messages."""
+    """Compute what a graph lacks, with a live table; `on_update` runs at every iteration of its loop and returns messages."""
     with uncollected():
         from raylth.cluster.launch import run_on_ray
 
@@ -50,18 +50,18 @@ def compute(
             ahead.turn(graph)
 
         def lost(head: str) -> None:
-            how = how_to_go_on(graph, command)
-            os.write(2, f"\n{name}: the Ray cluster at {head} does not answer any more; start it again. {how}\n".encode())
+            how = how_to_resume(graph, command)
+            os.write(2, f"\n{name}: the Ray cluster at {head} no longer responds; start it again. {how}\n".encode())
             os._exit(ExitCode.FAILED)  # what Ray is asked now would wait for it
 
         run_on_ray(plan, graph, run.store, dataset, errors=run.errors, watch=watch, meter=meter, joining=joining, lost=lost)
 
 
-def how_to_go_on(graph: Graph, command: Sequence[str]) -> str:
+def how_to_resume(graph: Graph, command: Sequence[str]) -> str:
     """Say how much is finished, and which command continues."""
     done = sum(state == "done" for state in graph.states.values())
     typed = shlex.join([terminal.typed_python(), "-m", "raylth.sweep", *command])
-    return f"{done} of {len(graph.stages)} stages are finished and saved. To resume, run the same again:\n  {typed}"
+    return f"{done} of {len(graph.stages)} stages are finished and saved. To resume, run the same command again:\n  {typed}"
 
 
 class ImportAhead:

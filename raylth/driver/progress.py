@@ -68,7 +68,7 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Epochs per second; 0 before there is anything to tell."""
+        """Epochs per second; 0 before the first epoch."""
         if not self.samples:
             return 0.0
         (first, before), (last, after) = self.samples[0], self.samples[-1]
@@ -99,7 +99,7 @@ class StatusFile:
     def update(
         self, graph: "Graph", epochs: int, used: dict[str, float] | None = None, *, state: str = "running", note: str = ""
     ) -> None:
-        """Write what there is to tell, if the last time is long enough ago or the run is no longer "running"."""
+        """Write the status, if the last time is long enough ago or the run is no longer "running"."""
         now = time.monotonic()
         if state == "running" and now - self.written < WRITE_INTERVAL:
             return
@@ -132,7 +132,7 @@ class StatusFile:
 
 
 def read_status(folder: Location) -> dict[str, Any] | None:
-    """Return what a run last wrote about itself, None when it never did, or what stands there is no whole status."""
+    """Return what a run last wrote about itself, None when it never did, or the file holds no complete status."""
     try:
         found = json.loads((folder / "status.json").read())
     except (FileNotFoundError, ValueError):

@@ -168,7 +168,7 @@ class Recorder:
                 self.has_failed = True
 
     def close(self, seconds: float = float("inf")) -> None:
-        """Write the rest and join all parts; wait for the exporters while they get on, or at most that many seconds."""
+        """Write the rest and join all parts; wait for exporters while they make progress, or at most that many seconds."""
         try:
             while self.num_written < len(self.graph.ended):
                 self._write()

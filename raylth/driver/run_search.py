@@ -59,7 +59,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
     meter = Meter(config.budget, config.prices, folder / "used.json")
     with Lease(store, identity) as lease:
         if not lease.held:
-            raise BadSweep(f"search: another process is at this search already ({folder}); let it end, or end it")
+            raise BadSweep(f"search: another process is already running this search ({folder}): wait for it, or stop it")
         check_trackers(config, folder.name)
         keep_checked(store, networks)
         written.keep_settled()
@@ -77,7 +77,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
         return ExitCode.BUDGET
     for study in studies:
         if not study.winners():
-            console.print(f"{study.title}: no training went to its end, so nothing is best; see search.stop", style="red")
+            console.print(f"{study.title}: no training completed, so there is no best trial; see search.stop", style="red")
             return ExitCode.FAILED
     written.keep_settled()  # where the store did not answer before
     winners = [winner for study in studies for winner in winners_of(study)]
@@ -125,13 +125,13 @@ def _bare(config: SweepConfig) -> SweepConfig:
         if search.final.base == judging_base(config.seeds.base, repeat):
             whose = "seeds.base" if repeat == 1 else f"the base seed of repeat {repeat}"
             raise BadSweep(
-                f"search.final.base: {search.final.base} is {whose}, so the winners would be judged on the pairs of networks "
-                "that chose them: set another"
+                f"search.final.base: {search.final.base} is {whose}, so the winners would be evaluated on the pairs of "
+                "networks that selected them: set another"
             )
     if config.analyses != AnalysesConfig() or config.connect is not None:
         section = "analyses" if config.connect is None else "connect"
         raise BadSweep(
-            f"{section}: not together with search, whose arms have settings of their own; run the winners as a sweep"
+            f"{section}: cannot be combined with search, whose arms have settings of their own; run the winners as a sweep"
         )
     if config.resources.sparse.num_workers > 1:
         raise BadSweep("resources.sparse: several workers for one network, which a search does not do: 1 GPU at most")
@@ -180,7 +180,7 @@ def _check_space(config: SweepConfig) -> list[str]:
     for point, where in points:
         for name in point:
             if name.split(".")[0] not in SECTIONS:
-                raise BadSweep(f"search.space: {name} is no setting that a search can change ({', '.join(SECTIONS)})")
+                raise BadSweep(f"search.space: {name} is not a setting that a search can change ({', '.join(SECTIONS)})")
             if name.endswith(".precision") and point[name] == AUTO:
                 raise BadSweep(f"{where}: {name}: auto may differ from machine to machine: name the precisions to try")
         try:
@@ -236,7 +236,7 @@ def _search(
     graph = scan_of(shared, run.store, lambda line: console.print(Text(line, style="yellow")))
     status = StatusFile(run.folder)
 
-    def also(graph: Graph, epochs: int) -> list[str]:
+    def on_update(graph: Graph, epochs: int) -> list[str]:
         status.update(graph, epochs, meter.used)
         return []
 
@@ -247,7 +247,7 @@ def _search(
 
     try:
         if not graph.finished:
-            compute(shared, graph, run, dataset, console, command, joining, meter, also)
+            compute(shared, graph, run, dataset, console, command, joining, meter, on_update)
         _run_studies(ahead, run.store, dataset, report, joining, meter)
     except KeyboardInterrupt:
         status.update(graph, 0, meter.used, state="stopped", note=f"stopped{signals.was_asked().why}")

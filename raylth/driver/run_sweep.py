@@ -15,7 +15,7 @@ from raylth.common.exit_codes import ExitCode
 from raylth.config.sweep import SweepConfig
 from raylth.core.data import Dataset
 from raylth.core.data.streamed.dataset import ImageFiles, has_ffcv
-from raylth.driver.compute import compute, how_to_go_on
+from raylth.driver.compute import compute, how_to_resume
 from raylth.driver.prepare import Prepared, check_space, prepare
 from raylth.driver.run_record import Run
 from raylth.driver.summarise import show_failures, show_results
@@ -62,7 +62,7 @@ def _interrupted(sweep: Prepared, console: Console, command: Sequence[str]) -> i
         sweep.recorder.close(seconds=INTERRUPTED_SECONDS)
     why = signals.was_asked().why
     sweep.status.update(sweep.graph, 0, sweep.meter.used, state="stopped", note=f"stopped{why}" if why else "")
-    console.print(f"\nstopped{why}: {how_to_go_on(sweep.graph, command)}", highlight=False, soft_wrap=True)
+    console.print(f"\nstopped{why}: {how_to_resume(sweep.graph, command)}", highlight=False, soft_wrap=True)
     return ExitCode.INTERRUPTED
 
 
@@ -86,7 +86,7 @@ def _summarise(sweep: Prepared, console: Console, command: Sequence[str]) -> int
         return ExitCode.FAILED
     show_failures(graph, sweep.run, console)
     if not graph.finished:
-        console.print(f"{sweep.meter.exhausted}; raise it. {how_to_go_on(graph, command)}", highlight=False, soft_wrap=True)
+        console.print(f"{sweep.meter.exhausted}; raise it. {how_to_resume(graph, command)}", highlight=False, soft_wrap=True)
         return ExitCode.BUDGET
     return ExitCode.FAILED if {"failed", "blocked"} & set(graph.states.values()) else ExitCode.OK
 
@@ -98,7 +98,7 @@ def _hints(dataset: Dataset) -> list[str]:
     hints, memory = [] if has_ffcv() else [NO_FFCV], psutil.virtual_memory().total
     if dataset.bytes > memory:
         sizes = f"{in_units(dataset.bytes)} of images and {in_units(memory)} of memory"
-        hints.append(f"{sizes}: the disk sets the pace; files with --jpeg-share 1 are smaller (docs/guides/imagenet.md)")
+        hints.append(f"{sizes}: the disk limits the speed; files with --jpeg-share 1 are smaller (docs/guides/imagenet.md)")
     return hints
 
 
@@ -106,4 +106,4 @@ def _nothing_to_train(graph: Graph, name: str) -> str:
     number, done = len(graph.stages), sum(state == "done" for state in graph.states.values())
     if done == number:
         return f"{name}: nothing to train, all {number} stages are in the store"
-    return f"{name}: nothing to train, {done} of {number} stages are done, and what diverged is not tried again"
+    return f"{name}: nothing to train, {done} of {number} stages are done, and diverged ones are not tried again"

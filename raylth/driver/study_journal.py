@@ -75,7 +75,7 @@ def _mend(file: Path, note: Callable[[str], None]) -> None:
             f"and the whole is kept as {aside.name}"
         )
     else:
-        note(f"{file}: its last record was cut off and is dropped")
+        note(f"{file}: its incomplete last record is dropped")
     with file.open("r+b") as journal:
         journal.truncate(sum(map(len, lines[:whole])))
         os.fsync(journal.fileno())

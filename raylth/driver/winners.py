@@ -35,7 +35,7 @@ class Winner:
 
 
 def winners_of(study: "Study") -> list[Winner]:
-    """Return a study's best, or its Pareto front; none when no training went to its end."""
+    """Return a study's best, or its Pareto front; none when no training completed."""
     return [
         Winner(study.title, study.arms, trial.params, study.repeat, edges(study.search.space, trial.params))
         for trial in study.winners()

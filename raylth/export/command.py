@@ -27,7 +27,7 @@ examples:
   python -m raylth.export s3://bucket/store 3f1c0a --format onnx --out ticket
 """
 EPILOG = """\
-KEY is the column `key` of the results, or enough of its beginning; networks are dense, pruned (imp) or sparse.
+KEY is the column `key` of the results, or a unique prefix of it; networks are dense, pruned (imp) or sparse.
 
 formats:
   safetensors  model.safetensors, mask.safetensors (1 alive, 0 pruned), and model.pt2 for torch.export.load
@@ -38,7 +38,7 @@ Each has a model card (README.md), config.json, and load.py, which loads the net
 
 """
 STATUSES = {
-    ExitCode.OK: "the folder is there",
+    ExitCode.OK: "the folder was written",
     ExitCode.BAD_INPUT: "bad input, and nothing was written",
     ExitCode.INTERRUPTED: "interrupted",
 }
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("store", metavar="STORE", help="the store (`storage` in the sweep file)")
-    parser.add_argument("key", metavar="KEY", help="the network's `key` in the results, or enough of its beginning")
+    parser.add_argument("key", metavar="KEY", help="the network's `key` in the results, or a unique prefix of it")
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="(default: safetensors)")
     parser.add_argument("--out", metavar="FOLDER", help="a new folder (default: ./<first 12 of KEY>-<format>)")
     return parser

@@ -24,7 +24,7 @@ Random Initialization: Aligning Lottery Ticket Masks using Weight Symmetry*, ICM
 STAGES = {
     "dense": "network {network}, trained densely",
     "imp": "network {network}, pruned by round {imp_round} of iterative magnitude pruning and fine-tuned",
-    "mask": "a pruned network that was brought to the sweep as a file",
+    "mask": "a pruned network that was supplied to the sweep as a file",
 }
 FILES = {
     "safetensors": {

@@ -1,4 +1,4 @@
-"""One network of a store's results, with all that the store knows of where it came from."""
+"""One network of a store's results, with all that the store knows of its provenance."""
 
 import contextlib
 import json
@@ -119,7 +119,7 @@ def _find_row(store: Store, beginning: str) -> dict[str, Any]:
     keys = found["key"].unique()
     if len(keys) > 1:
         shown = ", ".join(key[:16] for key in keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
-        raise ValueError(f"{beginning!r} is the beginning of {len(keys)} keys ({shown}): give more of it")
+        raise ValueError(f"{beginning!r} is a prefix of {len(keys)} keys ({shown}): give a longer one")
     if len(keys) == 0:
         raise ValueError(f"{store.root}: {_instead(store, beginning)}: {NAMED_BY}")
     finished = found[found["status"] == "done"]
@@ -138,7 +138,7 @@ def _instead(store: Store, beginning: str) -> str:
     folder = store.root / "artefacts" / beginning[:2]
     others = [key for key in folder.names() if key.startswith(beginning)] if len(beginning) > 1 else []
     if len(others) == 1 and store.has(others[0]):
-        return f"{beginning!r} was made by the stage {store.kind(others[0])!r}, and is no trained network"
+        return f"{beginning!r} was made by the stage {store.kind(others[0])!r}, and is not a trained network"
     return f"no network has the key {beginning!r}"
 
 

@@ -6,11 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 
 from raylth.common import signals
-from raylth.common.exit_codes import ExitCode
+from raylth.common.exit_codes import ExitCode, describe
 from raylth.common.importing import uncollected
 from raylth.store import Location, locate
 
 __all__ = ["main", "make_parser"]
+
+STATUSES = {
+    ExitCode.OK: "",
+    ExitCode.BAD_INPUT: "there is nothing to report on",
+    ExitCode.INTERRUPTED: "interrupted, except with --watch",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -19,7 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m raylth.report",
         description="Write the report of a sweep, finished or not: report.html, figures and tables.\n\nexamples:\n"
         "  python -m raylth.report raylth-store\n  python -m raylth.report raylth-store/runs/RUN --out report --watch 60",
-        epilog="exit status: 0; 2 nothing is there to report; 130 interrupted, unless with --watch",
+        epilog=describe(STATUSES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("place", metavar="STORE_OR_RUN", help="a store, for all its sweeps, or one run, <store>/runs/<run>")

@@ -43,7 +43,7 @@ FIGURES: tuple[FigureEntry, ...] = (
     Entry(
         "search",
         "The search",
-        "Trials that went to their end, judged on held-out training samples; lines: the best so far, or the Pareto front.",
+        "Completed trials, evaluated on held-out training samples; lines: the best so far, or the Pareto front.",
         lambda frames, title: search_figure(frames.search, title),
         lambda frames: not frames.search.empty,
     ),
@@ -81,7 +81,7 @@ FIGURES: tuple[FigureEntry, ...] = (
     ),
     Entry(
         "imp_barriers",
-        "From dense A to its pruned selves",
+        "From dense A to its pruned networks",
         "Paper, Figure 4a: the barrier on the line from dense A to every round of IMP, test split; bars: 95 % interval over "
         "replicates. Barriers are maxima, which noise raises.",
         lambda frames, title: imp_barriers(frames.barriers, title),

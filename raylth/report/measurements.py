@@ -1,4 +1,4 @@
-"""Analyses of one's own in the report: a table for each, and its figure where it brings one."""
+"""Analyses of one's own in the report: a table for each, and its figure if it has one."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ def measurement_figure(measurements: pd.DataFrame, name: str, title: str) -> Fig
     """Draw an analysis' own figure; NothingToShow, with the reason, where it has none."""
     found = analysis_of(name)
     if found is None or found.figure is None:
-        raise NothingToShow(f"{short_name(name)} brings no figure" if found else f"{name} is not on this machine")
+        raise NothingToShow(f"{short_name(name)} has no figure" if found else f"{name} is not on this machine")
     made = found.figure(wide_measurements(measurements, name), title)
     if not isinstance(made, Figure):
         raise TypeError(f"expected a matplotlib Figure, found a {type(made).__name__}")

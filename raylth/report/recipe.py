@@ -45,7 +45,7 @@ def recipe_of(manifest: dict[str, Any] | None, *, searched: bool = False) -> Rec
     """
     config = (manifest or {}).get("config")
     if not config:
-        return Recipe((Difference("the run has no manifest, so nothing is known of its recipe", moves=True),))
+        return Recipe((Difference("the run has no manifest, so its recipe is unknown", moves=True),))
     data, model = _value(config, "data.name"), _value(config, "model.name")
     paper = paper_accuracy()
     known = sorted(set(zip(paper["dataset"], paper["model"], strict=True)))

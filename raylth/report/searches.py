@@ -67,7 +67,7 @@ def search_figure(trials: pd.DataFrame, title: str) -> Figure:
     Pareto front. Raises ValueError when there was no search."""
     ended = trials[trials["state"] == "complete"]
     if ended.empty:
-        raise ValueError("no trial has gone to its end")
+        raise ValueError("no trial has completed")
     is_front = ended["model_sparsity"].notna().any()
     figure = new_figure(SINGLE, 3.6, title)
     axis = figure.subplots()

@@ -14,7 +14,7 @@ __all__ = ["findings"]
 
 DENSE = {"A", "B", "pi(A)", "pi^-1(B)"}  # ends that are of no cell
 LEVEL = 0.05
-HOW = {"plain": "as they are", "reset": "with batch norm's statistics reset", "repair": "after REPAIR"}
+HOW = {"plain": "with plain interpolation", "reset": "with batch norm's statistics reset", "repair": "after REPAIR"}
 
 
 def findings(
@@ -158,15 +158,15 @@ def _bases(between: str) -> list[str]:
 
 
 def _rise(rows: pd.DataFrame) -> str:
-    """Say what the error does on lines, by correction: its barrier, and its signed height in the middle."""
+    """Say the error barrier of lines by correction, with the signed rise at the midpoint."""
     parts = []
     for row in barrier_means(rows, ["correction"]).to_dict("records"):
         middle = with_interval_text(row, "error_mid", signed=True)
-        middle = f", {middle} in the middle" if middle else ""
+        middle = f", {middle} at the midpoint" if middle else ""
         parts.append(f"{with_interval_text(row, 'error_barrier')} points {HOW[row['correction']]}{middle}")
     number = _counted(rows["key"].nunique(), "line")
     interval = " and 95 % interval" if rows["key"].nunique() > 1 else ""
-    return f"the test error rises by {'; '.join(parts)} (mean{interval} of {number})"
+    return f"the test error barrier is {'; '.join(parts)} (mean{interval} of {number})"
 
 
 def _ensembles(ensembles: pd.DataFrame, results: pd.DataFrame) -> list[str]:

@@ -1,4 +1,4 @@
-"""What all figures share: one colour and one marker per arm, told apart in grey print and by colour-blind eyes."""
+"""What all figures share: one colour and one marker per arm, distinguishable in grey print and by colour-blind readers."""
 
 import textwrap
 from collections import Counter
@@ -77,7 +77,7 @@ def looks_of(arms: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict[str,
 def legend_below(figure: Figure, axes: Iterable[Axes], caption: str, order: Iterable[str] = ()) -> None:
     """Write the names of all panels' lines below them, in as many columns as a narrow screen shows, and a caption.
 
-    Names in `order` come last, as they stand there.
+    Names in `order` come last, in that order.
     """
     found = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     last = [name for name in order if name in found]

@@ -43,7 +43,7 @@ DIFFERENT = "differ in a setting"
 def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (width, sparsity, rewind_epoch, arm): `mean`, `std` (n - 1) of test accuracy in percent, and `n`.
 
-    An arm matched at several epochs of B has one row each, told apart in `label`. Only networks that finished count; `lost`
+    An arm matched at several epochs of B has one row each, distinguished by `label`. Only finished networks count; `lost`
     is the number of those that diverged or failed, and where all did, `mean` is missing. Raises ValueError when runs that
     differ in another setting meet in one row: a replicate has one network there.
     """
@@ -223,7 +223,7 @@ def barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
     `loss_mid` (nats) is a mean over replicates, with its 95 % confidence interval in `_low` and `_high`. That is Student's t:
     the bootstrap of n = 3 has ten samples, and its intervals are too short by far; where t would go below 0, which no barrier
     can, it is cut there. A barrier is a maximum, clipped at 0, so noise raises it; the middle has no such bias. Where masks
-    bring a network of their own, there is a match, and a row, per sparsity.
+    provide their own network, there is a match, and a row, per sparsity.
     """
     cell = [*MATCH, "correction", "split"]
     return barrier_means(matched_lines(barriers), cell)

@@ -1,4 +1,4 @@
-"""Writes to the store that continue behind a training."""
+"""Writes to the store in the background of a training."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -97,7 +97,7 @@ def _computed(stage: Stage, context: Context) -> dict[str, Artefact]:
 def _prepared(stage: Stage, context: Context) -> Trainee:
     prepare = kind_of(stage.kind).prepare
     if prepare is None:
-        raise StageFailed(f"{stage.name} is no training")
+        raise StageFailed(f"{stage.name} is not a training")
     return prepare(stage, context)
 
 

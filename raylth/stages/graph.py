@@ -150,7 +150,7 @@ class Graph:
                 self._block(key, self.blockers.get(parent, parent))
 
     def lose(self, artefact: str) -> Stage:
-        """Note that an artefact which was there is gone: the stage that produces it must run again.
+        """Note that an artefact was lost: the stage that produces it must run again.
 
         Children that wait continue waiting for it; returns the stage.
         """

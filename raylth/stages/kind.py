@@ -1,4 +1,4 @@
-"""What a kind of stage is: everything that planning, execution, scheduling and results ask about it, in one object."""
+"""A kind of stage: everything that planning, execution, scheduling and results need to know about it, in one object."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

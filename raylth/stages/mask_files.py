@@ -56,17 +56,17 @@ def read_mask_file(path: str | Path, network: nn.Module, *, prune_shortcuts: boo
 
 
 def export_mask(store: Store, key: str, path: str | Path, *, with_network: bool = False) -> None:
-    """Write the mask of an artefact (column `key` of the results) to a file that others can read, in one step.
+    """Write the mask of an artefact (column `key` of the results) to a file in a common format, atomically.
 
     The mask alone is one uint8 tensor of 0 and 1 per weight; with its network it is the state dict of
-    `torch.nn.utils.prune`. The ending decides the format: .safetensors, or .pt for `torch.load`.
-    Raises ValueError for another ending and for a key that the store does not hold, KeyError when the artefact has no mask.
+    `torch.nn.utils.prune`. The suffix decides the format: .safetensors, or .pt for `torch.load`.
+    Raises ValueError for another suffix and for a key that the store does not hold, KeyError when the artefact has no mask.
     """
     path = Path(expanded(str(path)))
     _check_ending(path)
     if not store.has(key):
         raise ValueError(
-            f"{store.root}: there is no artefact {key!r} here; the column `key` of its results names those that are"
+            f"{store.root}: there is no artefact {key!r} here; the column `key` of its results lists those that are"
         )
     alive = {name: torch.tensor(array) for name, array in store.tensors(key, "mask").items()}
     if with_network:
@@ -103,7 +103,7 @@ def _decode(path: Path, data: bytes) -> dict[str, Tensor]:
 
 def _check_ending(path: Path) -> None:
     if path.suffix not in FORMATS:
-        raise ValueError(f"{path.name}: the ending is none of {', '.join(FORMATS)}")
+        raise ValueError(f"{path.name}: the suffix is not one of {', '.join(FORMATS)}")
 
 
 def _check_weights(weights: dict[str, Tensor], network: nn.Module) -> None:

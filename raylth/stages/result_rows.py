@@ -20,7 +20,8 @@ LABELS = (
 def result_rows(plan: Plan, graph: Graph, store: Store, run: str, keys: Iterable[str] | None = None) -> Rows:
     """Return the rows of each dataset: "results" (networks), "curves" (epochs), "permutations" (groups of a match),
     "barriers" (corrections and splits of a line), "lines" (its points), "planes" (their points), "ensembles" (sets of
-    networks) and "masks" (layers of a mask, or of two), of all stages or of those with the given keys.
+    networks), "masks" (layers of a mask, or of two) and "measurements" (quantities of a custom analysis), of all stages or of
+    those with the given keys.
 
     A network has a row as soon as it is done, and also when it diverged or failed (`status`, with the reason in `error`).
     """

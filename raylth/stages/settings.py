@@ -1,6 +1,7 @@
 """What each kind of stage reads: frozen settings, and the one way in which they become the JSON behind a stage's key.
 
-A field with a default came later, or means nothing for some stages: at its default it is omitted, so that keys stay valid.
+A field with a default was added later, or does not apply to some stages: at its default it is omitted, so that keys stay
+valid.
 """
 
 from collections.abc import Mapping
@@ -147,7 +148,7 @@ class TransformSettings(Serializable):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnTransformSettings(TransformSettings):
-    """A transform that is a function of an arm of one's own."""
+    """The transform of a custom arm, which is a function."""
 
     code: str | None  # `code_of` it; None for an installed library's
 

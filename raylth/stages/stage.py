@@ -31,7 +31,7 @@ def stage_key(kind: str, settings: StageSettings, parents: Mapping[str, str], *,
 class Stage(Generic[S_co]):
     """One unit of work, with the settings of its kind."""
 
-    kind: str  # "dense", "imp", "mask", "match", "sparse", "connect", "plane", "overlap" or "ensemble"
+    kind: str  # a name in `raylth.stages.kinds.KINDS`
     key: str  # of the artefact that it publishes last
     settings: S_co  # the science settings that it reads
     parents: dict[str, str]  # role -> key of an artefact

@@ -179,7 +179,7 @@ def _program(networks: Sequence[nn.Module], recipe: Recipe, context: Context) ->
         if len(networks) > 1 or not is_out_of_memory(error):
             raise
         release_memory(error)  # the proof takes more than the training: in bf16 a second one, in float32
-        engine, passed_over = "eager", [f"engine {context.engine!r} is not used: out of memory while it was proved"]
+        engine, passed_over = "eager", [f"engine {context.engine!r} is not used: out of memory while it was verified"]
     for line in passed_over:
         context.note(line)
     return make_program(networks, engine)

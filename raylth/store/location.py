@@ -1,6 +1,6 @@
-"""Where bytes lie: a folder of a disk or of NFS, or a prefix of a bucket (s3://, gs://), behind one small interface.
+"""Where bytes are stored: a folder of a disk or of NFS, or a prefix of a bucket (s3://, gs://), behind one small interface.
 
-Both keep one promise: what is written under a name is there whole or not at all, whatever dies meanwhile.
+Both keep one promise: what is written under a name is there completely or not at all, whatever dies meanwhile.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class Location(ABC):
 
     @abstractmethod
     def write(self, data: bytes, *, durable: bool = True) -> None:
-        """Write a file, all of it or nothing, replacing what was there; folders come about by themselves.
+        """Write a file, all of it or nothing, replacing what was there; folders are created as needed.
 
         With `durable` it is on the medium when this returns. Raises OSError; nothing half-written is visible.
         """
@@ -95,7 +95,7 @@ class Location(ABC):
 
     @abstractmethod
     def move(self, target: "Location") -> None:
-        """Move a folder to `target`, which is of the same kind; the target's folder comes about by itself."""
+        """Move a folder to `target`, which is of the same kind; the target's folder is created as needed."""
 
 
 class DiskLocation(Location):
@@ -224,7 +224,7 @@ class BucketLocation(Location):
                 stream.write(data)
             size = self.system.get_file_info(self.path).size
             if size != len(data):
-                raise OSError(f"{size} bytes arrived of {len(data)}")
+                raise OSError(f"{size} of {len(data)} bytes received")
 
         self._ask(write)
 

@@ -1,4 +1,4 @@
-"""Which process wrote something into a store, so that others can tell whether it is still there."""
+"""Which process wrote something into a store, so that others can check whether it is still alive."""
 
 import os
 from collections.abc import Mapping

@@ -47,7 +47,7 @@ class NewerStore(RuntimeError):
 
 
 class Store:
-    """The artefacts below one location: a path, s3:// or gs://. Values in, files out: it holds no state but the place."""
+    """The artefacts below one location: a path, s3:// or gs://. It has no state besides the location."""
 
     def __init__(self, root: str | Path | Location) -> None:
         self.root = root if isinstance(root, Location) else locate(root)
@@ -175,7 +175,7 @@ class Store:
         return decode_tensors(self.read(key, name))
 
     def set_aside(self, key: str) -> Location:
-        """Move a broken artefact out of the way, so that its stage is computed again; returns where it lies now."""
+        """Move a broken artefact aside, so that its stage is computed again; returns its new location."""
         target = self.root / "broken"
         number = sum(1 for name in target.names() if name.startswith(key))
         aside = target / f"{key}-{number}"

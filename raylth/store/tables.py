@@ -157,7 +157,7 @@ DATASETS = {
             ("expected_jaccard", pa.float64()),  # of two masks of these densities that have nothing to do with each other
         ]
     ),
-    "measurements": pa.schema(  # of analyses of one's own
+    "measurements": pa.schema(  # of custom analyses
         [
             *_NETWORK,
             ("analysis", pa.string()),  # its name in the sweep file
@@ -248,7 +248,7 @@ def _read(path: Location) -> pa.Table | None:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, StorageUnreachable) or (isinstance(error, OSError) and error.errno is not None):
             raise  # the disk or the bucket, not the file
-        raise HarmedTable(f"{path}: no whole Parquet table ({str(error).splitlines()[0][:80]})") from error
+        raise HarmedTable(f"{path}: not a complete Parquet table ({str(error).splitlines()[0][:80]})") from error
     names = [RENAMED.get(name, name) for name in table.column_names]
     return table.rename_columns(names).replace_schema_metadata(table.schema.metadata)  # which the renaming drops
 

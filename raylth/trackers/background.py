@@ -47,7 +47,7 @@ class Background:
             self.thread.start()
 
     def close(self, seconds: float = float("inf")) -> None:
-        """Wait until all is written: as long as the exporter gets on, or at most that many seconds."""
+        """Wait until all is written: as long as the exporter makes progress, or at most that many seconds."""
         if self.thread is None:
             return
         self.closing.set()
@@ -82,7 +82,7 @@ class Background:
     def _switch_off(self, reason: str) -> None:
         if not self.is_off:
             self.is_off = True
-            then = "the sweep's own results are whole, and the same command writes there what is missing"
+            then = "the sweep's own results are complete, and the same command writes what is missing there"
             self.notes.append(f"{self.setting}: {reason}; {then}")
 
 

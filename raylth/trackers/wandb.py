@@ -82,7 +82,7 @@ def check_login() -> None:
     except wandb.Error as error:
         raise ValueError(f"log.wandb: {error}") from error
     if not known:
-        raise ValueError("log.wandb: W&B knows no key for mode online: set WANDB_API_KEY or run wandb login")
+        raise ValueError("log.wandb: W&B has no API key for mode online: set WANDB_API_KEY or run wandb login")
 
 
 def _settings() -> "wandb.Settings":

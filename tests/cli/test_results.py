@@ -306,11 +306,11 @@ def test_a_harmed_table_is_left_out_with_its_name_and_written_anew(finished, tmp
         "a flipped footer": whole[:-6] + b"zzPAR1",
     }
     file.write_bytes(harmed[harm])
-    with pytest.warns(UserWarning, match=f"{file}: no whole Parquet table"):
+    with pytest.warns(UserWarning, match=f"{file}: not a complete Parquet table"):
         assert frame(capsys, tmp_path, f"SELECT count(*) AS n FROM {dataset}")["n"].item() == 0
     recorder = Recorder(run, plan, scan(plan, store))
     (note,) = recorder.take_notes()
-    assert note.startswith(f"{file}: no whole Parquet table")
+    assert note.startswith(f"{file}: not a complete Parquet table")
     assert note.endswith("written anew from the stages")
     recorder.close()
     assert pq.read_table(file).equals(table)

@@ -149,11 +149,11 @@ def test_the_way_down_names_what_costs_on(aws, capsys):
         TagSpecifications=[{"ResourceType": "volume", "Tags": [{"Key": "ray-cluster-name", "Value": "raylth"}]}],
     )["VolumeId"]
     assert down.main(["down", file], ray=lambda _: 0) == 1
-    assert capsys.readouterr().out == f"volume {disk}: 7 GB, attached to nothing\n"
+    assert capsys.readouterr().out == f"volume {disk}: 7 GB, not attached\n"
     aws.delete_volume(VolumeId=disk)
     assert down.main(["down", file], ray=lambda _: 0) == 0
-    assert "nothing that costs is left of raylth in us-west-2" in capsys.readouterr().out
-    assert down.main(["down", file], ray=lambda _: 3) == 3, "what ray down says"
+    assert "nothing that incurs costs is left of raylth in us-west-2" in capsys.readouterr().out
+    assert down.main(["down", file], ray=lambda _: 3) == 3, "the exit status of ray down"
 
 
 def test_what_is_no_cluster_file_is_one_line(tmp_path, capsys):
@@ -162,4 +162,4 @@ def test_what_is_no_cluster_file_is_one_line(tmp_path, capsys):
     assert down.main(["down", str(tmp_path / "sweep.yaml")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert down.main(["down", str(FILES["local"])], ray=lambda _: 0) == 0
-    assert "for AWS only, and this is local" in capsys.readouterr().out
+    assert "for AWS only, and this cluster is on local" in capsys.readouterr().out

@@ -85,7 +85,7 @@ class Cluster:
         return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
     def wait_for_end(self, asking: str) -> None:
-        """Ask how the sweep gets on, as it told us to, until it has finished."""
+        """Ask for the progress of the sweep, with the command that it printed, until it has finished."""
         deadline, told = time.monotonic() + 180, ""
         while "far" not in told or ": finished, reported" not in told:
             assert time.monotonic() < deadline, told
@@ -145,7 +145,7 @@ def test_ray_up_a_sweep_and_ray_down(cluster):
     assert sent.returncode == 0, sent.stdout + sent.stderr
     assert "joining Ray at" in sent.stdout, sent.stdout
     assert cluster.machines.num_processes(0, "raylth.sweep sent/far.yaml"), "it continues without us"
-    cluster.wait_for_end(re.findall(r"^how it gets on: ray (exec .*)$", sent.stdout, re.MULTILINE)[0])
+    cluster.wait_for_end(re.findall(r"^progress: ray (exec .*)$", sent.stdout, re.MULTILINE)[0])
     rows = load_results(cluster.folder / "store")
     assert set(rows["status"]) == {"done"}
     assert set(rows.query("stage == 'dense'")["workers"]) == {2}, "one of all cores of each machine"

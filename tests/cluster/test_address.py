@@ -71,7 +71,7 @@ def nobody():
 def test_without_a_cluster_ray_is_started_here(bare):
     assert choose_cluster(None) == ("local", "")
     assert str(Joining(*choose_cluster(None)[:1])) == "starting Ray on this machine"
-    with pytest.raises(ClusterError, match="no Ray runs on this machine: ray start has left no address"):
+    with pytest.raises(ClusterError, match="Ray is not running on this machine: ray start has recorded no address"):
         choose_cluster("auto")
 
 
@@ -108,7 +108,7 @@ def test_a_cluster_of_ones_own_is_joined_and_another_users_is_not(bare, tmp_path
         assert choose_cluster(None)[0] == live, "the file may be older than the cluster, and another user's"
         monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
-        refused = rf"the Ray cluster at {live} does not take this token \(RAY_AUTH_TOKEN, .*\)"
+        refused = rf"the Ray cluster at {live} rejects this token \(RAY_AUTH_TOKEN, .*\)"
         with pytest.raises(ClusterError, match=f"{refused}; --address local starts another"):
             choose_cluster(None)
         with pytest.raises(ClusterError, match=f"{refused}$"):
@@ -128,7 +128,7 @@ def test_an_unknown_way_to_authenticate_is_refused(bare, monkeypatch):
 
 def test_a_folder_that_is_too_long_for_sockets(bare, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp/" + "t" * 115)
-    assert choose_cluster(None) == ("local", "in /tmp: TMPDIR has 120 characters, and the names of Ray's sockets leave 39")
+    assert choose_cluster(None) == ("local", "in /tmp: TMPDIR has 120 characters, and the paths of Ray's sockets leave 39")
     assert os.environ["RAY_TMPDIR"] == "/tmp"
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "r" * 115)
     with pytest.raises(ClusterError, match=r"RAY_TMPDIR: /tmp/r+ has 120 characters, .*: set RAY_TMPDIR to a shorter folder"):

@@ -81,7 +81,7 @@ def test_a_cluster_is_named_in_its_file_and_answers_the_health_check(cluster):
     assert ask.returncode == 0, ask.stderr
 
 
-def test_rays_sockets_take_what_is_said(cluster):
+def test_rays_longest_socket_path_is_as_recorded(cluster):
     _, folder = cluster
     (socket, *_) = Path(folder).glob("ray/session_2*/sockets/plasma_store")
     process = re.search(r"_(\d+)/sockets", str(socket))[1]
@@ -108,7 +108,7 @@ def _is_read(name: str) -> bool:
     return name.startswith("RAY_") and name.removeprefix("RAY_").encode() in (RAY / "core/src/ray/raylet/raylet").read_bytes()
 
 
-def test_the_head_has_its_cluster_file_where_it_is_said():
+def test_the_head_has_its_cluster_file_at_the_recorded_path():
     name = Path(ray_private.BOOTSTRAP).name
     assert f'"~/{name}"' in (RAY / "autoscaler/_private/commands.py").read_text()
 
@@ -441,7 +441,7 @@ def test_workers_for_which_there_is_no_room_are_a_timeout(cluster, tmp_path):
 
 
 @WARNS
-def test_a_worker_that_died_is_told_from_one_that_raised(cluster, tmp_path):
+def test_a_worker_that_died_is_distinguished_from_one_that_raised(cluster, tmp_path):
     from ray.train import WorkerGroupError
 
     def die():

@@ -148,7 +148,7 @@ def test_a_training_that_diverges_is_a_result_and_is_not_tried_again(sweep_file,
     assert run_here(sweep_file, *arguments) == 0
     again = capsys.readouterr().out
     assert "to run" not in again
-    assert re.match(r"tiny: nothing to train, \d+ of \d+ stages are done, and what diverged is not tried again\n", again)
+    assert re.match(r"tiny: nothing to train, \d+ of \d+ stages are done, and diverged ones are not tried again\n", again)
     assert "diverged: sparse(" in again
 
 

@@ -19,7 +19,7 @@ def test_a_signal_after_the_last_look_is_not_lost():
         work()
 
 
-def test_handlers_come_back(monkeypatch):
+def test_handlers_are_restored(monkeypatch):
     before = [signal.getsignal(number) for number in signals.SIGNALS]
     with signals.deferred() as asked:
         assert signal.getsignal(signal.SIGINT) == asked.handle

@@ -78,7 +78,7 @@ def test_python_is_named_as_it_is_typed(tmp_path, monkeypatch):
     assert typed_python() == "python3", "its folder is on the path, as in an activated environment"
 
 
-def test_the_version_is_told(capsys, monkeypatch):
+def test_the_version_is_printed(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["raylth", "--version"])
     assert main.main() == 0
     assert capsys.readouterr().out == f"raylth {version('raylth')}\n"

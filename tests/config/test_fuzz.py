@@ -440,11 +440,11 @@ BAD_TEXTS = {  # what was met once, each of a kind
     "no time": "name: !!timestamp x\n",
     "a number of many digits": "seeds: {base: 0x" + "f" * 5_000 + "}\n",
     "sexagesimal digits beyond a float": "name: 1" + ":59" * 300 + ".5\n",
-    "half a character": 'name: "\\ud800"\n',
+    "an unpaired surrogate": 'name: "\\ud800"\n',
     "no character": 'name: "\\U00110000"\n',
     "NUL": "name: \0\n",
     "UTF-16": "name: x\n".encode("utf-16"),
-    "a set, whose order is another each time": "match: {method: !!set {activation, weight}}\n",
+    "a set, whose order differs from run to run": "match: {method: !!set {activation, weight}}\n",
     "a key of several lines": '"na\\nme": x\n',
     "Python": "name: !!python/object/apply:os.system [echo]\n",
 }

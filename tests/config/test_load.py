@@ -31,7 +31,10 @@ BAD_OVERRIDES = [
     ("dense=3", "dense: expected settings below this key, found 3"),
     ("dense=", "dense: expected settings below this key, found nothing"),
     ("name=2024", "name: should be text (in quotes, if need be), found 2024"),
-    ("name=My Sweep", "name: should be of small letters, digits, - and _, the first a letter or a digit, found 'My Sweep'"),
+    (
+        "name=My Sweep",
+        "name: should be lowercase letters, digits, - and _, starting with a letter or a digit, found 'My Sweep'",
+    ),
     ("storage=''", "storage: should not be empty, found ''"),
     (f"name={'n' * 300}", "name: should have at most 100 characters, found 'nnn"),
     ("data.download=3", "data.download: should be true or false, found 3"),
@@ -55,7 +58,7 @@ BAD_OVERRIDES = [
     ("model.name=vgg11", "model.name: vgg11 needs images of at least (C, 32, 32), not (40,)"),
     ("model.widths=[0.3]", "model.widths: width 0.3 gives 38.4 channels where 128 are scaled"),
     ("data.name=cifar", "data.name: unknown data set 'cifar', did you mean 'cifar10'?"),
-    ("data.name=cifar10", "data.root: cifar10 lies in files, so data.root must name their folder"),
+    ("data.name=cifar10", "data.root: cifar10 is read from files: set data.root to their folder"),
     ("data.augment=flip_crop", "data.augment: flip_crop needs images"),
     ("data.num_train=9999", "data.num_train: mnist1d has 4000 such samples, not 9999"),
     (
@@ -90,11 +93,11 @@ def test_a_bad_value_gives_one_line_that_says_what_would_be_legal(override, mess
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("name.x=3", "name.x: name is 'quickstart', there is nothing below it"),
-        ("sparse.sparsities.0=0.5", "sparse.sparsities.0: sparse.sparsities is [0.8, 0.9], there is nothing below it"),
-        ("imp.lr.x=3", "imp.lr.x: imp.lr is 0.01, there is nothing below it"),
+        ("name.x=3", "name.x: name is 'quickstart', which has no keys"),
+        ("sparse.sparsities.0=0.5", "sparse.sparsities.0: sparse.sparsities is [0.8, 0.9], which has no keys"),
+        ("imp.lr.x=3", "imp.lr.x: imp.lr is 0.01, which has no keys"),
         ("storage.x=3", "storage: should be text (in quotes, if need be), found {'x': 3}"),
-        ("dense={lr: 1, epochs: 2, lr: 3}", "dense.lr: is there twice in 'dense={lr: 1, epochs: 2, lr: 3}'"),
+        ("dense={lr: 1, epochs: 2, lr: 3}", "dense.lr: is set twice in 'dense={lr: 1, epochs: 2, lr: 3}'"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(override, message):
@@ -112,9 +115,9 @@ def test_a_key_that_is_there_twice_is_named_with_both_lines(tmp_path):
     with pytest.raises(BadSweep) as caught:
         read_sweep(file)
     assert str(caught.value).splitlines() == [
-        f"{file}:5: dense.epochs: is there twice, in line 3 and in line 5",
-        f"{file}:9: sparse.0.a: is there twice, in line 8 and in line 9",
-        f"{file}:10: name: is there twice, in line 1 and in line 10",
+        f"{file}:5: dense.epochs: is set twice, in line 3 and in line 5",
+        f"{file}:9: sparse.0.a: is set twice, in line 8 and in line 9",
+        f"{file}:10: name: is set twice, in line 1 and in line 10",
     ]
 
 
@@ -137,13 +140,13 @@ def test_a_key_that_is_there_twice_is_named_with_both_lines(tmp_path):
             "imagenet",
             "mlp",
             {"first_resolution": 160},
-            "dense.first_resolution: mlp has other layers at 160 pixels than at 224",
+            "dense.first_resolution: mlp has different layers at 160 pixels than at 224",
         ),
         (
             "imagenet",
             "resnet50",
             {"first_resolution": 160, "resolution_ramp": [0.5, 0.5]},
-            r"dense.resolution_ramp: \[0.5, 0.5\] are not two growing shares",
+            r"dense.resolution_ramp: \[0.5, 0.5\] are not two increasing fractions",
         ),
         ("imagenet", "resnet50", {"first_resolution": 160}, None),
     ],
@@ -268,7 +271,9 @@ LATE_MISTAKES = [
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
 @pytest.mark.parametrize(("changes", "line", "message"), LATE_MISTAKES, ids=[message for *_, message in LATE_MISTAKES])
-def test_what_is_wrong_around_the_file_is_told_with_its_line(changes, line, message, options, tmp_path, capsys, monkeypatch):
+def test_mistakes_outside_the_settings_are_reported_with_their_line(
+    changes, line, message, options, tmp_path, capsys, monkeypatch
+):
     if message.startswith(("storage", "data.root")):
         options = []  # a plan writes nothing, and needs no files
     monkeypatch.chdir(tmp_path)
@@ -362,7 +367,7 @@ def test_a_plan_is_made_before_its_files_are_there(tmp_path, capsys, file, optio
     assert "trainings: about" in shown
     (line,) = warned.splitlines()
     assert reason in line
-    assert line.endswith("(needed before anything can be trained; the plan is made without it)")
+    assert line.endswith("(needed for training; the plan is made without it)")
     assert line.startswith("data.root: ")
     assert line.count("data.root: ") == 1
     assert not list(tmp_path.iterdir())
@@ -422,7 +427,7 @@ def test_two_words_for_one_setting_in_a_file_are_named(tmp_path):
     file.write_text("name: words\ndata: {name: mnist1d}\nmodel:\n  name: mlp\n  import: torchvision:resnet18\n")
     with pytest.raises(BadSweep) as caught:
         read_sweep(file)
-    said = "model.import: is another word for model.name, which is set, too: leave out one of them"
+    said = "model.import: is an alias of model.name, which is also set: remove one of them"
     assert str(caught.value) == f"{file}:5: {said}"
 
 

@@ -34,7 +34,7 @@ def test_97_percent_of_the_prunable_is_88_9_percent_of_a_resnet20():
     total = sum(alive.numel() for alive in mask.values())
     pruned = prune_global_magnitude(model.state_dict(), mask, count=round(0.97 * total))
     assert mask_sparsity(pruned) == pytest.approx(0.97, abs=1e-5)
-    assert model_sparsity(model, pruned) == pytest.approx(0.889, abs=1e-3)  # design.md 2.6
+    assert model_sparsity(model, pruned) == pytest.approx(0.889, abs=1e-3)
 
 
 def test_apply_and_check():

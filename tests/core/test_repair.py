@@ -266,7 +266,7 @@ def test_a_network_whose_blocks_began_at_nought_keeps_its_accuracy():
     assert accuracies[1] == pytest.approx(accuracies[0], abs=0.003)
 
 
-def test_repair_brings_the_barrier_of_a_planted_pair_to_zero():
+def test_repair_reduces_the_barrier_of_a_planted_pair_to_zero():
     """A and a permuted, slightly trained-on copy: a high barrier as they stand, none once matched, REPAIR never worse."""
     split = make_context(Store("unused"), load_dataset("mnist1d"), data_sha256="unused").train
     x, y = next(split.batches(2000))

@@ -70,7 +70,7 @@ def test_the_heading_stands_once_before_the_first_line(view, clock):
     assert len(lines) == 3
 
 
-def test_slow_epochs_are_told_in_seconds_and_the_last_line_once(view, clock):
+def test_slow_epochs_are_shown_in_seconds_and_the_last_line_once(view, clock):
     """An epoch of 20 s on one worker; then the sweep is finished and is still reported."""
     graph = graph_of(30)
     tell(view, clock, graph, 0, 0)

@@ -74,7 +74,7 @@ def test_a_gpu_share_gives_float32(gpus, found, machine):
     assert precisions(plan, "imp") == {"bf16"}, "its own share decides"
 
 
-def test_a_run_goes_on_as_it_was_settled_on_a_machine_of_the_other_kind(machine, tmp_path, capsys):
+def test_a_run_resumes_with_its_settled_precision_on_a_machine_of_the_other_kind(machine, tmp_path, capsys):
     config = tiny_sweep(sparse=AUTO, storage=str(tmp_path / "store"))
     store = Store(config.storage)
     machine(True)

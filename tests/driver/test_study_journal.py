@@ -53,7 +53,7 @@ def test_an_unfinished_last_record_is_dropped(journal, lost):
     (journal / JOURNAL).write_bytes(content[:-lost])
     values, notes = reopened(journal)
     assert values == [1.0, 2.0], "the third trial's end was the last record"
-    assert notes == [f"{journal / JOURNAL}: its last record was cut off and is dropped"]
+    assert notes == [f"{journal / JOURNAL}: its incomplete last record is dropped"]
 
 
 def test_zeros_that_a_power_failure_leaves_are_dropped(journal):

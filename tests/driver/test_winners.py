@@ -76,7 +76,7 @@ def test_winners_with_other_masks_are_compared_unpaired(tmp_path, setting):
     assert "unpaired" in search_findings(load_search(folder), load_results(folder))[-1]
 
 
-def test_winners_that_share_their_networks_are_pairs_and_what_one_search_leaves_open_is_said(tmp_path):
+def test_winners_that_share_their_networks_are_pairs_and_what_one_search_leaves_open_is_reported(tmp_path):
     folder = trained(tmp_path, [{"permuted": BASE, "naive": {"sparse.lr": 0.2}}])
     said = search_findings(load_search(folder), load_results(folder))[-1]
     assert "unpaired" not in said
@@ -153,7 +153,9 @@ def test_seeds_of_the_winners_are_none_that_chose_them(tmp_path):
     pairs = [{stage.labels["seed_a"] for stage in make_plan(part).stages}
              for part in (final_of(config), *(judged_by(config, repeat) for repeat in (1, 2, 3)))]  # fmt: skip
     assert len(set.union(*pairs)) == sum(map(len, pairs))
-    with pytest.raises(BadSweep, match=r"search\.final\.base: 0 is seeds\.base, so the winners would be judged on the pairs"):
+    with pytest.raises(
+        BadSweep, match=r"search\.final\.base: 0 is seeds\.base, so the winners would be evaluated on the pairs"
+    ):
         final_of(read_sweep(file, ["search.final.base=0"]))
     second = judging_base(0, 2)
     with pytest.raises(BadSweep, match=r"search\.final\.base: \d+ is the base seed of repeat 2"):
@@ -170,7 +172,7 @@ def test_a_dry_run_counts_all_repeats(tmp_path):
     assert "a search of 9 x 5 trials" in said[1]
 
 
-def test_a_summary_tells_repeats_edges_and_epochs():
+def test_a_summary_has_repeats_edges_and_epochs():
     """As the journal has them, of a study made by hand."""
     trial = types.SimpleNamespace(
         number=0, state=types.SimpleNamespace(name="COMPLETE"), params={"sparse.lr": 1.0}, values=[70.0],

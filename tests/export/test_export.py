@@ -338,10 +338,10 @@ def key_of_match(store):
         (["{nowhere}", "abc"], "nowhere/results: no results here; expected *.parquet"),
         (["ftp://x", "abc"], "ftp:// is unknown"),
         (["{store}", "xyz"], "no network has the key 'xyz': the column `key` of the results names the networks"),
-        (["{store}", ""], "'' is the beginning of "),
+        (["{store}", ""], "'' is a prefix of "),
         (
             ["{store}", "{match}"],
-            "' was made by the stage 'match', and is no trained network: the column `key` of the",
+            "' was made by the stage 'match', and is not a trained network: the column `key` of the",
         ),
         (["{store}", "abc", "--out", "s3://bucket/folder"], "--out: s3://bucket/folder is not a folder of this machine"),
         (["{store}", "abc", "--out", "{store}"], "store exists: name another folder with --out"),

@@ -36,7 +36,7 @@ def test_nohup_is_respected_and_sigterm_ends_the_sweep_in_order(start_sweep):
     output, _ = sweep.process.communicate(timeout=60)
     assert sweep.process.returncode == 130, output
     assert output.count("stopped (SIGTERM): ") == 1, output
-    assert "To resume, run the same again" in output
+    assert "To resume, run the same command again" in output
     assert "Traceback" not in output
     assert (status_of(sweep)["state"], status_of(sweep)["note"]) == ("stopped", "stopped (SIGTERM)")
 

@@ -69,7 +69,7 @@ def test_every_file_in_turn_is_named_set_aside_and_made_again(small, tmp_path, h
     assert_undisturbed(small, store)
 
 
-def test_a_store_that_was_copied_elsewhere_goes_on(small, tmp_path):
+def test_a_copied_store_resumes(small, tmp_path):
     plan, expected = small
     shutil.copytree(expected.root.path, tmp_path / "elsewhere")
     assert scan(plan, Store(tmp_path / "elsewhere")).finished
@@ -102,7 +102,7 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk_is_said_and_the_sweep_goes_on_when_there_is_space(small, tiny_disk):
+def test_a_full_disk_is_reported_and_the_sweep_resumes_when_there_is_space(small, tiny_disk):
     plan, _ = small
     ballast = tiny_disk / "ballast"
     ballast.write_bytes(b"0" * (2**21 - 100_000))

@@ -70,7 +70,7 @@ def test_kill_9_of_training_workers_in_mid_epoch(start_sweep, reference):
     wait_until(lambda: states(sweep) and sweep.num_epochs() >= 12, "training of twelve epochs")
     kill(sweep.workers())
     output = sweep.finish()
-    assert "its worker process died; started again (1)" in output
+    assert "its worker process died; restarted (1)" in output
     assert 1 <= int(incidents(output)["crashed"]) <= 2
     assert_computed_twice(reference, sweep, stages=2, epochs=5)
     work = sweep.work(reference[0])
@@ -83,7 +83,7 @@ def test_sigterm_saves_the_training_and_counts_as_preemption(start_sweep, refere
     wait_until(lambda: len(states(sweep)) >= 1, "saved state")
     kill(sweep.workers(), signal.SIGTERM)
     output = sweep.finish()
-    assert "its worker was preempted; started again in 1 s (1)" in output
+    assert "its worker was preempted; restarted in 1 s (1)" in output
     assert_computed_twice(reference, sweep, stages=2, epochs=0)
     assert_undisturbed(reference, sweep.store)
 
@@ -94,7 +94,7 @@ def test_kill_9_of_workers_that_train_several_networks_as_one(start_sweep, refer
     wait_until(lambda: len(states_of_arms(sweep, reference)) >= 2, "saved state of a pack")
     kill(sweep.workers())
     output = sweep.finish()
-    assert re.search(r"a pack of \d: its worker process died; started again in packs of at most \d", output), output
+    assert re.search(r"a pack of \d: its worker process died; restarted in packs of at most \d", output), output
     assert 1 <= int(incidents(output)["crashed"]) <= 2, "one for each worker: no member of a pack is to blame"
     assert_computed_twice(reference, sweep, stages=8, epochs=5)
     assert load_results(sweep.store.root.path)["pack"].max() >= 2
@@ -107,7 +107,7 @@ def test_sigterm_saves_every_member_of_a_pack(start_sweep, reference):
     wait_until(lambda: len(states_of_arms(sweep, reference)) >= 2, "saved state of a pack")
     kill(sweep.workers(), signal.SIGTERM)
     output = sweep.finish()
-    assert "its worker was preempted; started again in 1 s (1)" in output
+    assert "its worker was preempted; restarted in 1 s (1)" in output
     assert_computed_twice(reference, sweep, stages=8, epochs=0)
     assert_undisturbed(reference, sweep.store)
 
@@ -130,7 +130,7 @@ def test_kill_9_of_workers_in_mid_publish(start_sweep, reference):
     assert_undisturbed(reference, sweep.store)
 
 
-def test_kill_9_of_the_driver_and_the_same_command_goes_on(start_sweep, reference, capsys):
+def test_after_kill_9_of_the_driver_the_same_command_resumes(start_sweep, reference, capsys):
     sweep = start_sweep()
     wait_until(lambda: len(artefacts(sweep)) >= 7 and states(sweep), "seven artefacts and a state")
     workers = sweep.workers()
@@ -164,7 +164,7 @@ def test_a_sweep_in_a_bucket_survives_its_workers_and_the_buckets_silence(start_
         wait_until(lambda: len(sweep.store.held()) >= 4, "four artefacts")
         server.pause()
         time.sleep(5)
-        server.go_on()
+        server.resume()
         wait_until(lambda: len(sweep.store.held()) >= 7, "seven artefacts")
         kill(sweep.workers())
         output = sweep.finish()
@@ -173,7 +173,7 @@ def test_a_sweep_in_a_bucket_survives_its_workers_and_the_buckets_silence(start_
         assert_undisturbed(reference, sweep.store)
         assert set(load_results(sweep.store.root)["status"]) == {"done"}
     finally:
-        server.go_on()
+        server.resume()
         server.stop()
 
 
@@ -203,7 +203,7 @@ def raylet_of(node):
     return next(info[0].process for kind, info in node.all_processes.items() if kind == "raylet")
 
 
-def test_a_cluster_that_ends_is_said_and_the_same_command_goes_on_elsewhere(cluster, start_sweep, reference):
+def test_the_end_of_a_cluster_is_reported_and_the_same_command_resumes_elsewhere(cluster, start_sweep, reference):
     """The head is killed in mid-sweep; the next run has a Ray of its own."""
     cluster.add_node(num_cpus=1)
     sweep = start_sweep("--address", cluster.address)
@@ -212,8 +212,8 @@ def test_a_cluster_that_ends_is_said_and_the_same_command_goes_on_elsewhere(clus
         info.process.kill()
     output, _ = sweep.process.communicate(timeout=50)  # Ray alone would take 60 s
     assert sweep.process.returncode == 1, output
-    assert "does not answer any more" in output
-    assert "stages are finished and saved. To resume, run the same again:" in output
+    assert "no longer responds" in output
+    assert "stages are finished and saved. To resume, run the same command again:" in output
     local = [word for word in sweep.command if word not in ("--address", cluster.address)]
     cluster.shutdown()
     sweep.process = subprocess.Popen(local, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -222,7 +222,7 @@ def test_a_cluster_that_ends_is_said_and_the_same_command_goes_on_elsewhere(clus
     assert_undisturbed(reference, sweep.store)
 
 
-def test_a_node_that_dies_and_one_that_comes(cluster, start_sweep, reference):
+def test_a_node_that_dies_and_one_that_joins(cluster, start_sweep, reference):
     """All work of the dead node is taken up by a node that joins in mid-sweep."""
     first = cluster.add_node(num_cpus=1)
     sweep = start_sweep("--address", cluster.address)
@@ -260,7 +260,7 @@ def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, refere
     wait_until(lambda: states(sweep) and sweep.num_epochs() >= 3 and len(members(sweep)) == 2, "two workers in training")
     kill(members(sweep)[1:])
     output = sweep.finish()
-    assert "its worker process died; started again (1): worker " in output
+    assert "its worker process died; restarted (1): worker " in output
     assert incidents(output) == {"crashed": "1"}
     assert_computed_twice(reference, sweep, stages=1, epochs=5)
     assert sum(sweep.work(reference[0]).resumed.values()) >= 1, "what was saved is not trained again"
@@ -272,7 +272,7 @@ def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, refere
 
 
 @pytest.mark.timeout(600)
-def test_a_training_goes_on_with_fewer_workers_where_it_may(cluster, start_sweep, reference):
+def test_a_training_continues_with_fewer_workers_where_allowed(cluster, start_sweep, reference):
     """A node with one of two workers dies, and none comes in its place."""
     cluster.add_node(num_cpus=1)
     second = cluster.add_node(num_cpus=1)
@@ -317,7 +317,7 @@ def metadata():
 
 
 @pytest.mark.timeout(600)
-def test_a_spot_machine_with_a_notice_saves_its_training_and_another_goes_on(cluster, start_sweep, reference, metadata):
+def test_a_spot_machine_with_a_notice_saves_its_training_and_another_resumes_it(cluster, start_sweep, reference, metadata):
     """The notice is two minutes; nothing of what the machine trained is trained again."""
     first = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
     words = [sys.executable, "-m", "raylth.cluster.nodes.preemption_notice", cluster.address, "--address", "127.0.0.2"]

@@ -15,7 +15,7 @@ from tests.gpu.conftest import ROOT
 from tests.gpu.trainings import random_split, registered
 
 
-def test_a_gpu_that_is_full_is_known_its_memory_comes_back_and_it_is_healthy(card):
+def test_a_full_gpu_is_recognised_its_memory_is_freed_and_it_is_healthy(card):
     from raylth.cluster.worker import gpu
 
     def fill():
@@ -57,7 +57,7 @@ assert not gpu.is_healthy()
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
 
 
-def test_a_share_of_a_gpu_that_is_full_is_known_and_its_memory_comes_back(device):
+def test_a_full_share_of_a_gpu_is_recognised_and_its_memory_is_freed(device):
     """Tensor after tensor until a limit below the card's memory is met: known, given back, and the limit is off again.
 
     It fails where the limit's error has another name, or where the error keeps the tensors of the frames it passed through.

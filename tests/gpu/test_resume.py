@@ -33,7 +33,7 @@ def whole_run(engine, name, device):
     [("eager", "resnet20"), ("eager", "mlp"), ("graph", "resnet20"), ("graph", "attention"), ("compiled", "small"),
      ("stacked", "small")],
 )  # fmt: skip
-def test_a_training_goes_on_with_the_same_bits(device, engine, name):
+def test_a_resumed_training_has_the_same_bits(device, engine, name):
     """Two members, stopped in the middle of an epoch, before its ragged batch, and between epochs: no tolerance.
 
     It fails where something lies in a process and not in a state (a generator, a graph's buffers, what a warm-up changed),

@@ -236,7 +236,7 @@ def test_a_run_of_a_version_without_curves_has_a_report(run):
 
 
 def test_titles_of_single_figures_are_not_cut_off():
-    figure = new_figure(SINGLE, 3.6, "table15_cifar10_resnet20_early_matching: from dense A to its pruned selves")
+    figure = new_figure(SINGLE, 3.6, "table15_cifar10_resnet20_early_matching: from dense A to its pruned networks")
     figure.canvas.draw()
     box = figure._suptitle.get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width

@@ -135,7 +135,7 @@ def test_other_data_and_arms_of_a_search_are_not_the_papers():
 
 
 @pytest.mark.parametrize("data", ["cifar10", "imagenet"])
-def test_every_setting_that_makes_a_network_is_in_the_recipe_or_said_not_to_be(data):
+def test_every_setting_that_makes_a_network_is_in_the_recipe_or_listed_as_absent(data):
     """A new setting must be classed in raylth/report/data/paper_recipe.yaml."""
     recipe = paper_recipe()
     model = {"cifar10": "resnet20", "imagenet": "resnet50"}[data]

@@ -248,7 +248,7 @@ def test_barriers_of_other_widths_epochs_and_samples_are_not_pooled():
     said = [sentence for sentence in findings(pd.DataFrame(dense), barriers) if "pi(A)" in sentence]
     assert len(said) == 2
     for sentence, (width, barrier) in zip(said, ((1, 40.5), (4, 10.5)), strict=True):
-        assert f"width {width}, the test error rises by {barrier}" in sentence
+        assert f"width {width}, the test error barrier is {barrier}" in sentence
 
 
 def test_what_a_match_is_made_from_is_drawn_by_width():

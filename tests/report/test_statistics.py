@@ -166,7 +166,7 @@ def test_the_first_sentence_is_the_mean_effect_with_its_interval():
     assert [sentence.startswith(start) for sentence, start in zip(said, starts, strict=False)] == [True] * 3
 
 
-def test_an_arm_that_is_behind_and_one_that_cannot_be_told_apart():
+def test_an_arm_that_is_worse_and_one_without_a_significant_difference():
     behind = findings(sweep({"permuted": 40.0, "naive": 50.0}), NO_LINES)[0]
     assert behind.startswith("permuted is behind naive by ")
     low, high = (float(end) for end in behind.split("interval ")[1].split(",")[0].split(" to "))

@@ -80,7 +80,10 @@ def test_sentences_give_the_barriers_interval_and_the_signed_middle():
     others = lines([2.0, 3.0], between="A - B", carries_masks=None)
     said = findings(DENSE, pd.concat([rows, others]))
     (matched,) = [sentence for sentence in said if "pi(A)" in sentence]
-    assert "the test error rises by 12.5 (8.8 to 16.2) points as they are, -10.3 (-14.1 to -6.5) in the middle" in matched
+    assert (
+        "the test error barrier is 12.5 (8.8 to 16.2) points with plain interpolation, -10.3 (-14.1 to -6.5) at the midpoint"
+        in matched
+    )
     assert "mean and 95 % interval of 3 lines" in matched
     (other,) = [sentence for sentence in said if "Between A and B" in sentence]
     assert "in the middle" not in other

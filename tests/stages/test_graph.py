@@ -49,7 +49,7 @@ def test_what_exists_is_done_and_a_missing_checkpoint_is_not():
     assert take(graph) == ["a", "e"]
 
 
-def test_a_lost_artefact_is_made_again_before_its_children_go_on():
+def test_a_lost_artefact_is_recomputed_before_its_children_start():
     graph = Graph(CHAIN, done={"a", "a0", "b", "e"})
     assert take(graph) == ["c"]
     graph.retry("c")

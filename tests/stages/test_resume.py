@@ -27,7 +27,7 @@ class Stopped(Exception):
     [((0, 1), False), ((1, 0), True), ((1, 2), True), ((2, 0), False), ((2, 3), True), ((2, 4), False)],
 )
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_a_training_that_goes_on_ends_with_the_same_bits(stop_at, momentum, drop_last):
+def test_a_resumed_training_ends_with_the_same_bits(stop_at, momentum, drop_last):
     split = random_split((3, 8, 8), count=150)
     recipe = Recipe(3, lr=0.1, batch_size=32, momentum=momentum, warmup_epochs=1, drop_last=drop_last)
     whole = init_model(0, **RESNET)

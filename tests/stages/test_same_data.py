@@ -135,7 +135,7 @@ def test_diverged_trainings_and_those_of_one_broken_artefact_count_too(own, tmp_
         run_plan(plan, store)
 
 
-def test_gone_data_are_said_and_what_is_finished_is_shown(own, tmp_path):
+def test_missing_data_are_reported_and_finished_results_are_shown(own, tmp_path):
     store, plan, told = Store(tmp_path / "store"), make_plan(sweep(own)), []
     run_plan(plan, store)
     own.unlink()
@@ -301,7 +301,7 @@ def test_the_command_refuses_changed_and_wrong_data_with_one_line_and_makes_noth
             del DATASETS._entries[name]
 
 
-def test_a_load_that_draws_without_a_seed_is_said(tmp_path, monkeypatch):
+def test_a_load_that_draws_without_a_seed_is_reported(tmp_path, monkeypatch):
     (tmp_path / "drawndata.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     try:

@@ -36,7 +36,7 @@ def test_every_kind_of_stage_travels_as_json(plans):  # noqa: F811
     assert kinds == set(KINDS)
 
 
-def test_settings_cannot_be_changed_and_are_told_apart_by_all_they_hold():
+def test_settings_are_immutable_and_compared_by_all_fields():
     with pytest.raises(FrozenInstanceError):
         MODEL.width = 1.0
     assert replace(MODEL, width=0.5) != MODEL

@@ -1,4 +1,4 @@
-"""The whole method in one process, without Ray: what design.md says of weights and masks, checked on the artefacts."""
+"""The whole method in one process, without Ray: what docs/method.md says of weights and masks, checked on the artefacts."""
 
 import dataclasses
 import subprocess

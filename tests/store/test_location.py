@@ -14,7 +14,7 @@ KEY = "ab" + "0" * 62
 TENSORS = {"weights": {"w": np.arange(6, dtype=np.float32)}, "mask": {"w": np.array([True, False, True])}}
 
 
-def test_files_come_back_and_go(place):
+def test_files_are_written_read_and_deleted(place):
     root = locate(place)
     assert root.names() == []
     assert root.files() == {}
@@ -42,7 +42,7 @@ def test_a_probe_leaves_nothing_behind(place, tmp_path):
         (locate(tmp_path) / "file/store").check_writable()
 
 
-def test_folders_move_and_go(place):
+def test_folders_are_moved_and_deleted(place):
     root = locate(place)
     for name in ("x/1", "x/y/2"):
         (root / name).write(name.encode())
@@ -126,17 +126,17 @@ def test_a_bucket_that_does_not_answer_for_a_while_loses_nothing():
         store = Store(server.url("away"))
         store.publish(KEY, kind="imp", tensors=TENSORS, metrics={})
         server.pause()
-        threading.Timer(4.0, server.go_on).start()
+        threading.Timer(4.0, server.resume).start()
         start = time.monotonic()
         store.publish(KEY, kind="imp", tensors=TENSORS, metrics={"second": True})
         assert time.monotonic() - start > 2.0
         assert store.verify(KEY) == {"second": True}
     finally:
-        server.go_on()
+        server.resume()
         server.stop()
 
 
-def test_a_bucket_that_is_gone_is_named(monkeypatch):
+def test_an_unreachable_bucket_is_named(monkeypatch):
     server = BucketServer("s3")
     store = Store(server.url("gone"))
     server.stop()
@@ -145,7 +145,7 @@ def test_a_bucket_that_is_gone_is_named(monkeypatch):
         store.publish(KEY, kind="imp", tensors=TENSORS, metrics={})
 
 
-def test_a_bucket_that_does_not_exist_is_said_at_once(bucket_servers):
+def test_a_bucket_that_does_not_exist_is_reported_at_once(bucket_servers):
     start = time.monotonic()
     with pytest.raises(StorageUnreachable, match="no-such-bucket"):
         (locate(bucket_servers["s3"].url("x").replace("bucket/", "no-such-bucket/")) / "y").write(b"")

@@ -39,7 +39,7 @@ def files_of(store: Store) -> list[Path]:
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (3, 5), (2, 0, 3), (4, 4, 4)])
 @pytest.mark.parametrize("dtype", [np.bool_, np.float32, np.float64, np.int64, np.uint8])
-def test_tensors_come_back_as_they_went(shape, dtype):
+def test_tensors_are_read_as_they_were_written(shape, dtype):
     array = (np.random.default_rng(0).random(shape) * 10 > 5).astype(dtype)
     found = decode_tensors(encode_tensors({"x": array, "y": array[..., None]}))
     assert found["x"].dtype == dtype
@@ -75,7 +75,7 @@ def test_publish_and_read_back(store):
         store.read(KEY, "permutation")
 
 
-def test_a_moved_store_goes_on_working(store, tmp_path):
+def test_a_moved_store_still_works(store, tmp_path):
     shutil.move(store.root.path, tmp_path / "elsewhere")
     Store(tmp_path / "elsewhere").verify(KEY)
 

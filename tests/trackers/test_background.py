@@ -1,4 +1,4 @@
-"""Exporters in threads: what fails is tried again, what keeps failing is switched off, told once, and ends nothing."""
+"""Exporters in threads: failures are retried; one that keeps failing is switched off, reported once, and ends nothing."""
 
 import importlib.util
 import sys
@@ -40,7 +40,7 @@ def test_what_fails_twice_is_written_by_the_third_try():
     assert background.take_notes() == []
 
 
-def test_three_failures_in_a_row_switch_an_exporter_off_and_are_told_once():
+def test_three_failures_in_a_row_switch_an_exporter_off_and_are_reported_once():
     background = Background(Flaky(4), "log.flaky", pause=0.01)
     background.add(NETWORKS)
     background.close()
@@ -132,7 +132,7 @@ def test_a_tracker_of_ones_own_needs_no_name_and_its_notes_begin_with_its_settin
         ({"mlflow": "sqlite:///runs.db"}, ["mlflow", "sqlalchemy"], "alembic"),
     ],
 )
-def test_a_missing_package_is_said_before_anything_starts(log, installed, missing, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_before_anything_starts(log, installed, missing, tmp_path, monkeypatch):
     config, (setting,) = LogConfig.model_validate(log), log
     check_exporters(config)
     (tmp_path / missing).mkdir()  # W&B's own folder of files, say, is not the package

@@ -55,7 +55,7 @@ def test_every_network_has_a_run_with_its_labels_curve_and_numbers(uri, finished
             assert points(client, told, name) == [(metrics["epochs"], metrics[name])]
 
 
-def test_a_run_that_was_cut_off_is_gone_on_with(trained, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_resumed(trained, tmp_path, monkeypatch):
     uri, network = f"sqlite:///{tmp_path}/runs.db", next(network for network in trained if len(network.curve) > 2)
     monkeypatch.setattr("raylth.trackers.mlflow.MANY", 2)
     real, calls = mlflow.MlflowClient.log_batch, []
@@ -125,7 +125,7 @@ def test_a_server_that_never_answers_is_given_up(trained, monkeypatch):
 
 @pytest.mark.parametrize("uri", ["", "runs", "sqlite://runs.db", "sqllite:///runs.db", "http://", "gopher://host"])
 def test_what_is_no_tracking_uri_is_refused(uri):
-    with pytest.raises(ValueError, match="is no tracking URI"):
+    with pytest.raises(ValueError, match="is not a tracking URI"):
         LogConfig(mlflow=uri)
 
 

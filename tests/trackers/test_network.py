@@ -1,4 +1,4 @@
-"""Which networks are told of, and what."""
+"""Which networks are recorded by trackers, and with what."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ from raylth.stages import Graph, result_rows
 from raylth.trackers import networks
 
 
-def test_what_was_trained_is_told_and_nothing_else(finished, trained):
+def test_what_was_trained_is_recorded_and_nothing_else(finished, trained):
     plan, _, _ = finished
     assert [network.key for network in trained] == [stage.key for stage in plan.stages if stage.epochs]
     for network in trained:
@@ -16,13 +16,13 @@ def test_what_was_trained_is_told_and_nothing_else(finished, trained):
         assert None not in [*network.labels.values(), *network.final.values()]
 
 
-def test_a_mask_that_was_brought_along_is_no_network(finished):
+def test_a_supplied_mask_is_no_network(finished):
     plan, store, graph = finished
     rows = result_rows(plan, graph, store, "tiny-00000000")
     assert networks(rows, Graph(replace(stage, epochs=0) for stage in plan.stages)) == []
 
 
-def test_a_network_that_diverged_is_told_with_its_reason_and_one_that_failed_another_time(finished):
+def test_a_network_that_diverged_is_recorded_with_its_reason_and_one_that_failed_is_not(finished):
     plan, store, _ = finished
     diverged, failed = [stage for stage in plan.stages if stage.epochs][-2:]
     graph = Graph(plan.stages)

@@ -131,7 +131,7 @@ def online(folder, epochs, **variables):
 
 def test_a_server_without_a_key_is_refused_before_anything_starts(tmp_path):
     told = online(tmp_path, 2).splitlines()[-1]
-    assert told == "ValueError: log.wandb: W&B knows no key for mode online: set WANDB_API_KEY or run wandb login"
+    assert told == "ValueError: log.wandb: W&B has no API key for mode online: set WANDB_API_KEY or run wandb login"
     assert not (tmp_path / "there").exists()
 
 
@@ -162,5 +162,5 @@ def test_a_server_has_each_epoch_once_from_whatever_machine(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "a/b", "a" * 129])
 def test_a_project_that_wandb_would_refuse_is_refused(name):
-    with pytest.raises(ValueError, match="is no name of a W&B project"):
+    with pytest.raises(ValueError, match="is not the name of a W&B project"):
         WandbConfig(project=name)

@@ -1,4 +1,4 @@
-"""What a sweep has used of its budget, and whether machines come at all: both look at the machines now and then."""
+"""What a sweep has used of its budget, and whether machines join at all: both poll the machines."""
 
 import contextlib
 import json
@@ -77,13 +77,13 @@ def _used_before(file: Location) -> tuple[float, float]:
         return float(before["gpu_hours"]), float(before["usd"])
     except (ValueError, KeyError, TypeError) as error:
         raise ClusterError(
-            f"budget: {file} is harmed, so what the sweep has used is not known: write it anew, as "
+            f"budget: {file} is harmed, so the budget used so far is unknown: replace it by "
             '{"gpu_hours": 0, "usd": 0}, with what is true'
         ) from error
 
 
 class Watchdog:
-    """Notices that no machine has come that any waiting stage fits on."""
+    """Notices that no machine has joined on which any waiting stage fits."""
 
     def __init__(
         self, minutes: float, refusals: Callable[[], Mapping[str, str]], clock: Callable[[], float] = time.monotonic
@@ -109,7 +109,7 @@ class Watchdog:
         kind, slot, _ = waiting[0]
         refused = "; ".join(f"{name}: {why}" for name, why in self.refusals().items())
         return (
-            f"no machine with {slot} has come for {silent / 60:.0f} min ({refused or 'the cloud has refused none'}). "
+            f"no machine with {slot} has joined for {silent / 60:.0f} min ({refused or 'the cloud has refused none'}). "
             f"What else can be asked for: other types or zones in the cluster file (then ray up again), or less: "
             f"resources.{kind}.cpus, resources.{kind}.gpus"
         )

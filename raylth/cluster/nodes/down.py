@@ -1,4 +1,4 @@
-"""`python -m raylth.cluster down FILE`: ends a cluster that `ray up` made, and looks for what it left."""
+"""`python -m raylth.cluster down FILE`: shuts down a cluster that `ray up` started, and lists what is left of it."""
 
 import argparse
 import subprocess
@@ -15,9 +15,9 @@ __all__ = ["left_on_aws", "main", "make_parser"]
 
 TAG = "ray-cluster-name"
 STATUSES = {
-    ExitCode.OK: "nothing that costs is left",
-    ExitCode.FAILED: "something is",
-    ExitCode.BAD_INPUT: "no cluster file",
+    ExitCode.OK: "nothing that incurs costs is left",
+    ExitCode.FAILED: "something that incurs costs is left",
+    ExitCode.BAD_INPUT: "not a cluster file",
 }
 
 
@@ -26,16 +26,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m raylth.cluster",
         description=f"{__doc__}\n\nexample:\n  python -m raylth.cluster down cluster.yaml",
-        epilog=describe(STATUSES, "else what ray down says"),
+        epilog=describe(STATUSES, "else the exit status of ray down"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["down"], help="end the cluster, and list what it left")
-    parser.add_argument("file", help="the cluster file that `ray up` was given")
+    parser.add_argument("command", choices=["down"], help="shut down the cluster, and list what is left of it")
+    parser.add_argument("file", help="the cluster file given to `ray up`")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | None = None) -> int:
-    """Run `ray down`, then list by tag what is still alive; 0 when that is nothing, 1 when something costs on."""
+    """Run `ray down`, then list by tag what is still alive; 0 when that is nothing, 1 when something still incurs costs."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
@@ -46,13 +46,15 @@ def main(arguments: Sequence[str] | None = None, ray: Callable[[str], int] | Non
     name, provider = config["cluster_name"], config["provider"]
     status = (ray or _ray_down)(options.file)
     if provider["type"] != "aws":
-        print(f"what is left can be listed for AWS only, and this is {provider['type']}: look there yourself")
+        print(
+            f"leftovers can be listed for AWS only, and this cluster is on {provider['type']}: check there for what is left"
+        )
         return status
     left = left_on_aws(name, provider["region"])
     for line in left:
         print(line)
     if not left:
-        print(f"nothing that costs is left of {name} in {provider['region']}")
+        print(f"nothing that incurs costs is left of {name} in {provider['region']}")
     return ExitCode.FAILED if left else status
 
 
@@ -61,9 +63,9 @@ def _ray_down(file: str) -> int:
 
 
 def left_on_aws(name: str, region: str) -> list[str]:
-    """Return a line for each instance and each forgotten volume of a cluster, which cost on; found by its tag.
+    """Return a line for each instance and each detached volume of a cluster that still incurs costs, found by its tag.
 
-    A security group costs nothing, and Ray uses it again. What is shutting down counts as gone.
+    A security group costs nothing, and Ray uses it again. What is shutting down counts as ended.
     """
     import boto3
 
@@ -77,5 +79,5 @@ def left_on_aws(name: str, region: str) -> list[str]:
     for page in client.get_paginator("describe_volumes").paginate(Filters=ours):
         for volume in page["Volumes"]:
             if volume["State"] == "available":  # one in use is deleted with its machine
-                found.append(f"volume {volume['VolumeId']}: {volume['Size']} GB, attached to nothing")
+                found.append(f"volume {volume['VolumeId']}: {volume['Size']} GB, not attached")
     return found

@@ -1,4 +1,4 @@
-"""Notices that the cluster's head is gone: Ray itself would wait a minute, then end the process with words of its own."""
+"""Notices that the cluster's head is lost: Ray itself would wait a minute, then end the process with its own message."""
 
 import socket
 import threading
@@ -8,7 +8,7 @@ from types import TracebackType
 __all__ = ["HeadMonitor"]
 
 INTERVAL = 4.0  # seconds between two looks
-FAILURES = 4  # in a row, until the head counts as gone
+FAILURES = 4  # in a row, until the head counts as lost
 
 
 class HeadMonitor:

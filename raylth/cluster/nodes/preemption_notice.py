@@ -1,7 +1,7 @@
-"""Tells Ray of a spot machine's end: `python -m raylth.cluster.nodes.preemption_notice HEAD:PORT`, on each worker.
+"""Reports a preemption notice to Ray: `python -m raylth.cluster.nodes.preemption_notice HEAD:PORT`, on each worker.
 
 A spot machine learns from its cloud's metadata server that it will end, two minutes before on AWS and half a minute on
-Google Cloud. Ray is told to drain it: trainings save their state at their next step, and continue elsewhere.
+Google Cloud. Ray then drains it: trainings save their state at their next step, and continue elsewhere.
 """
 
 import argparse
@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Wait for a notice and drain this machine; returns at once where no cloud is."""
     parser = argparse.ArgumentParser(prog="python -m raylth.cluster.nodes.preemption_notice", description=__doc__)
     parser.add_argument("head", help="address of Ray's head, with its port")
-    parser.add_argument("--address", default=None, help="this machine's address in Ray (default: the one Ray takes)")
+    parser.add_argument("--address", default=None, help="this machine's address in Ray (default: the one that Ray uses)")
     options = parser.parse_args(arguments)
     why = watch(os.environ.get("RAYLTH_METADATA", METADATA))
     if why is None:
-        print("no metadata server answers: this machine gets no notice", file=sys.stderr)
+        print("no metadata server responds: this machine gets no notice", file=sys.stderr)
         return ExitCode.OK
     print(f"drained: {why}", flush=True)
     drain_machine(options.head, options.address or get_node_ip_address(), why, NOTICE_SECONDS)

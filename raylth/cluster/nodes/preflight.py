@@ -34,7 +34,7 @@ def compare(here: Mapping[str, str], there: Mapping[str, Mapping[str, str]]) -> 
     for address, found in there.items():
         for name, ours in here.items():
             if found[name] != ours:
-                raise ClusterError(f"{name} is {ours} here and {found[name]} on {address}: install the same on both")
+                raise ClusterError(f"{name} is {ours} here and {found[name]} on {address}: install the same version on both")
 
 
 def check_cluster(allow_open: bool = False) -> None:
@@ -50,8 +50,8 @@ def check_cluster(allow_open: bool = False) -> None:
         others.append("those that it may start")
     if others and not all(asks for _, asks in guarded) and not allow_open:
         raise ClusterError(
-            f"this cluster (this machine and {', '.join(others[:3])}) asks nobody for a token: who reaches its port runs "
-            f"code there. Start Ray with RAY_AUTH_MODE=token on every machine, or allow it with --without-token"
+            f"this cluster (this machine and {', '.join(others[:3])}) requires no token: whoever reaches its port "
+            f"can run code there. Start Ray with RAY_AUTH_MODE=token on every machine, or allow it with --without-token"
         )
 
 

@@ -141,7 +141,7 @@ class GraphSearcher(StageEnds, Searcher):
         return [(slot, self.shares.fewest(stages[0])) for stages, slot in self.running.values()]
 
     def see(self, alive: Mapping[str, float]) -> None:
-        """Take in what the machines have that are there now: more may have come than could be known at the start."""
+        """Update the resources of the machines: more may have joined since the start."""
         self.present = dict(alive)
         for resource in self.machines:
             self.machines[resource] = max(self.machines[resource], alive[resource])
@@ -222,7 +222,7 @@ class GraphSearcher(StageEnds, Searcher):
         if not error and result is not None:
             self.ended(stages, slot, result)
             return
-        cause, detail = self.causes.pop(trial_id, (CRASHED, "no reason known"))
+        cause, detail = self.causes.pop(trial_id, (CRASHED, "unknown reason"))
         if measuring is not None:  # no stage is to blame
             self.packs.forget(*measuring, for_good=cause not in (PREEMPTED, NOT_STARTED))
             self.graph.incidents[cause] += cause != NOT_STARTED

@@ -1,4 +1,4 @@
-"""Workers that have nothing to do for a moment are kept: starting one takes seconds, and most of them are torch's import.
+"""Briefly idle workers are kept: starting one takes seconds, and most of them are torch's import.
 
 Tune keeps one idle worker, and ends every other that becomes idle while no trial waits, as all but one do while a chain of
 pruning rounds runs. A worker that is started later may never come up: whenever another becomes free meanwhile, Tune gives

@@ -103,7 +103,7 @@ class _Pulse:
         self.pass_on()
 
     def pass_on(self) -> None:
-        """Show where the sweep stands."""
+        """Show the progress of the sweep."""
         notes, self.searcher.notes = self.searcher.notes, []
         self.watch(self.searcher.graph, self.epochs, notes)
 
@@ -119,7 +119,7 @@ class _Pulse:
             self.searcher.notes.append(silence)
         if self.meter.exhausted and not self.searcher.is_closed:
             self.searcher.is_closed = True
-            self.searcher.notes.append(f"{self.meter.exhausted}: no stage is started any more, those that run are finished")
+            self.searcher.notes.append(f"{self.meter.exhausted}: no further stage is started; running stages finish")
 
     def _read_counter(self) -> None:
         """Ask the counter without waiting; the answer is taken at a later turn."""

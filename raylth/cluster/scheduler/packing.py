@@ -120,9 +120,7 @@ class Packs:
         most = max(1, size // 2)
         for stage in stages:
             self.suspects[stage.key] = min(most, self.suspects.get(stage.key, most))
-        return (
-            [f"a pack of {size}: its worker process died; started again in packs of at most {most}: {why}"] if stages else []
-        )
+        return [f"a pack of {size}: its worker process died; restarted in packs of at most {most}: {why}"] if stages else []
 
     def must_be_measured(self, stage: Stage, slot: Slot) -> bool:
         """Whether a worker is to measure first: once for a class, the others of it run alone meanwhile."""
@@ -208,5 +206,5 @@ class Packs:
 
 
 def _training(stage: Stage) -> TrainingSettings:
-    assert isinstance(stage.settings, TrainingSettings), f"{stage.name} is no training"
+    assert isinstance(stage.settings, TrainingSettings), f"{stage.name} is not a training"
     return stage.settings

@@ -25,10 +25,10 @@ ELSEWHERE_DELAY = 2.0  # seconds until a stage that another sweep computes is as
 class StageEnds:
     """Takes the ends of stages into the graph. What a lost worker leads to depends on its cause:
 
-    - preempted: started again, however often;
-    - out of memory: started again with the next larger share of a GPU, up to a whole one; a pack, in smaller packs;
-    - the store does not answer: started again ten times, after longer and longer waits;
-    - crashed: started again `resources.retries` times; a pack, in halves until a stage is by itself;
+    - preempted: restarted, however often;
+    - out of memory: restarted with the next larger share of a GPU, up to a whole one; a pack, in smaller packs;
+    - the store does not answer: restarted ten times, with exponential backoff;
+    - crashed: restarted `resources.retries` times; a pack, in halves until a stage is by itself;
     - a stage's own error: failed at once, it would happen again.
     """
 
@@ -146,18 +146,18 @@ class StageEnds:
         wait = 0.0 if cause == CRASHED else delay(times)
         with_share = f" with {self.shares.of(stage)}" if cause == OUT_OF_MEMORY else ""
         when = f" in {wait:g} s" if wait else ""
-        self.notes.append(f"{stage.name}: {WHAT[cause]}; started again{with_share}{when} ({times}): {detail}")
+        self.notes.append(f"{stage.name}: {WHAT[cause]}; restarted{with_share}{when} ({times}): {detail}")
         self.hold(stage, wait)
 
     def _grow(self, stage: Stage, times: int, detail: str) -> str | None:
         """Give a stage that ran out of memory the next larger share; return why it is given up, None when it is not.
 
-        A stage on the CPU keeps its share: it is started again when others may have given memory back.
+        A stage on the CPU keeps its share: it is restarted when others may have given memory back.
         """
         slot = self.shares.of(stage)
         if self.shares.grow(stage) or (slot.gpus == 0 and times <= self.resources.retries):
             return None
-        return f"out of memory {times} times, at last with {slot}: {detail}"
+        return f"out of memory {times} times, most recently with {slot}: {detail}"
 
     def _learn(self, stage: Stage, taken: int) -> None:
         """Take in what a stage took that had a GPU to itself."""

@@ -51,7 +51,7 @@ class TrialScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Note the cause; Tune calls this just before the searcher."""
         if ray_private.is_resetting(tune_controller, trial):  # and it stays there when that fails
-            self.causes[trial.trial_id] = NOT_STARTED, "the idle worker that was to run it is gone"
+            self.causes[trial.trial_id] = NOT_STARTED, "the idle worker assigned to it has ended"
             return
         error = ray_private.error_of_trial(trial)
         raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error

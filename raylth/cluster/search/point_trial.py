@@ -1,4 +1,4 @@
-"""The Tune trial of a search: trains the networks of one point, and reports their accuracy as it comes about."""
+"""The Tune trial of a search: trains the networks of one point, and reports their accuracy during training."""
 
 import contextlib
 import queue
@@ -64,7 +64,7 @@ class Clock:
 
 
 class PointTrial(tune.Trainable):
-    """Trains the networks of one point, and reports their accuracy on the holdout as it comes about.
+    """Trains the networks of one point, and reports their accuracy on the holdout during training.
 
     They are stages as any: what the store holds already is not trained, and what several points share is trained once. The
     training runs in a thread that waits at each report until Tune wants the next.

@@ -74,7 +74,7 @@ class Study:
         return self.record.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
     def winners(self) -> list[FrozenTrial]:
-        """Return the best trial, or the Pareto front; none when no training went to its end."""
+        """Return the best trial, or the Pareto front; none when no training completed."""
         try:
             if len(self.search.objectives) == 1:
                 return [self.record.best_trial]
@@ -124,8 +124,8 @@ def search_on_ray(
 ) -> None:
     """Run what is left of a study's trials; Ray is there already. `report` is called with a line for each trial's end.
 
-    `nodes` is what machines have, also those that may come. When the budget of `meter` is used up no trial is started any
-    more, and those that run are finished.
+    `nodes` is what machines have, also those that may come. When the budget of `meter` is used up no further trial is
+    started, and running ones finish.
     """
     search, slot, searcher = study.search, slot_of(study.config.resources.sparse), _searcher(study)
     tuner = tune.Tuner(
@@ -311,4 +311,4 @@ class _Reporter(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lines = str(ray_private.error_of_trial(trial) or "").strip().splitlines()
-        self.report(f"{self.study.title}: a trial failed: {lines[-1] if lines else 'no reason known'}")
+        self.report(f"{self.study.title}: a trial failed: {lines[-1] if lines else 'unknown reason'}")

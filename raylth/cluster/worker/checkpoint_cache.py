@@ -123,9 +123,9 @@ class CheckpointReader:
         return decode_tensors(buffer)
 
     def hand_over(self, kind: str, key: str) -> None:
-        """Give the actors what a dense or IMP stage has just published, so that readers need not go to the store.
+        """Give the actors what a dense or IMP stage has just published, so that readers need not read the store.
 
-        Whatever stands against it, such as a full object store: readers then go to the store.
+        If that fails, for example because the object store is full, readers use the store.
         """
         if kind not in HELD_KINDS:
             return

@@ -169,7 +169,7 @@ class StageRunner:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         release_memory(error)
         if self.work.gpus and self.work.workers == 1 and not gpu.is_healthy():
-            raise DeviceLost(f"this process cannot use its GPU any more after {line}") from error
+            raise DeviceLost(f"this process can no longer use its GPU after {line}") from error
 
     def _progress(self, key: str, epochs: int) -> None:
         self.epochs_trained(epochs)

@@ -47,7 +47,7 @@ def load_dataset(
 
     `root` and `layout` matter to data sets that lie in files only, `resolution` (pixels) to images that stay in them;
     `normalisation` "imagenet" takes ImageNet's constants for colour images in memory, in the place of their own; `num_train`
-    and `num_test` keep so many samples of each split, the first of its `stratified_order`. Raises UnknownName, and DataError
+    and `num_test` keep the first samples of each split in its `stratified_order`. Raises UnknownName, and DataError
     (one line: the path and what was expected there) for missing or corrupt files, and for data that are not what their
     DatasetInfo says (`checked`).
     """
@@ -56,7 +56,7 @@ def load_dataset(
     dataset = checked(loaded, info, name, num_train=num_train, num_test=num_test)
     if normalisation == "imagenet":
         if not isinstance(dataset, ArrayDataset):
-            raise DataError(f"data.normalisation: {name} does not lie in memory")
+            raise DataError(f"data.normalisation: {name} is not in memory")
         dataset = dataclasses.replace(dataset, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return dataset.subset(num_train, num_test)
 

@@ -30,7 +30,7 @@ def called(function: Callable[..., T], info: DatasetInfo, name: str, **settings:
     what = f"data.name: {name}: its {getattr(function, '__name__', 'load')}()"
     taken = _taken(function, settings, what)
     if function is info.load and info.from_files and "root" not in taken:
-        raise DataError(f"{what} takes no root, and its DatasetInfo says that it lies in files: def load(*, root, **_)")
+        raise DataError(f"{what} takes no root, and its DatasetInfo says that it is read from files: def load(*, root, **_)")
     try:
         return function(**taken)
     except DataError:
@@ -54,7 +54,7 @@ def _taken(function: Callable[..., Any], settings: dict[str, Any], what: str) ->
     for each in parameters:
         is_given = each.name in taken and each.kind is not each.POSITIONAL_ONLY
         if each.kind in named and each.default is each.empty and not is_given:
-            raise DataError(f"{what} asks for {each.name!r}; what it can have, by name, is {', '.join(settings)}")
+            raise DataError(f"{what} asks for {each.name!r}; available by name: {', '.join(settings)}")
     return taken
 
 
@@ -169,7 +169,7 @@ def _check_number(found: int, whole: int, asked: int | None, info: DatasetInfo, 
         return
     words = f"{name}: its {split} split has {found:,} samples"
     if not info.from_files:
-        raise DataError(f"data.name: {words}, and its DatasetInfo announces num_{split}={whole}: make them agree")
+        raise DataError(f"data.name: {words}, and its DatasetInfo says num_{split}={whole}: make them agree")
     if asked is not None:
         raise DataError(f"data.num_{split}: {asked:,} asked for, but the {split} split of {name} has {found:,} samples")
     raise DataError(

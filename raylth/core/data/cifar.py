@@ -70,7 +70,7 @@ def _load(name: str, root: str | None, layout: str, download: bool) -> ArrayData
 
 def _folder(name: str, root: str | None, layout: str) -> Path:
     if root is None:
-        raise DataError(f"data.root: {name} lies in files, so data.root must name their folder")
+        raise DataError(f"data.root: {name} is read from files: set data.root to their folder")
     if layout not in ("parquet", "torchvision"):
         raise DataError(f"data.layout: {layout!r} is not a layout of {name} (known: parquet, torchvision)")
     return Path(root)

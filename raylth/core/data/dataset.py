@@ -41,15 +41,16 @@ class Dataset(ABC):
 
     @abstractmethod
     def subset(self, num_train: int | None, num_test: int | None) -> "Dataset":
-        """Keep so many samples of each split (None: all), the first of its `stratified_order`; what is taken of a split later
-        is taken in that order, too. DataError when a split has fewer."""
+        """Keep this many samples of each split (None: all), the first of its `stratified_order`; later subsets of a split
+        are taken in that order, too. DataError when a split has fewer."""
 
     def holding_out(self, count: int) -> "Dataset":
-        """Return the data set whose test split is `count` of its training samples; its own test split is let go.
+        """Return the data set whose test split is `count` of its training samples; the original test split
+        is discarded.
 
         Raises DataError where no part can be held back.
         """
-        raise DataError("data.holdout: of these samples no part can be held back")
+        raise DataError("data.holdout: no part of these samples can be held out")
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -76,7 +77,7 @@ class ArrayDataset(Dataset):
     std: tuple[float, ...] = ()
 
     def subset(self, num_train: int | None, num_test: int | None) -> "ArrayDataset":
-        """Keep so many samples of each split (None: all), in their `stratified_order`; DataError when a split has fewer."""
+        """Keep this many samples of each split (None: all), in their `stratified_order`; DataError when a split has fewer."""
         for split, wanted, y in (("train", num_train, self.train_y), ("test", num_test, self.test_y)):
             if wanted is not None and wanted > len(y):
                 raise DataError(f"data.num_{split}: {wanted} asked for, but the {split} split has {len(y)} samples")
@@ -91,7 +92,7 @@ class ArrayDataset(Dataset):
         )
 
     def holding_out(self, count: int) -> "ArrayDataset":
-        """Return the data set whose test split is its last `count` training samples, in their order; its own is let go."""
+        """Return the data set whose test split is its last `count` training samples, in order; the original is discarded."""
         kept = len(self.train_y) - count
         return dataclasses.replace(
             self,

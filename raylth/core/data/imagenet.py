@@ -27,7 +27,7 @@ def imagenet(*, root: str | None, resolution: int | None = None, **_: object) ->
 def check(*, root: str | None, **_: object) -> None:
     """Raise DataError unless both files are there and whole; their tables are read, no image is."""
     if root is None:
-        raise DataError("data.root: imagenet lies in files, so data.root must name their folder")
+        raise DataError("data.root: imagenet is read from files: set data.root to their folder")
     for name in FILES.values():
         try:
             Beton(below(root, name))

@@ -27,10 +27,10 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a sweep can know of a data set before anything is loaded; ValueError for what no data set can be.
+    """What a sweep knows of a data set before anything is loaded; ValueError for inconsistent values.
 
-    `load` is called with those of root, layout, download and resolution that it takes, and returns a Dataset; `check` with
-    the first three.
+    `load` is called with those of root, layout, download and resolution that are among its parameters, and returns a Dataset;
+    `check` with the first three.
     """
 
     in_shape: tuple[int, ...]  # one sample's shape, without the batch; images are (C, H, W)

@@ -46,14 +46,14 @@ def split_files(names: Iterable[str], wanted: Sequence[Sequence[Sequence[str]]],
         words = next((there for group in groups if (there := [word for word in group if word in by_word])), [])
         if len(words) > 1:
             both = " and ".join(by_word[word][0] for word in words[:2])
-            raise DataError(f"{place}: {both} are of two splits, or the same one twice: leave one of them there")
+            raise DataError(f"{place}: {both} are of two splits, or the same one twice: keep only one of them")
         splits.append(by_word[words[0]] if words else [])
     folders: dict[tuple[str, ...], str] = {}
     for name in (name for files in splits for name in files):
         folders.setdefault(_configuration(name), name)
     if len(folders) > 1:
         first, other = list(folders.values())[:2]
-        raise DataError(f"{place}: {first} and {other} are of two data sets: name the folder of one of them")
+        raise DataError(f"{place}: {first} and {other} belong to two data sets: name the folder of one of them")
     for files in splits:
         _check_shards(files, place)
     return splits
@@ -76,7 +76,7 @@ def _check_shards(files: list[str], place: str) -> None:
         or (whole and len(files) > 1)
         or len(set(numbers)) < len(numbers)
     ):
-        raise DataError(f"{place}: {files[0]} and {files[-1]} are the same split twice: leave one of them there")
+        raise DataError(f"{place}: {files[0]} and {files[-1]} are the same split twice: remove one of them")
     missing = set(range(next(iter(sizes), 0))) - set(numbers)
     if missing:
         raise DataError(f"{place}: of the {sizes.pop()} files such as {files[0]}, number {min(missing):05} is missing")

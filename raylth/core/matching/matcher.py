@@ -1,6 +1,6 @@
-"""What a way of matching is, and the table of them. A sweep file names them in `match.method`.
+"""Matchers: ways of finding the permutation. A sweep file names them in `match.method`.
 
-A matcher of one's own is one more object of `Matcher`, named by its import path (`package.module:object`) or by an entry
+A custom matcher is another object of `Matcher`, named by its import path (`package.module:object`) or by an entry
 point of the group `raylth.matchers`.
 """
 

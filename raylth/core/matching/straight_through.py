@@ -36,10 +36,10 @@ def match_straight_through(
     """Find the permutation of A's units with the lowest cross-entropy at the midpoint of pi(A) and B.
 
     `batches` are (inputs, labels), as a DataLoader yields them, visited `epochs` times in an order drawn from `seed`. A copy
-    of B's weights is trained with Adam at rate `lr` relative to each tensor's deviation: its gradient is that of the loss at
-    (pi(A) + B) / 2, where pi is the weight matching of A to the copy. The midpoint runs with the statistics of its batch. Of
-    the permutations met, the one with the lowest mean loss over all batches is returned, never worse than weight matching's
-    own; the objective is that of `match_weights` against B.
+    of B's weights is trained with Adam at rate `lr` relative to each tensor's standard deviation: its gradient is that of the
+    loss at (pi(A) + B) / 2, where pi is the weight matching of A to the copy. The midpoint runs with the statistics of its
+    batch. Of the permutations visited, the one with the lowest mean loss over all batches is returned, never worse than that
+    of weight matching; the objective is that of `match_weights` against B.
     Raises ValueError for no data, or as `match_weights` does.
     """
     batches = labelled(batches, model_b)

@@ -38,9 +38,9 @@ def build_model(
     """Build the named network with its own default initialisation drawn from torch's current random state.
 
     `in_shape` is one sample's shape without the batch: (C, H, W) for images, (L,) for signals; `width` multiplies
-    every hidden width. With `init` "torch" all convolutions and linear layers are drawn as torch does by itself. `code` is
+    every hidden width. With `init` "torch" all convolutions and linear layers have torch's default initialisation. `code` is
     `code_of` of a user's own network. Raises UnknownName for a name that is not registered, ValueError for a shape
-    or width that the network cannot have and for what is no network, RuntimeError where its code is another.
+    or width that the network cannot have and for what is not a network, RuntimeError where its code differs from `code`.
     """
     check_code("model", name, MODELS[name], code)
     if not (math.isfinite(width) and width > 0):

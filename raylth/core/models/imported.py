@@ -24,7 +24,7 @@ def from_library(name: str) -> Callable[..., nn.Module] | None:
 
     def build(*, width: float, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
         if width != 1:
-            raise ValueError(f"width {width:g}: the networks of {library} have one width, which is 1")
+            raise ValueError(f"width {width:g}: networks of {library} have only width 1")
         if len(in_shape) != 3:
             raise ValueError(f"{name} takes images (C, H, W), not samples of shape {in_shape}")
         return builder(num_classes, in_shape[0])
@@ -52,7 +52,7 @@ def _torchvision(model: str) -> Callable[[int, int], nn.Module]:
     if model not in models.list_models():
         raise AttributeError(f"torchvision has no network {model!r} (torchvision.models.list_models() names those it has)")
     if model not in models.list_models(models):
-        raise AttributeError(f"torchvision:{model} is no network for classification")
+        raise AttributeError(f"torchvision:{model} is not a network for classification")
 
     def build(num_classes: int, channels: int) -> nn.Module:
         if channels != 3:

@@ -32,5 +32,5 @@ class MLP(nn.Module):
 
 @MODELS.register("mlp")
 def mlp(*, width: float, num_classes: int, in_shape: tuple[int, ...]) -> MLP:
-    """Build the MLP of three hidden layers of 128w units (design.md section 7)."""
+    """Build the MLP of three hidden layers of 128w units."""
     return MLP(math.prod(in_shape), channels(128, width), num_classes)

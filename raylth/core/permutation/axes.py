@@ -146,7 +146,7 @@ class Units:
             return [(FIXED, length), (FIXED, whole - length)]
         units = self._units[root]
         if length * units % whole:
-            raise Mismatch(f"the units of {self._names[root]!r} are cut in the middle of a run that must stay together")
+            raise Mismatch(f"the units of {self._names[root]!r} are split in the middle of a block that must stay together")
         units_left = length * units // whole
         name = self._names[root]
         left, right = self.new(name, units_left), self.new(f"{name}[{units_left}]", units - units_left)

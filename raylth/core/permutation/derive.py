@@ -23,7 +23,7 @@ def derive_spec(model: nn.Module, example_input: Tensor) -> PermutationSpec:
 
     `example_input` is a batch (B, *in_shape) that the network accepts; only its shape matters. Where the network
     computes something else in training (auxiliary classifiers), both graphs bind the groups. Each group's site is its
-    last activation in the evaluation graph, so a residual stream is watched at its last block's output (design.md 2.9).
+    last activation in the evaluation graph, so the units of a residual stream are compared at its last block's output.
     Raises UnknownOperation for an operation without a rule, with its name and source line, or a forward pass whose
     course depends on the data; ValueError for tensors that cannot be permuted one by one (`check_tensors`).
     """

@@ -49,9 +49,9 @@ class Permutation:
                 raise ValueError(f"group {name!r}: not a permutation of its {group.size} units")
 
     def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict whose units stand in the permuted order; the function it computes is unchanged.
+        """Return a state dict whose units are in the permuted order; the function it computes is unchanged.
 
-        It loads wherever `state` does.
+        It can be loaded wherever `state` can.
         """
         return like({name: self._permute(name, tensor) for name, tensor in state.items()}, state)
 

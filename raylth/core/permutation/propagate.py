@@ -78,7 +78,7 @@ class Walk:
                 except Mismatch as error:
                     raise self.unknown(node, f"an operation where {error}") from error
             elif node.target not in SIZES and any(_is_tensor(argument) for argument in node.all_input_nodes):
-                raise self.unknown(node, f"{_name(node.target)}, which gives no single tensor")
+                raise self.unknown(node, f"{_name(node.target)}, which does not return a single tensor")
 
     def _packs_outputs(self, node: fx.Node) -> bool:
         """Say whether a node only gathers outputs in a named tuple."""
@@ -129,7 +129,7 @@ class Walk:
         place = " / ".join(lines[frames[-1] : frames[-1] + 2]) if frames else "no source line known"
         return UnknownOperation(
             f"node {node.name!r} is {what}, whose symmetry is not known ({place}); write it with known operations, "
-            "or file its rule with raylth.core.permutation.derive.rule"
+            "or register a rule for it with raylth.core.permutation.derive.rule"
         )
 
 

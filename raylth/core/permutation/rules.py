@@ -1,4 +1,4 @@
-"""What each of torch's operations does to who owns which channel: the rules that a walk follows.
+"""How each of torch's operations propagates permutation groups: the rules that `Walk` applies node by node.
 
 A rule takes the walk, the traced node and, for a module, the module; it returns the layout of the node's output and
 records which axes of which parameters hold what. Source of the idea: Git Re-Basin (Ainsworth et al. 2023), whose

@@ -85,9 +85,9 @@ class PermutationSpec:
         return f"PermutationSpec({len(sizes)} groups: {', '.join(sizes[:SHOWN])}{more}; {len(self.axes)} tensors)"
 
     def watch(self, sites: str = "post_activation", stream_site: Mapping[str, int] | None = None) -> "PermutationSpec":
-        """Return the same symmetry, watched elsewhere by activation matching.
+        """Return the same symmetry with other sites at which activation matching compares units.
 
-        `stream_site` names groups and which of their sites to watch, an index into `Group.sites`: -1 is the last
+        `stream_site` maps groups to the site to compare at, an index into `Group.sites`: -1 is the last
         block's output of a residual stream, -2 the last but one. `sites` is "post_activation" or "pre_activation".
         Raises ValueError for a group or site that does not exist.
         """

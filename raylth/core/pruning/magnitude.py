@@ -23,7 +23,7 @@ def prune_global_magnitude(
     a state dict does. Give one of two: `fraction`, in [0, 1], of the alive weights, of which exactly
     `round(fraction * alive)` are pruned (Python's rounding: halves go to the even number); or `count`, how many. Ties
     break by flat index: of equal magnitudes the first in the order of `mask`, then of memory, is pruned first.
-    Returns a new mask; what was dead stays dead.
+    Returns a new mask; pruned weights stay pruned.
 
     Raises ValueError for a missing name, another shape, both or neither of `fraction` and `count`, one of them out of
     range, or an alive weight that is NaN.

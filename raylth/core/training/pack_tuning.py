@@ -79,7 +79,7 @@ def fastest_pack(
                 if not is_out_of_memory(error):
                     raise
                 release_memory(error)
-                found, passed_over = "eager", [f"engine {engine!r} cannot be used: out of memory while it was proved"]
+                found, passed_over = "eager", [f"engine {engine!r} cannot be used: out of memory while it was verified"]
             notes += passed_over[:1]
             if found != engine and len(engines) > 1:
                 continue

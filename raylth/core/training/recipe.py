@@ -36,7 +36,7 @@ class Recipe:
     unsynced_workers: int = 0  # processes whose batch norms see their own part of a batch each; 0: they see all of it
 
     def settings(self) -> dict[str, Any]:
-        """Return the fields as plain data, as keys hold them; fields that came later are omitted at their defaults."""
+        """Return the fields as plain data, as keys hold them; fields added later are omitted at their defaults."""
         return omit_defaults(asdict(self), DEFAULTS, LATER)
 
 

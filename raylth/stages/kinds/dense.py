@@ -18,7 +18,7 @@ __all__ = ["KIND", "dense"]
 def dense(stage: Stage[DenseSettings], context: Context) -> Trainee:
     """Train a network from its initialisation and publish its weights at each checkpoint epoch when it gets there.
 
-    k counts completed epochs: checkpoint "0" is the untouched initialisation (design.md 2.1).
+    k counts completed epochs: checkpoint "0" is the untouched initialisation.
     """
     network = new_network(stage.settings.model, stage.settings.init_seed, context.device)
 

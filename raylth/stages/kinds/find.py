@@ -64,7 +64,7 @@ def _checked(name: str, found: object, everything: Mask, wanted: int) -> Mask:
     mask = as_mask(found, everything, f"mask finder {name}")
     kept = num_alive(mask)
     if kept != wanted:
-        raise ValueError(f"mask finder {name}: {kept:,} weights are alive, and {wanted:,} have to be (inputs.num_alive)")
+        raise ValueError(f"mask finder {name}: {kept:,} weights are alive, and {wanted:,} are required (inputs.num_alive)")
     return mask
 
 

@@ -69,7 +69,7 @@ def _of_pair(config: SweepConfig, pair: Replicate) -> list[Stage]:
 
 
 def _custom(name: str, asked: NetworksConfig, pair: Replicate) -> list[Stage]:
-    """Plan an analysis of one's own, in the cell that its settings name."""
+    """Plan a custom analysis, in the cell that its settings name."""
     assert asked.sparsity is not None
     assert asked.rewind is not None
     moves, parents, needed = _ends(pair, f"custom.{name}.networks", asked.networks, asked.sparsity, asked.rewind)

@@ -33,7 +33,7 @@ def make_plan(config: SweepConfig) -> Plan:
 
     Raises ValueError, which starts with the setting's key path, when a sparsity cannot be reached by whole rounds of
     pruning, when a mask's file does not fit, when `match.stream_site` names what the network does not have, and when an
-    analysis needs a network that the sweep does not make; and for a plan of more than 100,000 stages.
+    analysis needs a network that the sweep does not train; and for a plan of more than 100,000 stages.
     """
     config = settle(config)
     _check_number(config, _fewest(config))

@@ -61,8 +61,8 @@ class Replicate(StageMaker):
             found = [name for name in config.sparse.arms if ARMS[name].weights_from == "A"]
             does = "starts" if len(found) == 1 else "start"
             raise ValueError(
-                f"sparse.arms: {' and '.join(found)} {does} from A's early weights, and sparse.mask_from brings the trained "
-                f"network only: leave {' and '.join(found)} out"
+                f"sparse.arms: {' and '.join(found)} {does} from A's early weights, and sparse.mask_from provides the trained "
+                f"network only: remove {' and '.join(found)}"
             )
         epochs = {name: list(config.sparse.rewinds) if name in sources else [] for name in ("A", "B")}
         if self.is_matched:
@@ -116,7 +116,7 @@ class Replicate(StageMaker):
             return self.theta[base, self.config.dense.epochs]
         if sparsity is not None and rewind is not None and (base, sparsity, rewind) in self.arms:
             return self.arms[base, sparsity, rewind]
-        raise KeyError(f"this sweep makes no network {base!r}: no arm starts from it, or sparse.mask_from takes its place")
+        raise KeyError(f"this sweep trains no network {base!r}: no arm starts from it, or sparse.mask_from replaces it")
 
     def best_match(self, sparsity: float) -> Stage:
         """Plan the match that analyses mean by pi; KeyError as `find`."""

@@ -14,7 +14,7 @@ TRAININGS = ("dense", "imp", "sparse")
 def precisions_of_auto(config: SweepConfig, recorded: Mapping[str, Precision] | None = None) -> dict[str, Precision]:
     """Return, for each kind of training with `precision: auto`, the one that is recorded, else the one for this machine.
 
-    That is bf16 where the kind asks for no GPU and this processor multiplies in it, else float32.
+    That is bf16 where the kind asks for no GPU and this processor has native bf16 instructions, else float32.
     """
     found: dict[str, Precision] = {}
     for kind in TRAININGS:

@@ -155,10 +155,10 @@ class StageMaker:
         prune_shortcuts = self.config.imp.prune_shortcuts
         path = self._mask_path(sparsity)
         try:
-            brought = read_mask_file(path, shapes_of(self.model), prune_shortcuts=prune_shortcuts)
+            provided = read_mask_file(path, shapes_of(self.model), prune_shortcuts=prune_shortcuts)
         except ValueError as error:
             raise ValueError(f"sparse.mask_from: {error}") from error
-        found = mask_sparsity(brought.mask)
+        found = mask_sparsity(provided.mask)
         if abs(found - sparsity) > SPARSITY_TOLERANCE:
             raise ValueError(
                 f"sparse.sparsities: {sparsity:g} asked for, but {path} prunes {found:.4f} of the prunable weights"
@@ -166,8 +166,8 @@ class StageMaker:
         settings = MaskSettings(
             model=self.model,
             data=self.data,
-            sha256=brought.sha256,
-            has_network=brought.weights is not None,
+            sha256=provided.sha256,
+            has_network=provided.weights is not None,
             prune_shortcuts=prune_shortcuts,
         )
         labels = {**self.labels, "network": "A", "sparsity": sparsity}

@@ -83,7 +83,7 @@ def test_all_machines_are_charged_for_as_long_as_they_were_there(tmp_path, clock
     assert meter.exhausted == "budget.gpu_hours: 6.00 of 6 GPU-hours are used"
 
 
-def test_a_later_run_goes_on_counting_and_a_larger_budget_is_one(tmp_path, clock):
+def test_a_later_run_continues_the_count_and_may_have_a_larger_budget(tmp_path, clock):
     meter = meter_of(tmp_path, clock, usd=3)
     meter.tick([WORKER])
     clock.now += 3600
@@ -97,7 +97,7 @@ def test_a_later_run_goes_on_counting_and_a_larger_budget_is_one(tmp_path, clock
     assert again.usd == pytest.approx(3.2), "while no sweep ran nothing is charged"
 
 
-def test_that_no_machine_comes_is_said_after_so_many_minutes_and_then_less_and_less_often(clock):
+def test_that_no_machine_joins_is_reported_after_so_many_minutes_and_then_less_and_less_often(clock):
     refused = {"spot-l4": "InsufficientInstanceCapacity"}
     watchdog, told = Watchdog(10, lambda: refused, clock), []
     asked = [("sparse", Slot(8, 1.0), 1), ("dense", Slot(8, 0.5), 1)]
@@ -106,7 +106,9 @@ def test_that_no_machine_comes_is_said_after_so_many_minutes_and_then_less_and_l
             told.append((minute, line))
         clock.now += 60
     assert [minute for minute, _ in told] == [10, 20, 40]
-    assert told[0][1].startswith("no machine with 8 CPU, 1 GPU has come for 10 min (spot-l4: InsufficientInstanceCapacity).")
+    assert told[0][1].startswith(
+        "no machine with 8 CPU, 1 GPU has joined for 10 min (spot-l4: InsufficientInstanceCapacity)."
+    )
     assert "resources.sparse.gpus" in told[0][1]
 
 
@@ -162,7 +164,7 @@ def test_an_idle_worker_that_died_is_no_crash_of_the_stage_that_it_was_to_run():
     assert causes["t1"][0] == CRASHED
 
 
-def test_a_sweep_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path, monkeypatch, capsys):
+def test_a_sweep_stops_at_its_budget_and_resumes_with_a_larger_one(tmp_path, monkeypatch, capsys):
     """A day costs so much that the first look at the machines uses it up; what runs is finished, and counted."""
     sparse = {"sparsities": [0.5], "rewinds": [1]}
     config = tiny_sweep(dense={"epochs": 150}, sparse=sparse)  # it is not done before the second look at the machines
@@ -175,7 +177,7 @@ def test_a_sweep_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path, mon
     command = [sys.executable, "-m", "raylth.sweep", str(file)]
     first = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
     assert first.returncode == 3, first.stdout + first.stderr
-    assert "no stage is started any more, those that run are finished" in first.stdout
+    assert "no further stage is started; running stages finish" in first.stdout
     (used,) = re.findall(r"^budget\.usd: ([\d.]+) of 1 USD are used; raise it\.", first.stdout, flags=re.MULTILINE)
     assert float(used) >= 1
     events = [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []

@@ -17,7 +17,7 @@ def test_the_first_difference_is_named_with_both_versions():
     new, old = {**here, "torch": "2.15.0"}, {**here, "torch": "2.11.0"}
     with pytest.raises(ClusterError) as caught:
         compare(new, {"10.0.0.1": new, "10.0.0.2": old})
-    assert str(caught.value) == "torch is 2.15.0 here and 2.11.0 on 10.0.0.2: install the same on both"
+    assert str(caught.value) == "torch is 2.15.0 here and 2.11.0 on 10.0.0.2: install the same version on both"
     with pytest.raises(ClusterError, match=r"raylth is .* here and not installed on 10\.0\.0\.2"):
         compare(here, {"10.0.0.2": {**here, "raylth": "not installed"}})
 
@@ -56,7 +56,7 @@ def test_several_machines_that_ask_nobody_for_a_token_are_refused(two_machines):
     assert "'127.0.0.2'" in machines
     assert machines.count(".") == 6, machines
     assert allowed == "joined"
-    refused = "this cluster (this machine and 127.0.0.2) asks nobody for a token"
+    refused = "this cluster (this machine and 127.0.0.2) requires no token"
     assert closed == "joined" if asks else closed.startswith(refused)
     assert asks or closed.endswith("or allow it with --without-token")
 
@@ -88,4 +88,4 @@ def test_a_cluster_of_this_machine_alone_needs_no_token_unless_it_may_grow(tmp_p
     assert done.returncode == 0, done.stderr
     alone, growing = done.stdout.splitlines()
     assert alone == "joined"
-    assert "(this machine and those that it may start) asks nobody for a token" in growing
+    assert "(this machine and those that it may start) requires no token" in growing

@@ -83,7 +83,7 @@ def test_idle_workers_make_room_for_a_trial_that_needs_what_they_hold(now):
     assert controller.ended() == ["a", "b"]
 
 
-def test_a_worker_that_was_idle_while_a_chain_ran_goes_on_afterwards(tmp_path, monkeypatch):
+def test_a_worker_that_was_idle_while_a_chain_ran_is_used_afterwards(tmp_path, monkeypatch):
     """One pair: while its pruning rounds run, one after another, a worker has nothing to do; then all train the arms."""
     resources, sparse = {"pack": "off"}, {"arms": ["lth", "naive"], "rewinds": [0, 1, 2]}
     config = tiny_sweep(seeds={"replicates": 1}, dense={"epochs": 200}, sparse=sparse, resources=resources)

@@ -113,7 +113,7 @@ def outcomes(result):
 
 
 @pytest.mark.parametrize("fits", [3, 1])
-def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_then_alone(run, fits, tmp_path):
+def test_a_pack_that_runs_out_of_memory_continues_in_halves_then_alone(run, fits, tmp_path):
     device = Device(fits)
     found = run(device, 8)
     assert outcomes(found) == ["done"] * 8
@@ -134,7 +134,7 @@ def test_halves_follow_out_of_memory_of_every_name(run, error):
     assert (found["outcome"], found["error"]) == ("out of memory", f"{type(error).__name__}: {error}")
 
 
-def test_what_runs_out_of_memory_by_itself_is_told_as_before(run):
+def test_what_runs_out_of_memory_alone_is_reported_as_before(run):
     found = run(Device(0), 3)
     assert outcomes(found) == ["out of memory"] * 3
     assert (found["ran_out"], found["fits"]) == (2, 1)
@@ -369,7 +369,7 @@ def test_a_crash_of_a_pack_counts_for_no_stage_until_one_is_by_itself(tmp_path):
             break
         if "s05" in found["stages"]:
             crashes += 1
-            searcher.causes[f"t{number}"] = "crashed", f"DeviceLost: this process cannot use its GPU any more after {ILLEGAL}"
+            searcher.causes[f"t{number}"] = "crashed", f"DeviceLost: this process can no longer use its GPU after {ILLEGAL}"
             searcher.on_trial_complete(f"t{number}", error=True)
         else:
             searcher.on_trial_complete(f"t{number}", ends(*[DONE] * len(found["stages"])))
@@ -380,7 +380,7 @@ def test_a_crash_of_a_pack_counts_for_no_stage_until_one_is_by_itself(tmp_path):
     (line,) = searcher.graph.errors.values()
     assert line.startswith("its worker process died 1 times: DeviceLost: ")
     assert ILLEGAL in line
-    assert "a pack of 8: its worker process died; started again in packs of at most 4: DeviceLost" in searcher.notes[0]
+    assert "a pack of 8: its worker process died; restarted in packs of at most 4: DeviceLost" in searcher.notes[0]
 
 
 def test_a_pack_of_which_all_was_published_when_it_crashed_is_done(tmp_path):
@@ -481,7 +481,7 @@ def test_after_a_cuda_error_that_stays_the_next_stage_runs_in_another_process(tm
     found = sweep(config, tmp_path / "store", "tests.lost_gpu", **environment)
     assert {key for key, state in found["states"].items() if state != "done"} == {poisonous}
     (line,) = found["errors"].values()
-    assert line.startswith("its worker process died 2 times: DeviceLost: this process cannot use its GPU any more after ")
+    assert line.startswith("its worker process died 2 times: DeviceLost: this process can no longer use its GPU after ")
     assert line.endswith("RuntimeError: CUDA error: an illegal memory access was encountered")
     assert found["incidents"] == {"crashed": 2}
     lost = {each["pid"]: each["at"] for each in map(json.loads, file.read_text().splitlines())}

@@ -103,9 +103,9 @@ def test_a_task_whose_process_dies_is_started_again(harmed):
     graph, notes, _ = harmed
     assert {graph.states[key] for key, stage in graph.stages.items() if stage.kind == "plane"} == {"done"}
     assert graph.incidents == {"crashed": 1}
-    (note,) = [note for note in notes if "started again" in note]
+    (note,) = [note for note in notes if "restarted" in note]
     assert note.startswith("plane(")
-    assert "its worker process died; started again (1)" in note
+    assert "its worker process died; restarted (1)" in note
 
 
 def test_a_stages_own_error_fails_it_at_once_and_its_traceback_is_kept(harmed):
@@ -244,7 +244,7 @@ def places(cluster):
     made.close()
 
 
-def test_a_task_is_given_references_and_goes_to_the_store_where_they_lead_nowhere(cluster, tmp_path):
+def test_a_task_is_given_references_and_reads_the_store_where_they_are_lost(cluster, tmp_path):
     store, key = Store(tmp_path), "ab" + "0" * 62
     store.publish(key, kind="dense", tensors={"weights": {"w": np.arange(5, dtype=np.float32)}}, metrics={})
     actors = start_checkpoint_actors(str(store.root), 1)
@@ -260,7 +260,7 @@ def test_a_task_is_given_references_and_goes_to_the_store_where_they_lead_nowher
     assert ray.get(unknown) == {}, "what cannot be read has none"
 
 
-def test_out_of_memory_of_a_task_is_told_from_a_crash(tmp_path):
+def test_out_of_memory_of_a_task_is_distinguished_from_a_crash(tmp_path):
     tasks = tasks_of(tmp_path, [stage("connect", "line")])
     tasks.submit()
     tasks.searcher.lost([tasks.graph.stages["line"]], OUT_OF_MEMORY, "OutOfMemoryError: killed")
@@ -343,7 +343,7 @@ print(ray.get(ray.remote(lambda: 7).options(**place.options).remote()))
 """
 
 
-def test_a_place_whose_machine_is_gone_waits_for_room_like_a_new_one():
+def test_a_place_whose_machine_is_lost_waits_for_room_like_a_new_one():
     """Ray makes it anew where there is room, and an idle worker may hold that."""
     environment = os.environ | {
         "RAY_AUTH_MODE": "disabled",

@@ -15,7 +15,7 @@ from raylth.store import Store
 from tests.cluster.search.test_search import search_sweep
 
 
-def test_trials_are_judged_on_held_out_training_samples_and_the_test_split_is_let_go():
+def test_trials_are_judged_on_held_out_training_samples_and_the_test_split_is_discarded():
     whole = load_dataset("mnist1d", num_train=500, num_test=200)
     held = whole.holding_out(100)
     np.testing.assert_array_equal(held.test_x, whole.train_x[400:500])
@@ -54,7 +54,7 @@ def test_a_whole_search_never_reads_the_test_split(one_ray, tmp_path, monkeypatc
     assert len(seen[0][0]["trials"]) == 2
 
 
-def test_a_search_goes_on_when_its_repeats_are_raised(one_ray, tmp_path, monkeypatch, capsys):
+def test_a_search_resumes_when_its_repeats_are_raised(one_ray, tmp_path, monkeypatch, capsys):
     """The first repeat's trials are those of before; each repeat has pairs and points of its own, and its winner."""
     monkeypatch.setattr(
         "raylth.driver.run_search.run_sweep", lambda *words: 0

@@ -131,7 +131,7 @@ def test_the_pareto_front_is_the_one_made_by_hand(ray, tmp_path, monkeypatch):
     assert front == {(0.5, 0.1), (0.8, 0.3), (0.9, 0.4)}
 
 
-def test_a_study_that_goes_on_repeats_what_was_cut_off_first_and_nothing_that_ended(ray, tmp_path, monkeypatch):
+def test_a_resumed_study_repeats_interrupted_trials_first_and_no_ended_ones(ray, tmp_path, monkeypatch):
     before = run_stub(tmp_path, monkeypatch, trials=4, concurrent=1)
     known = [trial.params for trial in before.ended()]
     cut_off = before.record.ask(
@@ -164,7 +164,7 @@ def test_a_search_ends_when_its_budget_does(ray, tmp_path, monkeypatch):
     assert len(found.ended()) < 500
 
 
-def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(one_ray, tmp_path, capsys):
+def test_a_killed_search_resumes_and_ends_with_a_report(one_ray, tmp_path, capsys):
     """The driver is killed in mid-search, while it writes its journal; that and the store know what was done."""
     file = search_sweep(tmp_path, trials=3, stop={"grace_epochs": 1})
     config = read_sweep(file)
@@ -191,7 +191,7 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_a_report(one_ray, tmp_pat
         )  # as from another folder, relative: no such file
     assert main([str(file)]) == 0
     printed = capsys.readouterr().out
-    assert "studies.log: its last record was cut off and is dropped" in printed.replace("\n", " ")
+    assert "studies.log: its incomplete last record is dropped" in printed.replace("\n", " ")
     told = re.findall(r"^(lth|permuted|naive) (\d)/3: ", printed, re.MULTILINE)
     assert ("lth", "3") not in told, "that study had ended"
     assert told[0] == ("permuted", "2")
@@ -245,7 +245,7 @@ def test_two_processes_are_not_at_one_search(tmp_path):
     store = Store(config.storage)
     with (
         Lease(store, identity(config)),
-        pytest.raises(BadSweep, match="search: another process is at this search already"),
+        pytest.raises(BadSweep, match="search: another process is already running this search"),
     ):
         searches.run_search(config, ["search.yaml"], Joining("local"))
 
@@ -300,7 +300,7 @@ def test_a_wide_search_names_what_cannot_be(tmp_path, capsys):
         return line
 
     assert "sparse.lrr: there is no such setting" in refused(space={"sparse.lrr": LR})
-    assert "seeds.base is no setting that a search can change" in refused(
+    assert "seeds.base is not a setting that a search can change" in refused(
         space={"seeds.base": {"type": "int", "low": 1, "high": 2}}
     )
     assert "unknown sampler 'TPSampler', did you mean 'TPESampler'?" in refused(sampler={"name": "TPSampler"})

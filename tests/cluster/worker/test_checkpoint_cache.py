@@ -132,9 +132,9 @@ def test_a_worker_that_dies_is_retried_and_then_given_up(tmp_path):
         assert searcher.suggest(trial)["stages"] == ["a"]
         searcher.on_trial_complete(trial_id=trial, error=True)
     assert searcher.suggest("t3") == Searcher.FINISHED
-    assert searcher.graph.errors == {"a": "its worker process died 2 times: no reason known"}
+    assert searcher.graph.errors == {"a": "its worker process died 2 times: unknown reason"}
     assert searcher.graph.states["b"] == "blocked"
-    assert "started again (1)" in searcher.notes[0]
+    assert "restarted (1)" in searcher.notes[0]
     assert searcher.graph.incidents == {"crashed": 2}
 
 
@@ -178,9 +178,9 @@ def test_out_of_memory_gets_a_larger_share_until_there_is_none(tmp_path, monkeyp
         searcher.on_trial_complete(trial_id=trial, result=ends({"outcome": "out of memory", "error": "CUDA"}))
         now[0] += 100
     assert searcher.suggest("t4") == Searcher.FINISHED
-    assert searcher.graph.errors == {"a": "out of memory 3 times, at last with 1 CPU, 1 GPU: CUDA"}
+    assert searcher.graph.errors == {"a": "out of memory 3 times, most recently with 1 CPU, 1 GPU: CUDA"}
     assert searcher.graph.incidents == {"out of memory": 3}
-    assert "started again with 1 CPU, 0.5 GPU in 1 s" in searcher.notes[0]
+    assert "restarted with 1 CPU, 0.5 GPU in 1 s" in searcher.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_batch_whose_worker_died_while_the_store_was_away_is_run_again(tmp_pat
     assert set(batch) <= set(again)
 
 
-def test_what_another_sweep_computes_is_asked_for_less_and_less_often_and_tells_no_time(tmp_path, monkeypatch):
+def test_what_another_sweep_computes_is_polled_less_and_less_often_and_gives_no_time(tmp_path, monkeypatch):
     searcher, now = searcher_of(tmp_path), [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     waits = []
@@ -302,7 +302,7 @@ def test_a_store_that_does_not_answer_is_tried_again_ten_times(tmp_path, monkeyp
     assert searcher.suggest("end") == Searcher.FINISHED
     assert searcher.graph.errors == {"a": "the store did not answer 11 times: s3: no answer"}
     assert searcher.graph.incidents == {"storage unreachable": 11}
-    assert "started again in 1 s (1): s3: no answer" in searcher.notes[0]
+    assert "restarted in 1 s (1): s3: no answer" in searcher.notes[0]
 
 
 def test_while_everything_is_held_the_searcher_gives_the_driver_its_turns(tmp_path):

@@ -56,13 +56,13 @@ def test_gpus_or_workers_say_how_many_train_together(share, slot):
     [
         ({"resources": {"dense": {"gpus": 2.5}}}, "2.5 is neither a share of one GPU nor a number of whole ones"),
         ({"resources": {"dense": {"gpus": 2, "workers": 3}}}, "workers: 3 with gpus: 2"),
-        ({"resources": {"dense": {"gpus": "1/2", "workers": 2}}}, "a worker has a GPU of its own, or none does"),
-        ({"resources": {"dense": {"gpus": 2, "workers": 1}}}, "workers: 1 with gpus: 2: one for each GPU"),
+        ({"resources": {"dense": {"gpus": "1/2", "workers": 2}}}, "each worker has its own GPU, or none has"),
+        ({"resources": {"dense": {"gpus": 2, "workers": 1}}}, "workers: 1 with gpus: 2: needs a worker for each GPU"),
         ({"resources": {"dense": {"gpus": "auto", "workers": 2}}}, "workers: 2 with gpus: auto"),
         ({"resources": {"dense": {"workers": 2, "min_workers": 3}}}, "min_workers: 3 of 2 workers"),
         ({"resources": {"match": {"gpus": 2}}}, "2 is not between 0 and 1"),
         ({"resources": {"match": {"workers": 2}}}, "Extra inputs are not permitted"),
-        ({"sparse": {"unsynced_workers": 1}}, "sparse.unsynced_workers: 1 worker sees whole batches: leave it at 0"),
+        ({"sparse": {"unsynced_workers": 1}}, "sparse.unsynced_workers: 1 worker sees whole batches: set it to 0"),
         ({"sparse": {"unsynced_workers": 2}}, "sparse.unsynced_workers: 2, and resources.sparse has 1 workers"),
         (
             {"sparse": {"unsynced_workers": 2}, "resources": {"sparse": {"workers": 2, "min_workers": 1}}},
@@ -70,7 +70,7 @@ def test_gpus_or_workers_say_how_many_train_together(share, slot):
         ),
     ],
 )
-def test_what_cannot_be_is_said(settings, line):
+def test_impossible_settings_are_refused(settings, line):
     plain = tiny_sweep().model_dump(exclude_unset=True)
     for room_, values in settings.items():
         plain[room_] = {**plain.get(room_, {}), **values}
@@ -99,10 +99,10 @@ def test_no_more_teams_are_started_than_there_is_room_for(tmp_path):
     assert searcher.has_team()
     assert searcher.suggest("t3") is None
     searcher.on_trial_complete("t0", ends({"outcome": failures.CRASHED, "error": "worker 1: it died"}))
-    assert "its worker process died; started again (1): worker 1: it died" in searcher.notes[-1]
+    assert "its worker process died; restarted (1): worker 1: it died" in searcher.notes[-1]
 
 
-def test_the_end_of_a_team_is_told_from_what_each_worker_met():
+def test_the_cause_of_a_teams_end_is_found_among_its_workers_errors():
     from ray.train import ControllerError, WorkerGroupError
 
     gone = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")

@@ -78,7 +78,7 @@ def test_readers_of_a_checkpoint_share_one_copy_and_make_one_each_on_their_devic
         assert 95 * MB < after - start < 110 * MB, "one copy on the device"
 
 
-def test_an_actor_lets_go_of_what_was_not_asked_for_longest_and_reads_it_again(cluster, tmp_path):
+def test_an_actor_evicts_the_least_recently_used_and_reads_it_again(cluster, tmp_path):
     store = Store(tmp_path)
     for key in KEYS:
         publish(store, key, 10)

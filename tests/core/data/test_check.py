@@ -99,8 +99,8 @@ def changed(array, place, value):
         ({"train_y": None}, "train_y is a NoneType; an array of numbers"),
         ({"train_y": np.ma.masked_equal(Y[:20], Y[0])}, "masked entries"),
         ({"train_y": Y[:17]}, "train_x has 20 samples and train_y 17 labels"),
-        ({"train_x": X[:17], "train_y": Y[:17]}, "train split has 17 samples, .* announces num_train=20"),
-        ({"test_x": X, "test_y": Y}, "test split has 30 samples, .* announces num_test=10"),
+        ({"train_x": X[:17], "train_y": Y[:17]}, "train split has 17 samples, .* says num_train=20"),
+        ({"test_x": X, "test_y": Y}, "test split has 30 samples, .* says num_test=10"),
         ({"train_x": X[:20, :2]}, r"train_x has the shape \(20, 2, 8, 6\), .* would be \(N, 3, 8, 6\)"),
         ({"train_x": X[:20].transpose(0, 1, 3, 2)}, r"shape \(20, 3, 6, 8\)"),
         ({"train_x": X[:20].reshape(20, -1)}, r"shape \(20, 144\)"),
@@ -182,7 +182,7 @@ def test_load_is_called_with_what_it_takes():
     assert called(lambda: 1, info(), "own", **settings) == 1
     assert called(strict, info(), "own", **settings) == ("here", "torchvision")
     for function, kind, line in (
-        (old, DataError, r"its old\(\) asks for 'folder'; what it can have, by name, is root, layout, download, resolution"),
+        (old, DataError, r"its old\(\) asks for 'folder'; available by name: root, layout, download, resolution"),
         (broken, DataError, r"its broken\(\) failed: KeyError: 'label"),
         (missing, MissingData, "No such file or directory: '/nowhere/at/all'"),
         (leaves, DataError, "failed: SystemExit: 3"),
@@ -194,7 +194,7 @@ def test_load_is_called_with_what_it_takes():
     def load():
         return own()
 
-    with pytest.raises(DataError, match="takes no root, and its DatasetInfo says that it lies in files"):
+    with pytest.raises(DataError, match="takes no root, and its DatasetInfo says that it is read from files"):
         called(load, info(load=load, from_files=True), "own", **settings)
 
 
@@ -234,7 +234,7 @@ def test_data_in_files_may_be_fewer_only_when_a_number_is_asked_for(monkeypatch)
         load_dataset("few", root="x", num_train=21, num_test=5)
     assert len(load_dataset("few", root="x", num_train=20, num_test=5).test_y) == 5
     monkeypatch.setitem(DATASETS._entries, "few", info(num_train=200, load=lambda **_: own()))
-    with pytest.raises(DataError, match=r"^data.name: few: its train split has 20 samples, and its DatasetInfo announces"):
+    with pytest.raises(DataError, match=r"^data.name: few: its train split has 20 samples, and its DatasetInfo says"):
         load_dataset("few", num_train=20)
 
 

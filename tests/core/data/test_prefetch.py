@@ -11,18 +11,18 @@ from tests.core.training.test_loop import random_split
 
 
 def test_the_next_epoch_is_drawn_while_this_one_is_used():
-    drawn, may_go_on = [], threading.Event()
+    drawn, may_continue = [], threading.Event()
 
     def draw(epoch):
         if epoch == 4:
-            assert may_go_on.wait(30)
+            assert may_continue.wait(30)
         drawn.append((epoch, threading.current_thread() is threading.main_thread()))
         return epoch * 10
 
     ahead = Ahead(draw, last=5, threaded=True)
     assert ahead(3) == 30
     assert drawn == [(3, True)], "the caller does not wait for the next one"
-    may_go_on.set()
+    may_continue.set()
     assert [ahead(4), ahead(5)] == [40, 50]
     assert drawn == [(3, True), (4, False), (5, False)], "and none is drawn beyond the last"
     assert ahead(4) == 40, "one that was not expected is drawn at once"
@@ -62,7 +62,7 @@ def test_an_epoch_that_was_drawn_ahead_is_the_same(augment, by_member):
             assert torch.equal(y[mine], own_y)
 
 
-def test_what_goes_to_a_gpu_is_pinned_and_copied_without_waiting(monkeypatch):
+def test_what_is_copied_to_a_gpu_is_pinned_and_not_waited_for(monkeypatch):
     """With a stand-in for a tensor: there is no GPU to pin memory for."""
     asked = []
 

@@ -61,9 +61,9 @@ def test_the_files_of_a_split(names, found):
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        (["a/train-0.parquet", "b/train-0.parquet"], "a/train-0.parquet and b/train-0.parquet are of two data sets"),
-        (["a/train-0.parquet", "b/test-0.parquet"], "are of two data sets"),
-        (["train-0.parquet", "more/train-1.parquet"], "are of two data sets"),
+        (["a/train-0.parquet", "b/train-0.parquet"], "a/train-0.parquet and b/train-0.parquet belong to two data sets"),
+        (["a/train-0.parquet", "b/test-0.parquet"], "belong to two data sets"),
+        (["train-0.parquet", "more/train-1.parquet"], "belong to two data sets"),
         (
             ["val-0.parquet", "validation-0.parquet"],
             "validation-0.parquet and val-0.parquet are of two splits, or the same one",
@@ -103,13 +103,13 @@ def test_two_sets_below_one_folder_are_never_joined(tmp_path, layout):
         lambda: cifar10(root=str(tmp_path), layout="parquet", download=False),
         lambda: check_dataset("cifar10", root=str(tmp_path), layout="parquet"),
     ):
-        with pytest.raises(DataError, match="are of two data sets: name the folder of one of them"):
+        with pytest.raises(DataError, match="belong to two data sets: name the folder of one of them"):
             load()
 
 
 def test_folders_and_parquet_of_two_sets_are_never_mixed(folder, capsys):
     write(folder / "train-0.parquet", [0, 1, 2])
-    with pytest.raises(DataError, match=r"train-0.parquet and the folder train/ are of two data sets"):
+    with pytest.raises(DataError, match=r"train-0.parquet and the folder train/ belong to two data sets"):
         open_source(str(folder), "train")
     (folder / "train").rename(folder / "images")
     assert command.main(["imagenet", str(folder), str(folder / "out")]) == 2
@@ -263,7 +263,7 @@ def test_a_class_without_training_images_is_refused(folder, tmp_path, capsys):
         (folder / split / "__MACOSX").mkdir()
         (folder / split / "__MACOSX/._0.png").write_bytes(b"AppleDouble")
     assert command.main(["imagenet", str(folder), str(tmp_path / "out"), "--workers", "1"]) == 2
-    assert "the class __MACOSX has no training images: remove its folder, or fill it" in capsys.readouterr().err
+    assert "the class __MACOSX has no training images: remove its folder or add images" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -273,7 +273,7 @@ def test_a_broken_image_and_a_class_that_loses_all_of_its_images_are_named(folde
         (folder / f"train/eel/{each}.png").write_bytes(b"cut")
     assert command.main(["imagenet", str(folder), str(tmp_path / "out"), "--workers", "1"]) == 0
     told = capsys.readouterr().out
-    assert told.count("broken, left out: ") == 4
+    assert told.count("broken, skipped: ") == 4
     assert "no image is left of class eel" in told
     assert Beton(tmp_path / "out/train.beton").labels.tolist() == [0] * 4 + [1] * 4
 
@@ -285,7 +285,7 @@ def test_broken_images_are_taken_out_whatever_their_labels(tmp_path, capsys):
     write(tmp_path / "src/val-0.parquet", [1, 0], images[:2])
     assert command.main(["imagenet", str(tmp_path / "src"), str(tmp_path / "out"), "--workers", "1"]) == 0
     assert Beton(tmp_path / "out/train.beton").labels.tolist() == [5, 0, 4, 2]
-    assert capsys.readouterr().out.count("broken, left out: ") == 2
+    assert capsys.readouterr().out.count("broken, skipped: ") == 2
 
 
 @needs_ffcv
@@ -306,7 +306,5 @@ def test_a_file_of_the_same_tables_and_other_images_is_another_file(tmp_path):
     path.write_bytes(content)
     after = load_dataset("imagenet", root=str(tmp_path / "out"), num_train=3, num_test=3)
     assert after.fingerprint() != before.fingerprint()
-    with pytest.raises(
-        DataError, match=r"train\.beton is not the file on this machine that it is where the sweep was started"
-    ):
+    with pytest.raises(DataError, match=r"train\.beton is not the same file on this machine as where the sweep was started"):
         before.splits("cpu")

@@ -165,7 +165,7 @@ def test_an_epoch_is_the_same_from_any_step_on_and_in_any_company(converted, mon
 
 
 @pytest.mark.parametrize("with_ffcv", [pytest.param(True, marks=needs_ffcv), False])
-def test_progressive_resizing_trains_at_one_size_after_the_other_and_goes_on_with_the_same_bits(
+def test_progressive_resizing_trains_at_one_size_after_the_other_and_resumes_with_the_same_bits(
     converted, monkeypatch, with_ffcv
 ):
     monkeypatch.setattr("raylth.core.data.streamed.dataset.has_ffcv", lambda: with_ffcv)
@@ -231,7 +231,7 @@ def test_broken_images_are_named_and_left_out_up_to_a_limit(folder, tmp_path, ca
     assert not list(target.glob("train*")), "nothing half-written is left"
     assert command.main(["imagenet", str(source), str(target)]) == 0
     output = capsys.readouterr().out
-    assert f"broken, left out: {source}/train/class0/cut.jpg" in output
+    assert f"broken, skipped: {source}/train/class0/cut.jpg" in output
     assert Beton(target / "train.beton").labels.tolist() == FolderSource(folder / "train").labels.tolist()
     images = next(load(target).splits("cpu")[0].batches(NUM_TRAIN))[0]
     assert len(images) == NUM_TRAIN, "what was taken out is not read"
@@ -256,16 +256,16 @@ def test_a_write_that_is_interrupted_leaves_nothing_that_looks_whole_and_is_done
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.count("verified") == 2
     again = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert again.stdout.count("is there") == 2
+    assert again.stdout.count(": exists, with ") == 2
 
 
 @needs_ffcv
-def test_a_process_of_the_writer_that_dies_is_said(folder, tmp_path, monkeypatch, capsys):
+def test_a_writer_process_that_dies_is_reported(folder, tmp_path, monkeypatch, capsys):
     from raylth.core.data.streamed import convert
 
     monkeypatch.setattr(convert._Decoded, "__getitem__", lambda self, index: os._exit(9))
     assert command.main(["imagenet", str(folder), str(tmp_path), "--workers", "2"]) == 2
-    assert "a process of the writer ended with status 9" in capsys.readouterr().err
+    assert "a writer process ended with status 9" in capsys.readouterr().err
 
 
 def test_wrong_files_are_one_line(converted, tmp_path):
@@ -276,10 +276,10 @@ def test_wrong_files_are_one_line(converted, tmp_path):
     unfinished["allocations"] = 0
     cases = {
         "no such file": None,
-        "is no .beton file of version 2": header.tobytes() + whole[HEADER.itemsize :],
-        "was not written to its end, or cut short": unfinished.tobytes() + whole[HEADER.itemsize :],
-        "was cut short": whole[:100],
-        "cut short": whole[:-200],
+        "is not a .beton file of version 2": header.tobytes() + whole[HEADER.itemsize :],
+        "is incomplete: write it again": unfinished.tobytes() + whole[HEADER.itemsize :],
+        "is truncated": whole[:100],
+        "truncated": whole[:-200],
         "version 2 .it begins with": b"\xff\xd8" + whole[2:],
     }
     path = tmp_path / "val.beton"
@@ -345,7 +345,7 @@ def test_processes_of_one_machine_copy_a_file_once(converted, tmp_path):
     assert torch.equal(one, other)
 
 
-def test_a_copy_that_was_cut_short_is_made_again_and_no_room_is_said(converted, tmp_path, monkeypatch):
+def test_a_truncated_copy_is_made_again_and_a_full_disk_is_reported(converted, tmp_path, monkeypatch):
     path = str(converted / "val.beton")
     whole = stage(path, str(tmp_path))
     partial = whole.with_suffix(".partial")

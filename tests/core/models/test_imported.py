@@ -58,9 +58,9 @@ def test_networks_of_libraries_have_a_right_permutation(name, in_shape):
     assert full_mask(build_shapes(name, **settings)).keys() == full_mask(network).keys()
 
 
-def test_what_a_library_cannot_be_is_said():
+def test_networks_that_a_library_lacks_are_refused():
     settings = {"num_classes": 10, "in_shape": (3, 32, 32)}
-    with pytest.raises(ValueError, match="the networks of timm have one width"):
+    with pytest.raises(ValueError, match="networks of timm have only width 1"):
         build_model("timm:resnet10t", width=2, **settings)
     with pytest.raises(ValueError, match="3 channels, not 1"):
         build_model("torchvision:resnet18", num_classes=10, in_shape=(1, 32, 32))
@@ -79,7 +79,7 @@ def test_the_code_of_ones_own_network_is_known_by_its_syntax(own):
     file.write_text(NETWORK + "  # the end")
     assert code_of("mynets:narrow", MODELS["mynets:narrow"]) == code, "a comment"
     file.write_text(NETWORK.replace("nn.ReLU(), nn.Linear(hidden, hidden)", "nn.GELU(), nn.Linear(hidden, hidden)"))
-    with pytest.raises(RuntimeError, match="is not the same code here"):
+    with pytest.raises(RuntimeError, match="has different code here"):
         build_model("mynets:narrow", code=code, **settings)
 
 
@@ -131,7 +131,7 @@ def test_a_sweep_of_ones_own_network_and_data_by_import_path(own, monkeypatch, c
     assert "model 'mynets:wide' cannot be imported" in capsys.readouterr().err
 
 
-def test_a_plugin_brings_networks_under_names_of_its_own(tmp_path, monkeypatch, capsys):
+def test_a_plugin_provides_networks_under_its_own_names(tmp_path, monkeypatch, capsys):
     """A package with an entry point, installed by pip into a folder of its own."""
     package = tmp_path / "package"
     package.mkdir()

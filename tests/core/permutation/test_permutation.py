@@ -127,7 +127,7 @@ def test_distance_and_fixed_share_count_units_that_move(network_settings):
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-def test_an_optimizer_goes_on_after_its_network_was_permuted(network_settings, optimizer):
+def test_an_optimizer_continues_after_its_network_was_permuted(network_settings, optimizer):
     """A step of the permuted network with the permuted optimizer is the permutation of the step."""
     model, spec, x = make(network_settings)
     y = torch.arange(len(x)) % 10

@@ -117,7 +117,7 @@ def test_a_trunk_that_cannot_move_says_so():
         trunk_counts(2, 0.2, 1)
 
 
-def test_what_an_amount_means_has_to_be_said():
+def test_the_meaning_of_an_amount_must_be_given():
     weights = {"a": torch.arange(100.0)}
     with pytest.raises(TypeError, match="positional"):
         prune_global_magnitude(weights, _mask(weights), 90)

@@ -30,7 +30,7 @@ def test_our_mask_loads_into_a_network_that_torch_prunes_and_computes_the_same()
         torch.testing.assert_close(theirs.eval()(x), model.eval()(x))
 
 
-def test_a_network_that_torch_pruned_comes_in_with_its_mask():
+def test_a_network_that_torch_pruned_is_read_with_its_mask():
     model = init_model(0, **SETTINGS)
     layers = [(module, "weight") for module in model.modules() if isinstance(module, nn.Conv2d)]
     prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=0.6)

@@ -116,7 +116,7 @@ def test_unsynced_batch_norms_see_their_part_and_keep_the_mean_of_statistics(tmp
 
 
 @pytest.mark.parametrize("settings", [{}, {"unsynced_workers": 2}])
-def test_a_team_goes_on_from_an_epoch_with_the_same_bits(tmp_path, settings):
+def test_a_team_resumes_from_an_epoch_with_the_same_bits(tmp_path, settings):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir(), (tmp_path / "c").mkdir()
     whole = in_team(2, partial(fitted, **settings), tmp_path / "a")[0]
     state = in_team(2, partial(fitted, stop_at=(2, 0), **settings), tmp_path / "b")[1]["state"]
@@ -126,7 +126,7 @@ def test_a_team_goes_on_from_an_epoch_with_the_same_bits(tmp_path, settings):
     assert all(torch.equal(again["weights"][name], whole["weights"][name]) for name in whole["weights"])
 
 
-def test_one_process_goes_on_with_what_two_began_in_mid_epoch(tmp_path):
+def test_one_process_resumes_in_mid_epoch_what_two_began(tmp_path):
     state = in_team(2, partial(fitted, stop_at=(1, 3)), tmp_path)[1]["state"]
     alone = fitted(ALONE)
     again = fitted(ALONE, state=state)
@@ -155,7 +155,7 @@ def told(team: Team) -> list[bool]:
     return found
 
 
-def test_processes_tell_one_another(tmp_path):
+def test_processes_exchange_messages(tmp_path):
     assert in_team(2, told, tmp_path) == [[True, False]] * 2
     assert ALONE.any(True, False) == [True, False]
     assert math.isclose(float(ALONE.sum(torch.tensor(2.0))), 2.0)

@@ -138,7 +138,7 @@ def test_a_member_that_diverges_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize("stop_at", [(1, 2), (2, 0)])
-def test_a_pack_goes_on_with_the_same_bits(stop_at):
+def test_a_resumed_pack_has_the_same_bits(stop_at):
     split = random_split((3, 8, 8), 150)
     _, whole, losses = together("resnet20", 2, split)
     states = []

@@ -1,4 +1,4 @@
-"""Analyses: the sets of Table 1 and what is measured on them; lines from dense A to its pruned selves."""
+"""Analyses: the sets of Table 1 and what is measured on them; lines from dense A to its pruned networks."""
 
 import re
 
@@ -132,8 +132,8 @@ def test_a_line_runs_from_dense_a_to_every_round_of_imp(finished):
     ("changes", "message"),
     [
         ({"members": 4}, r"analyses.ensemble.members: 4 asked for, and seeds.replicates is 3"),
-        ({"sparsity": 0.6}, r"analyses.ensemble.sparsity: 0.6 is none of sparse.sparsities"),
-        ({"rewind": 0}, r"analyses.ensemble.rewind: 0 is none of sparse.rewinds"),
+        ({"sparsity": 0.6}, r"analyses.ensemble.sparsity: 0.6 is not in sparse.sparsities"),
+        ({"rewind": 0}, r"analyses.ensemble.rewind: 0 is not in sparse.rewinds"),
         ({"members": 1}, r"greater than or equal to 2"),
     ],
 )

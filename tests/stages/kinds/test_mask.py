@@ -45,11 +45,11 @@ def test_an_exported_mask_that_comes_back_gives_the_same_networks_to_the_bit(wit
             packed = next(store.folder(stage.parents["mask"]).path.glob("mask.*"))
             (tmp_path / f"0-{sparsity}.safetensors").write_bytes(packed.read_bytes())
     suffix = ending if ending.startswith(".") else ".safetensors"
-    brought = sweep(sparse={"mask_from": str(tmp_path / f"{{replicate}}-{{sparsity}}{suffix}")})
-    assert {stage.kind for stage in brought.stages} == {"dense", "mask", "match", "sparse"}, "no IMP any more"
+    provided = sweep(sparse={"mask_from": str(tmp_path / f"{{replicate}}-{{sparsity}}{suffix}")})
+    assert {stage.kind for stage in provided.stages} == {"dense", "mask", "match", "sparse"}, "no IMP any more"
     again = Store(tmp_path / "again")
-    assert not run_plan(brought, again).errors
-    for cell, stage in arms(brought).items():
+    assert not run_plan(provided, again).errors
+    for cell, stage in arms(provided).items():
         first, second = store.tensors(arms(plan)[cell].key, "weights"), again.tensors(stage.key, "weights")
         assert all(np.array_equal(first[name], second[name]) for name in first), cell
 
@@ -175,7 +175,7 @@ def test_an_arm_of_ones_own_that_needs_them_is_named(with_imp, tmp_path, monkeyp
 
 def test_export_refuses_what_nobody_reads(with_imp, tmp_path):
     plan, store = with_imp
-    with pytest.raises(ValueError, match=r"a.npz: the ending is none of .safetensors, .pt, .pth"):
+    with pytest.raises(ValueError, match=r"a.npz: the suffix is not one of .safetensors, .pt, .pth"):
         export_mask(store, plan.stages[-1].key, tmp_path / "a.npz")
     for key in ("0" * 64, plan.stages[-1].key[:12]):
         with pytest.raises(ValueError, match=f"there is no artefact '{key}' here"):

@@ -163,7 +163,7 @@ def test_a_plane_is_measured_where_it_is(finished):
         assert point.error == pytest.approx(100 - accuracy, abs=1.2)
 
 
-def test_a_plane_is_orthonormal_and_goes_through_its_three():
+def test_a_plane_is_orthonormal_and_contains_its_three_networks():
     torch.manual_seed(0)
     states = [
         {"w": torch.randn(7, 5), "b": torch.randn(5), "n.running_var": torch.rand(5), "n": torch.tensor(i)} for i in range(3)
@@ -247,9 +247,9 @@ def test_matches_from_less_are_planned_beside_the_one_that_carries_the_mask(fini
         ({"lines": [{"between": ["A", "C"]}]}, r"'C' is none of A, B, imp"),
         ({"lines": [{"between": ["A", "pi(A"]}]}, r"is none of A, B, imp"),
         ({"lines": [{"between": ["A", "random"]}]}, r"analyses.lines.0.between: random is not among sparse.arms"),
-        ({"lines": [{"between": ["A", "B"], "rewind": 7}]}, r"analyses.lines.0.rewind: 7 is none of sparse.rewinds"),
+        ({"lines": [{"between": ["A", "B"], "rewind": 7}]}, r"analyses.lines.0.rewind: 7 is not in sparse.rewinds"),
         ({"planes": [{"resolution": 1}]}, r"greater than or equal to 2"),
-        ({"planes": [{"through": ["A", "A", "B"]}]}, r"analyses.planes.0.through: A is named twice"),
+        ({"planes": [{"through": ["A", "A", "B"]}]}, r"analyses.planes.0.through: A is listed twice"),
         ({"match_quality": {"epochs": [3]}}, r"analyses.match_quality.epochs: 3 is beyond dense.epochs = 2"),
     ],
 )
@@ -262,13 +262,13 @@ def test_pi_needs_a_match_to_the_trained_b():
     early = {**SWEEP, "match": {"epochs": [1]}}
     through = ["A", "lth", "pi^-1(permuted)"]
     for analyses in ({"planes": [{"through": through}]}, {"overlap": {}}, {"lines": [{"between": ["pi(A)", "B"]}]}):
-        with pytest.raises(ValueError, match=r"matches at T = 2, which match.epochs lacks"):
+        with pytest.raises(ValueError, match=r"needs a match at T = 2, which is not in match.epochs"):
             tiny_sweep(**early, analyses=analyses)
 
 
 def test_a_network_that_no_arm_needs_is_not_made_for_an_analysis():
     sparse = {**SWEEP["sparse"], "arms": ["lth"]}
-    with pytest.raises(ValueError, match=r"analyses.lines.0.between: this sweep makes no network 'B'"):
+    with pytest.raises(ValueError, match=r"analyses.lines.0.between: this sweep trains no network 'B'"):
         make_plan(tiny_sweep(**{**SWEEP, "sparse": sparse}, analyses={"lines": [{"between": ["A", "B"]}]}))
     more = make_plan(tiny_sweep(**SWEEP, analyses={"match_quality": {"samples": [999]}}))
     assert {s.labels["match_samples"] for s in stages(more, "match")} == {200}, "more than there are is all"

@@ -233,7 +233,7 @@ def test_the_quickstart_is_tried_in_a_moment():
     assert DATASETS["mnist1d"].in_shape == (40,)
 
 
-def test_what_memory_has_no_room_for_is_said_to_be_untried(tmp_path, monkeypatch):
+def test_what_does_not_fit_in_memory_is_reported_as_unchecked(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1000)))
     monkeypatch.setattr(hours, "shapes_of", lambda model: nn.Linear(3, 3, device="meta"))  # fails on any sample
     hours._forward.cache_clear()

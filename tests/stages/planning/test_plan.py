@@ -62,7 +62,7 @@ def test_dense_networks_are_trained_once_whatever_the_number_of_sparsities():
 
 
 def test_table_5_needs_1300_dense_and_imp_epochs_per_seed():
-    """design.md 2.5: 200 + 200 dense epochs and the rounds of one trunk, not 4,000 epochs of pre-training."""
+    """200 + 200 dense epochs and the rounds of one trunk, not 4,000 epochs of pre-training."""
     config = tiny_sweep(
         data={"name": "cifar10", "root": "unused", "num_train": None, "num_test": None},
         model={"name": "resnet20", "widths": [1]},

@@ -54,13 +54,15 @@ class Beton:
         self.size = file.size()
         header = self._read(file, HEADER, 1, 0)[0]
         if header["version"] != VERSION:
-            raise DataError(f"{self.path}: is no .beton file of version {VERSION} (it begins with {int(header['version'])})")
+            raise DataError(
+                f"{self.path}: is not a .beton file of version {VERSION} (it begins with {int(header['version'])})"
+            )
         fields = self._read(file, FIELD, int(header["fields"]), HEADER.itemsize)
         kinds = fields["kind"].tolist()
         if kinds != [IMAGE, INT]:
             raise DataError(f"{self.path}: has fields of the kinds {kinds}, not an image and a label ({[IMAGE, INT]})")
         if not HEADER.itemsize < header["allocations"] <= self.size:
-            raise DataError(f"{self.path}: was not written to its end, or cut short: write it again")
+            raise DataError(f"{self.path}: is incomplete: write it again")
         self.samples_at = HEADER.itemsize + fields.nbytes  # byte where the table of samples begins
         samples = self._read(file, SAMPLE, int(header["samples"]), self.samples_at)
         table = int(header["allocations"])
@@ -71,7 +73,7 @@ class Beton:
         at = np.searchsorted(self._pointers, self.stored["pointer"])
         known = at < len(self._pointers)
         if not known.all() or (self._pointers[at] != self.stored["pointer"]).any():
-            raise DataError(f"{self.path}: was cut short: not all of its {len(samples):,} samples are there")
+            raise DataError(f"{self.path}: is truncated: not all of its {len(samples):,} samples are there")
         self.bytes = self._sizes[at]
 
     def __len__(self) -> int:
@@ -79,7 +81,7 @@ class Beton:
 
     def _read(self, file: NativeFile, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
         if offset + count * dtype.itemsize > self.size:
-            raise DataError(f"{self.path}: was cut short: {self.size:,} bytes hold no {count:,} records at byte {offset:,}")
+            raise DataError(f"{self.path}: is truncated: {self.size:,} bytes hold no {count:,} records at byte {offset:,}")
         return np.frombuffer(file.read_at(count * dtype.itemsize, offset), dtype=dtype, count=count)
 
     def encoded(self, index: int) -> np.ndarray:

@@ -80,7 +80,7 @@ def convert(
         _write(dataset, partial, encoding, workers)
         broken, changed = dataset.broken.numbers(), len(dataset.changed.numbers())
     for index in broken[:20]:
-        tell(f"broken, left out: {source.name(index)}")
+        tell(f"broken, skipped: {source.name(index)}")
     if len(broken) > most_broken:
         partial.unlink()
         raise DataError(
@@ -182,7 +182,7 @@ def _watched(module: Any) -> Iterator[list[Any]]:
     def look(seconds: float) -> None:
         for each in started:
             if each.exitcode:
-                raise _Died(f"a process of the writer ended with status {each.exitcode}")
+                raise _Died(f"a writer process ended with status {each.exitcode}")
         sleep(seconds)
 
     module.Process, module.sleep = Noted, look
@@ -212,7 +212,7 @@ def _verify(path: Path, source: Source, kept: np.ndarray, encoding: Encoding) ->
 
     beton = Beton(path)
     if not np.array_equal(beton.labels, source.labels[kept]):
-        raise DataError(f"{path}: was written with {len(beton)} labels that are not the {len(kept)} of its source")
+        raise DataError(f"{path}: was written with {len(beton)} labels that differ from the {len(kept)} of its source")
     for place in np.unique(np.linspace(0, len(kept) - 1, CHECKED).astype(int)).tolist():
         name = source.name(int(kept[place]))
         pixels = np.ascontiguousarray(resizer(decode(source.read(int(kept[place])), name)[0], encoding.max_side))

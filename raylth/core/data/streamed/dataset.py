@@ -65,7 +65,7 @@ class ImageFiles(Dataset):
         return sum(Beton(path).size for path in (self.train, self.test))
 
     def subset(self, num_train: int | None, num_test: int | None) -> "ImageFiles":
-        """Keep so many samples of each split (None: all), the first of its `stratified_order`.
+        """Keep this many samples of each split (None: all), the first of its `stratified_order`.
 
         Raises DataError when a file has fewer, or labels beyond the classes.
         """
@@ -110,9 +110,7 @@ class ImageFiles(Dataset):
         train, test = (Beton(stage(path, self.staging) if self.staging else path) for path in paths)
         for file, expected in zip((train, test), self.seen, strict=False):
             if file.fingerprint() != expected:
-                raise DataError(
-                    f"data.root: {file.path} is not the file on this machine that it is where the sweep was started"
-                )
+                raise DataError(f"data.root: {file.path} is not the same file on this machine as where the sweep was started")
         return self._open(train, "train", self.num_train, device), self._open(test, "test", self.num_test, device)
 
     def _open(self, beton: Beton, name: str, count: int | None, device: str) -> Split:
@@ -145,7 +143,7 @@ def stage(path: str, folder: str) -> Path:
     target = Path(expanded(folder)) / f"{Path(locate_file(path)[1]).stem}-{source.fingerprint()[:16]}.beton"
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process ends, however it ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when the process ends, however it ends
         if not target.exists():
             partial = target.with_suffix(".partial")
             partial.unlink(missing_ok=True)
@@ -156,7 +154,7 @@ def stage(path: str, folder: str) -> Path:
             except OSError as error:
                 raise DataError(f"resources.staging: {path} was not copied to {folder}: {error}") from error
             if partial.stat().st_size != source.size:
-                raise DataError(f"resources.staging: {path} was not copied whole to {folder}")
+                raise DataError(f"resources.staging: {path} was not copied completely to {folder}")
             os.replace(partial, target)
     return target
 

@@ -54,7 +54,7 @@ class FfcvImages:
             while True:
                 while batches.output_queue.empty():  # FFCV itself waits for ever when its thread has ended by an error
                     if not batches.is_alive() and batches.output_queue.empty():
-                        raise RuntimeError(f"{self.beton.path}: FFCV's thread ended; its error stands above")
+                        raise RuntimeError(f"{self.beton.path}: FFCV's thread ended; its error is printed above")
                     time.sleep(MOMENT)
                 images = next(batches, None)
                 if images is None:

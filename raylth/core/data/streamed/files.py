@@ -42,7 +42,7 @@ def copy(place: str, target: Path) -> None:
             wanted = min(PIECE, size - offset)
             data = source.read_at(wanted, offset)
             if len(data) < wanted or os.pwrite(file.fileno(), data, offset) < wanted:
-                raise OSError(f"{place}: {wanted:,} bytes at byte {offset:,} were not copied whole")
+                raise OSError(f"{place}: {wanted:,} bytes at byte {offset:,} were not copied completely")
 
         size = source.size()
         for _ in pool.map(piece, range(0, size, PIECE)):

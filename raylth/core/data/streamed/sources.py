@@ -123,13 +123,11 @@ def open_source(place: str, split: str) -> Source:
     if parquet[split]:
         if folders and split == folders[0].name:
             raise DataError(
-                f"{place}: {parquet[split][0]} and the folder {folders[0].name}/ are of two data sets: leave one there"
+                f"{place}: {parquet[split][0]} and the folder {folders[0].name}/ belong to two data sets: keep only one"
             )
         return ParquetSource([f"{path.rstrip('/')}/{name}" for name in parquet[split]], system)
     if len(folders) > 1 and folders[1].name != "test":
-        raise DataError(
-            f"{place}: {folders[0].name}/ and {folders[1].name}/ are the same split twice: leave one of them there"
-        )
+        raise DataError(f"{place}: {folders[0].name}/ and {folders[1].name}/ are the same split twice: remove one of them")
     if folders:
         return FolderSource(folders[0])
     names = " or ".join(f"{name}/" for name in FOLDERS[split])

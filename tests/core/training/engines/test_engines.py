@@ -116,7 +116,7 @@ def test_a_member_of_a_graph_that_diverges_leaves_the_others_alone():
 
 @pytest.mark.parametrize("stop_at", [(1, 0), (1, 1)])
 @pytest.mark.parametrize("name", ["resnet20", "attention"])
-def test_a_graph_goes_on_with_the_same_bits(name, stop_at):
+def test_a_resumed_graph_has_the_same_bits(name, stop_at):
     _, whole, losses = run(name, "graph", 2)
     states = []
 
