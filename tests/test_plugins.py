@@ -182,7 +182,7 @@ def test_what_an_analysis_raises_in_the_report_is_one_line_of_it(own, tmp_path):
         "analysis own_plugins:mistyped: table: TypeError: expected a pandas.DataFrame, found a int",
         "analysis own_plugins:not_drawn: figure: ValueError: \\no_such_symbol ^ ParseFatalException",
         "analysis own_plugins:not_drawn: table: SystemExit: 3",
-        "plain: plain brings no figure",
+        "plain: plain has no figure",
     ):
         assert expected in page, expected
     tables = {path.name for path in (tmp_path / "report/tables").glob("analysis_*.csv")}

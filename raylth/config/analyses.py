@@ -46,7 +46,7 @@ class Cells:
 
     def check_rounds(self, field: str, name: str) -> None:
         """Raise ValueError where A is not pruned in rounds."""
-        if self.are_masks_brought:
+        if self.are_masks_provided:
             raise ValueError(f"{field}: {name} is A pruned in rounds, and sparse.mask_from takes their place")
         if not self.has_rounds:
             raise ValueError(f"{field}: {name} is A pruned in rounds, which only mask.finder: imp produces")

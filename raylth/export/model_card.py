@@ -99,7 +99,7 @@ def _introduction(network: Network) -> str:
     """Say what the study is, and how its sweep came by A's masks."""
     settings = network.manifest["config"]
     if (settings.get("sparse") or {}).get("mask_from"):
-        return INTRODUCTION.format(found="that was brought to the sweep as a file")
+        return INTRODUCTION.format(found="that was given to the sweep as a file")
     name = (settings.get("mask") or {}).get("finder", ITERATIVE)  # which runs of older versions do not name
     summary = finder_summary(name)
     return INTRODUCTION.format(found=f"found on network A by `{name}`{f', {summary}' if summary else ''}")

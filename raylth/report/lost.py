@@ -63,8 +63,8 @@ def _name(row: dict[Any, Any]) -> str:
         where = f"round {known['imp_round']}" if "imp_round" in known else f"sparsity {known.get('sparsity', 0):g}"
         parts.append(f"IMP's {where}")
     elif row["stage"] in ("find", "mask"):
-        brought = " from its file" if row["stage"] == "mask" else ""
-        parts.append(f"{known.get('network', 'A')}'s mask{brought} at sparsity {known.get('sparsity', 0):g}")
+        source = " from its file" if row["stage"] == "mask" else ""
+        parts.append(f"{known.get('network', 'A')}'s mask{source} at sparsity {known.get('sparsity', 0):g}")
     else:
         parts.append(f"dense {known.get('network', 'network')}")
     if known.get("width", 1.0) != 1.0:

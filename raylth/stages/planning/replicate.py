@@ -61,8 +61,8 @@ class Replicate(StageMaker):
             found = [name for name in config.sparse.arms if ARMS[name].weights_from == "A"]
             does = "starts" if len(found) == 1 else "start"
             raise ValueError(
-                f"sparse.arms: {' and '.join(found)} {does} from A's early weights, and sparse.mask_from provides the trained "
-                f"network only: remove {' and '.join(found)}"
+                f"sparse.arms: {' and '.join(found)} {does} from A's early weights, and sparse.mask_from provides the "
+                f"trained network only: remove {' and '.join(found)}"
             )
         epochs = {name: list(config.sparse.rewinds) if name in sources else [] for name in ("A", "B")}
         if self.is_matched:
