@@ -156,7 +156,7 @@ def test_lth_needs_early_weights_that_a_pruned_network_does_not_have(with_imp, t
             {"lines": [{"between": ["pi(imp)", "B"]}]},
             r"lines.0.between: pi\(imp\) is A pruned in rounds, and sparse.mask_from",
         ),
-        ({"imp_line": {}}, "imp_line: needs rounds of pruning, and sparse.mask_from takes their place"),
+        ({"imp_line": {}}, "imp_line: needs rounds of pruning, and sparse.mask_from replaces them"),
     ],
 )
 def test_what_needs_rounds_of_pruning_is_refused_with_the_setting_that_takes_their_place(asked, message):
@@ -169,7 +169,7 @@ def test_an_arm_of_ones_own_that_needs_them_is_named(with_imp, tmp_path, monkeyp
     plan, store = with_imp
     export_mask(store, arms(plan)["lth", 0.5].key, tmp_path / "a.safetensors", with_network=True)
     for names, said in ((["early"], "early starts from"), (["lth", "early"], "lth and early start from")):
-        with pytest.raises(ValueError, match=rf"sparse.arms: {said} A's early weights.* leave {' and '.join(names)} out"):
+        with pytest.raises(ValueError, match=rf"sparse.arms: {said} A's early weights.* remove {' and '.join(names)}"):
             sweep(sparse={"arms": ["naive", *names], "sparsities": [0.5], "mask_from": str(tmp_path / "a.safetensors")})
 
 
