@@ -79,7 +79,7 @@ def test_the_code_of_ones_own_network_is_known_by_its_syntax(own):
     file.write_text(NETWORK + "  # the end")
     assert code_of("mynets:narrow", MODELS["mynets:narrow"]) == code, "a comment"
     file.write_text(NETWORK.replace("nn.ReLU(), nn.Linear(hidden, hidden)", "nn.GELU(), nn.Linear(hidden, hidden)"))
-    with pytest.raises(RuntimeError, match="has different code here"):
+    with pytest.raises(RuntimeError, match="is not the same code here as where the sweep was planned"):
         build_model("mynets:narrow", code=code, **settings)
 
 

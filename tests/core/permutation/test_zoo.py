@@ -201,7 +201,7 @@ def test_a_grouped_convolution_moves_whole_groups():
 
 
 class Cut(nn.Module):
-    """Cuts units in the middle of a run that a group norm keeps together: no permutation known here fits both."""
+    """Cuts units in the middle of a block that a group norm keeps together: no permutation known here fits both."""
 
     def __init__(self):
         super().__init__()
@@ -220,7 +220,7 @@ class Branch(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Cut(), r"node 'add' .*middle of a run.*test_zoo.py.*rule"),
+        (Cut(), r"node 'add' .*middle of a block.*test_zoo.py.*rule"),
         (Branch(), "cannot be traced"),
         (models.shufflenet_v2_x0_5(weights=None), "reshape.*shufflenetv2.py"),
     ],
