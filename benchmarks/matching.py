@@ -44,12 +44,13 @@ def paper_procedure(
     """One pass per site: moments in float64, batch by batch, then the assignment."""
     perms = {}
     for name, group in spec.groups.items():
-        observer = Observer([a, b], [group.site])
+        assert group.site is not None
+        observer, site = Observer([a, b], [group.site]), group.site
         count = 0
         first, second = torch.zeros(2 * group.size).double(), torch.zeros(2 * group.size, 2 * group.size).double()
         for x in batches():
             for _, outputs in observer.run(x):
-                both = torch.cat([rows(output, group.site) for output in outputs], dim=1).double()
+                both = torch.cat([rows(output, site) for output in outputs], dim=1).double()
                 count += len(both)
                 first = first + both.sum(0)
                 second = second + both.T @ both

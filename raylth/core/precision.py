@@ -7,7 +7,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Precision", "cast_like_autocast", "fastest_precision", "has_bf16", "precision", "set_precision"]
+__all__ = [
+    "Precision",
+    "cast_like_autocast",
+    "fastest_precision",
+    "has_bf16",
+    "precision",
+    "same_precision",
+    "set_precision",
+]
 
 Precision = Literal["float32", "tf32", "bf16"]
 
@@ -39,8 +47,15 @@ def precision(name: Precision) -> Iterator[None]:
     float32 is that on every device: torch by itself lets cuDNN's convolutions use tf32. It is a decorator, too. At the end
     the flags are what they were.
     """
+    with same_precision():
+        set_precision(name)
+        yield
+
+
+@contextmanager
+def same_precision() -> Iterator[None]:
+    """Set the flags back to what they were at the end: torch's exporter changes them."""
     before = {part: flags.fp32_precision for part, flags in _flags().items()}
-    set_precision(name)
     try:
         yield
     finally:

@@ -2,18 +2,39 @@
 
 import operator
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from raylth.core.graph import UnknownOperation, trace
-from raylth.core.permutation import rules
-from raylth.core.permutation.propagate import ACTIVATIONS, RULES, known_as
+from raylth.core.graph import UnknownOperation, layer_type, trace
 
 __all__ = ["shortcut_layers"]
 
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-WEIGHTED = (rules.linear, rules.convolution, rules.transposed_convolution)
+WEIGHTED = {
+    nn.Linear, F.linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d, nn.ConvTranspose1d,
+    nn.ConvTranspose2d, nn.ConvTranspose3d,
+}  # fmt: skip
+# Operations that are no activation function; one that is not listed counts as one.
+PLAIN = {
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.dropout, F.dropout2d, torch.clamp, torch.abs,
+    torch.exp, torch.sqrt, torch.square, operator.neg, F.softmax, F.log_softmax, torch.softmax, "contiguous", "clone",
+    "detach", "clamp", "abs", "exp", "sqrt", "square", "softmax", "float", "to", "type",
+    "torchvision.ops.stochastic_depth.stochastic_depth", *SUMS, operator.sub, operator.isub, torch.sub, "sub", operator.mul,
+    operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div", operator.pow, torch.pow, "pow",
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+    nn.InstanceNorm3d, F.batch_norm, F.instance_norm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, F.layer_norm, F.rms_norm,
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
+    F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
+    F.adaptive_max_pool2d, torch.max_pool2d, F.interpolate, F.pad, nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape,
+    torch.unsqueeze, torch.squeeze, "flatten", "reshape", "view", "unsqueeze", "squeeze", "unflatten", torch.permute,
+    "permute", torch.transpose, torch.swapaxes, "transpose", "swapaxes", torch.mean, torch.sum, torch.amax, torch.amin,
+    torch.var, torch.std, "mean", "sum", "amax", "amin", "var", "std", torch.cat, torch.concat, operator.getitem,
+}  # fmt: skip
 
 
 def shortcut_layers(model: nn.Module) -> set[str] | None:
@@ -61,12 +82,11 @@ def shortcut_layers(model: nn.Module) -> set[str] | None:
 def _weight(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
     """Return the name of the weight of a convolution or linear layer, or of what its weight is computed from; None for
     anything else."""
-    known = known_as(node, modules)
-    if known is None or RULES[known] not in WEIGHTED:
+    if _kind(node, modules) not in WEIGHTED:
         return None
     if node.op == "call_module":
         return f"{node.target}.weight"
-    waiting = [rules.argument(node, 1, "weight")]
+    waiting = [node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")]
     while waiting:
         read = waiting.pop()
         if isinstance(read, fx.Node):
@@ -80,5 +100,11 @@ def _is_activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node is an activation function, or an operation of unknown kind."""
     if node.op not in ("call_module", "call_function", "call_method"):
         return False
-    known = known_as(node, modules)
-    return known is None or known in ACTIVATIONS
+    kind = _kind(node, modules)
+    name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
+    return kind not in WEIGHTED and kind not in PLAIN and name not in PLAIN
+
+
+def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> Any:
+    """Return the type of a node's module, or its function or method."""
+    return layer_type(modules[str(node.target)]) if node.op == "call_module" else node.target

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from raylth.core.permutation import rule
+
 IN, CLASSES, HIDDEN = 12, 5, 8
 Outputs = namedtuple("Outputs", "logits features")
 
@@ -107,10 +109,15 @@ class Lazy(Plain):
         self.fc1 = nn.LazyLinear(HIDDEN)
 
 
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
 class UnknownActivation(Plain):
     def __init__(self):
         super().__init__()
-        self.act = nn.PReLU()
+        self.act = Bessel()
 
     def forward(self, x):
         return self.head(self.act(self.fc1(x)))
@@ -118,7 +125,7 @@ class UnknownActivation(Plain):
 
 class UnknownOperation(Plain):
     def forward(self, x):
-        return self.head(torch.cumsum(self.features(x), 1))
+        return self.head(torch.special.bessel_j1(self.features(x)))
 
 
 class Branch(Plain):
@@ -286,16 +293,15 @@ class Fixed(Plain):
         return self.head(torch.relu(self.fc1(x)) * torch.arange(float(HIDDEN)))
 
 
+@rule("aten.logcumsumexp")
+def wrong(follower, node, given):
+    """A rule of one's own that is wrong: each unit's output depends on those before it."""
+    return follower.layout(given["self"])
+
+
 class Misleading(Plain):
-    """Its units look alike in the graph, and its forward pass is replaced by one in which they are not."""
-
-    def __init__(self):
-        super().__init__()
-        self.act = nn.ReLU()
-        self.act.register_forward_hook(lambda module, args, out: out * torch.arange(float(HIDDEN)))
-
     def forward(self, x):
-        return self.head(self.act(self.fc1(x)))
+        return self.head(torch.logcumsumexp(self.features(x), 1))
 
 
 class Indices(nn.Module):

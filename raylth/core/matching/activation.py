@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raylth.core.batches import Batches, inputs_of
+from raylth.core.matching.assignment import assign, assign_nested, trees
 from raylth.core.matching.observer import Observer, rows
 from raylth.core.permutation import Permutation, PermutationSpec
 from raylth.core.precision import precision
@@ -87,14 +88,6 @@ class CrossMoments:
         return covariance * inverse[size:, None] * inverse[None, :size]
 
 
-def assign(correlation: np.ndarray) -> tuple[Tensor, float]:
-    """Solve the assignment: returns perm (C,), where perm[i] is A's unit for position i of B, and the mean correlation."""
-    from scipy.optimize import linear_sum_assignment
-
-    rows, columns = linear_sum_assignment(correlation, maximize=True)
-    return torch.from_numpy(columns.astype(np.int64)), float(correlation[rows, columns].mean())
-
-
 @precision("float32")
 def match_activations(model_a: nn.Module, model_b: nn.Module, spec: PermutationSpec, batches: Batches) -> MatchResult:
     """Find the permutation of A's units that best lines up with B's, in one pass over the data for all groups.
@@ -103,26 +96,44 @@ def match_activations(model_a: nn.Module, model_b: nn.Module, spec: PermutationS
     and are left as they were. Units are compared at the spec's sites (`PermutationSpec.watch`), over all samples and
     positions with equal weight; a unit of several channels, as in a grouped convolution, by the sum over its channels.
     Memory, beyond one forward pass of each network on one batch: `CrossMoments` of every group, whatever the number of
-    samples.
+    samples. Units within others, as in attention heads, are matched together with those (`assign_nested`).
 
     Raises ValueError for no data, activations that are not finite (with the group's name), or different architectures.
     """
     for model in (model_a, model_b):
         spec.check(model.state_dict())
-    groups = list(spec.groups.values())
-    observer = Observer([model_a, model_b], [group.site for group in groups])
+    inside = {name for group in spec.groups.values() for name in group.within}
+    groups = [group for group in spec.groups.values() if group.site is not None and group.name not in inside]
+    sites = [group.site for group in groups if group.site is not None]
+    observer = Observer([model_a, model_b], sites)
     moments = [CrossMoments() for _ in groups]
     for x in inputs_of(batches, model_b):
-        for number, outputs in observer.run(x):
-            units_a, units_b = (rows(output, groups[number].site) for output in outputs)
-            moments[number].add(units_a, units_b)
-    perms, objective = {}, {}
+        for number, (output_a, output_b) in observer.run(x):
+            moments[number].add(rows(output_a, sites[number]), rows(output_b.to(output_a.device), sites[number]))
+    correlations = {}
     for group, moment in zip(groups, moments, strict=True):
         try:
-            perms[group.name], objective[group.name] = assign(_by_unit(moment.correlation(), group.site.block))
+            correlations[group.name] = _by_unit(moment.correlation(), group.size)
         except ValueError as error:
             raise ValueError(f"group {group.name!r}: {error}") from error
-    return MatchResult(Permutation(spec, perms), objective)
+    return _assigned(spec, correlations)
+
+
+def _assigned(spec: PermutationSpec, correlations: dict[str, np.ndarray]) -> MatchResult:
+    """Solve every group's assignment; a group that others are within has the mean of theirs as its objective."""
+    perms: dict[str, Tensor] = {}
+    objective: dict[str, float] = {}
+    for members in trees(spec).values():
+        if len(members) == 1 and members[0] in correlations:
+            perms[members[0]], objective[members[0]] = assign(correlations[members[0]])
+            continue
+        found, values = assign_nested(spec, members, correlations)
+        perms |= found
+        for name in members:
+            measured = [each for each in members if each in correlations and name in (each, *spec.groups[each].within)]
+            count = sum(spec.groups[each].size for each in measured)
+            objective[name] = sum(values[each] for each in measured) / max(count, 1)
+    return MatchResult(Permutation(spec, {name: perms[name] for name in spec.groups}), objective)
 
 
 def _blocks(rows: Tensor) -> Tensor:
@@ -136,9 +147,9 @@ def _blocks(rows: Tensor) -> Tensor:
     return rows.view(-1, BLOCK, size)
 
 
-def _by_unit(correlation: np.ndarray, block: int) -> np.ndarray:
-    """Average the correlations of the `block` channels of each unit, each with its counterpart: (C, C) to (units, units)."""
+def _by_unit(correlation: np.ndarray, units: int) -> np.ndarray:
+    """Average the correlations of the channels of each unit, each with its counterpart: (C, C) to (units, units)."""
+    block = len(correlation) // units
     if block == 1:
         return correlation
-    units = len(correlation) // block
     return np.einsum("itjt->ij", correlation.reshape(units, block, units, block)) / block

@@ -4,7 +4,7 @@ Git Re-Basin (Ainsworth et al. 2023), Algorithm 1: coordinate descent over the g
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,18 @@ from torch import Tensor
 
 from raylth.common.seeding import derive_seed
 from raylth.core.matching import MatchResult
+from raylth.core.matching.assignment import assign_nested, trees
+from raylth.core.matching.units import (
+    Place,
+    as_matrix,
+    by_block,
+    by_unit,
+    entries_of,
+    inner_product,
+    moved_by,
+    num_at_once,
+    taken,
+)
 from raylth.core.permutation import Permutation, PermutationSpec, identity_permutation
 from raylth.core.permutation.spec import Part
 from raylth.core.precision import precision
@@ -19,11 +31,7 @@ from raylth.core.precision import precision
 __all__ = ["match_weights"]
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of the data, not of the weights
-ENTRIES = 2**24  # of a tensor that are copied at a time
-LARGE = 2**16  # entries of a tensor that is not copied without need
 PROGRESS = 1e-4  # of the inner product of the tensors that a step touches; one unit of 2,000 in its place is worth more
-
-Place = tuple[str, int, int, Part]  # tensor, axis, first entry, part
 
 
 @precision("float32")
@@ -52,7 +60,7 @@ def match_weights(
     if start is None:
         _walk(descent)
     generator = torch.Generator().manual_seed(derive_seed(seed, "weight_matching"))
-    names = list(spec.groups)
+    names = list(descent.trees)
     waiting = set(names)  # groups whose neighbours changed since they were last solved
     for _ in range(max_sweeps):
         if not waiting:
@@ -63,16 +71,16 @@ def match_weights(
                 waiting.discard(name)
                 if descent.improve(name):
                     waiting |= descent.neighbours[name]
-    return MatchResult(Permutation(spec, descent.perms), {name: descent.cosine(name) for name in names})
+    return MatchResult(Permutation(spec, descent.perms), {name: descent.cosine(name) for name in spec.groups})
 
 
 def _walk(descent: "_Descent") -> None:
     """Settle each group in turn from the input to the output; back to where it began if that was better."""
     before, value = dict(descent.perms), descent.value()
     settled: set[str] = set()
-    for name in descent.spec.groups:
+    for name, members in descent.trees.items():
         descent.settle(name, settled)
-        settled.add(name)
+        settled |= set(members)
     if descent.value() <= value:
         descent.go_back(before)
 
@@ -93,9 +101,11 @@ class _Descent:
         start: Permutation,
     ) -> None:
         names = [name for name in spec.axes if not name.endswith(STATISTICS) and any(spec.axes[name])]
-        self.a, self.b = ({name: _matrix(state[name]) for name in names} for state in (state_a, state_b))
-        self.spec, self.perms = spec, dict(start.perms)
-        self.norms = {name: (_dot(self.a[name], self.a[name]), _dot(self.b[name], self.b[name])) for name in names}
+        self.a, self.b = ({name: as_matrix(state[name]) for name in names} for state in (state_a, state_b))
+        self.spec, self.perms, self.trees = spec, dict(start.perms), trees(spec)
+        self.norms = {
+            name: (inner_product(self.a[name], self.a[name]), inner_product(self.b[name], self.b[name])) for name in names
+        }
         for name, norms in self.norms.items():
             for which, norm in zip("AB", norms, strict=True):
                 if not math.isfinite(norm):
@@ -107,46 +117,110 @@ class _Descent:
         self.places: dict[str, list[Place]] = {name: [] for name in spec.groups}
         for name in names:
             for dim, axis in enumerate(spec.axes[name]):
-                first = 0
                 for part in axis.parts if axis else ():
-                    if part.group is not None:
-                        self.places[part.group].append((name, dim, first, part))
-                    first += part.length
+                    for group in filter(None, part.groups):
+                        self._file(name, dim, part, group)
         self.tensors = {group: list(dict.fromkeys(place[0] for place in places)) for group, places in self.places.items()}
+        self.root = {member: root for root, members in self.trees.items() for member in members}
         self.neighbours: dict[str, set[str]] = {}
-        for group, tensors in self.tensors.items():
-            near = {part.group for name in tensors for axis in spec.axes[name] if axis for part in axis.parts}
-            twice = len(tensors) < len(self.places[group])  # then the group's own step is only linearised
-            self.neighbours[group] = {other for other in near if other and (other != group or twice)}
+        for root, members in self.trees.items():
+            touched = {name for member in members for name in self.tensors[member]}
+            near = {self.root[other] for name in touched for other in self._groups(name)}
+            twice = any(len(self.tensors[member]) < len(self.places[member]) for member in members)
+            self.neighbours[root] = {other for other in near if other != root or twice}  # twice: a step is only linearised
 
-    def improve(self, group: str) -> bool:
-        """Solve one group given the others; returns whether the inner product rose."""
-        gain = self._gain(group, self.places[group])
+    def _file(self, name: str, dim: int, part: Part, group: str) -> None:
+        """File where a group's units are, unless those of a group within it are there, too: that one's say more."""
+        inside = [other for other in filter(None, part.groups) if group in self.spec.groups[other].within]
+        within = [outer for outer in self.spec.groups[group].within if outer in part.groups]
+        if not inside:
+            self.places[group].append((name, dim, part.led_by([*within, group])))
+
+    def _groups(self, name: str) -> set[str]:
+        """Return the groups whose units a tensor holds."""
+        return {group for axis in self.spec.axes[name] if axis for group in axis.groups}
+
+    def _is_coupled(self, place: Place, group: str) -> bool:
+        """Whether another axis of a tensor holds units of the same tree: a step of the whole tree cannot see those."""
+        name, dim, part = place
+        others = [axis for other, axis in enumerate(self.spec.axes[name]) if axis and other != dim]
+        tree = set(self.trees[self.root[group]])
+        own = tree - ({group} if len(tree) == 1 else set())
+        beside = set(part.groups) - {group, *self.spec.groups[group].within}
+        return bool(part.beside) or bool(beside & tree) or any(axis.groups & own for axis in others)
+
+    def _is_mixed(self, place: Place, group: str) -> bool:
+        """Whether other groups' units share a group's own entries, on the same axis."""
+        return bool(set(place[2].groups) - {None, group, *self.spec.groups[group].within})
+
+    def improve(self, root: str) -> bool:
+        """Solve one group, with those within it, given the others; returns whether the inner product rose."""
+        if len(self.trees[root]) > 1:
+            return self._improve_tree(root)
+        gain = self._gain(root, self.places[root])
         columns = _assign(gain)
         before = float(gain.diagonal().sum(dtype=torch.float64))
         after = float(gain[torch.arange(len(gain)), columns].sum(dtype=torch.float64))
         if after <= before + PROGRESS * max(abs(before), float(gain.abs().max())):
             return False
-        tensors, old = self.tensors[group], self.perms[group]
-        if len(tensors) == len(self.places[group]):
-            self._move(group, old[columns])
+        moved = {root: self.perms[root][columns]}
+        if len(self.tensors[root]) == len(self.places[root]):
+            self._move(moved)
             return True
-        was = sum(self.product(name) for name in tensors)  # two axes of a tensor are the group's: check the real objective
-        self._move(group, old[columns])
-        if sum(self.product(name) for name in tensors) <= was + PROGRESS * abs(was):
-            self._move(group, old)
+        return self._move_if_better(moved)  # two axes of a tensor are the group's: check the real objective
+
+    def _improve_tree(self, root: str) -> bool:
+        """Solve a tree of groups by what their tensors say one by one, then each of the inner groups given all others."""
+        has_risen = self._move_if_better(self._solved(root, lambda place, group: not self._is_coupled(place, group)))
+        for name in self.trees[root][1:]:
+            has_risen |= self._move_if_better({name: self.perms[name][self._inside(name)]}) if self.places[name] else False
+        return has_risen
+
+    def _solved(self, root: str, accept: Callable[[Place, str], bool]) -> dict[str, Tensor]:
+        """Return the best permutations of a tree by the places that are accepted."""
+        gains = {}
+        for name in self.trees[root]:
+            if places := [place for place in self.places[name] if accept(place, name)]:
+                gains[name] = self._gain(name, places).double().numpy()
+        columns, _ = assign_nested(self.spec, self.trees[root], gains)
+        return {name: self.perms[name][columns[name]] for name in self.trees[root]}
+
+    def _inside(self, name: str) -> Tensor:
+        """Return the best order of a group's units inside what they are within, which stays, given everything else."""
+        inner = self.spec.inner_size(name)
+        size = self.spec.groups[name].size
+        gain = torch.zeros(size // inner, inner, inner)
+        for place in self.places[name]:
+            moved = moved_by(self.spec, place[0], self.a[place[0]], self.perms)
+            units_b, units_a = (by_block(tensor, place, size, inner) for tensor in (self.b[place[0]], moved))
+            gain += torch.bmm(units_b, units_a.mT).cpu()
+        columns = torch.stack([_assign(block) for block in gain])
+        return (torch.arange(len(gain))[:, None] * inner + columns).flatten()
+
+    def _move_if_better(self, moved: Mapping[str, Tensor]) -> bool:
+        """Take permutations of some groups, unless the inner product falls or does not rise by much."""
+        if all(torch.equal(self.perms[name], perm) for name, perm in moved.items()):
+            return False
+        touched = {name: None for group in moved for name in self.tensors[group]}
+        old = {name: self.perms[name] for name in moved}
+        was = sum(self.product(name) for name in touched)
+        self._move(moved)
+        if sum(self.product(name) for name in touched) <= was + PROGRESS * abs(was):
+            self._move(old)
             return False
         return True
 
-    def settle(self, group: str, settled: set[str]) -> None:
+    def settle(self, root: str, settled: set[str]) -> None:
         """Solve one group from those tensors alone whose other units are settled, whatever that does to the whole."""
-        places = []
-        for place in self.places[group]:
-            others = {part.group for axis in self.spec.axes[place[0]] if axis for part in axis.parts} - {group, None}
-            if others <= settled:
-                places.append(place)
-        if places:
-            self._move(group, self.perms[group][_assign(self._gain(group, places))])
+
+        def is_settled(place: Place, group: str) -> bool:
+            others = self._groups(place[0]) - set(self.trees[root])
+            return others <= settled and not (len(self.trees[root]) > 1 and self._is_coupled(place, group))
+
+        if len(self.trees[root]) > 1:
+            self._move(self._solved(root, is_settled))
+        elif places := [place for place in self.places[root] if is_settled(place, root)]:
+            self._move({root: self.perms[root][_assign(self._gain(root, places))]})
 
     def go_back(self, perms: Mapping[str, Tensor]) -> None:
         """Take another permutation, and forget what was found out about this one."""
@@ -162,10 +236,13 @@ class _Descent:
         """Return what one tensor adds to the inner product."""
         if name not in self.products:
             order, b = self._order(name), self.b[name]
+            if any(axis and axis.beside for axis in self.spec.axes[name]):
+                self.products[name] = inner_product(b, moved_by(self.spec, name, self.a[name], self.perms))
+                return self.products[name]
             rows = order.pop(0, torch.arange(len(b)))
-            pieces = rows.split(_count(b, 0))
-            moved = (_take(self.a[name], {0: piece, **order}) for piece in pieces)
-            self.products[name] = sum(map(_dot, b.split(_count(b, 0)), moved))
+            pieces = rows.split(num_at_once(b, 0))
+            moved = (taken(self.a[name], {0: piece, **order}) for piece in pieces)
+            self.products[name] = sum(map(inner_product, b.split(num_at_once(b, 0)), moved))
         return self.products[name]
 
     def cosine(self, group: str) -> float:
@@ -174,42 +251,50 @@ class _Descent:
         norm_a, norm_b = (sum(self.norms[name][which] for name in tensors) for which in (0, 1))
         return sum(self.product(name) for name in tensors) / max((norm_a * norm_b) ** 0.5, 1e-30)
 
-    def _move(self, group: str, perm: Tensor) -> None:
-        self.perms[group] = perm
-        for name in self.tensors[group]:
-            self.products.pop(name, None)
-            self.orders.pop(name, None)
+    def _move(self, perms: Mapping[str, Tensor]) -> None:
+        self.perms |= perms
+        for group in perms:
+            for name in self.tensors[group]:
+                self.products.pop(name, None)
+                self.orders.pop(name, None)
 
     def _order(self, name: str) -> dict[int, Tensor]:
         """Return, for each axis of a tensor whose entries move, which of A's entries stand where."""
         if name not in self.orders:
-            axes = enumerate(self.spec.axes[name])
-            self.orders[name] = {dim: axis.index(self.perms) for dim, axis in axes if axis is not None}
+            orders = {dim: self.spec.order(name, dim, self.perms) for dim in range(len(self.spec.axes[name]))}
+            self.orders[name] = {dim: order for dim, order in orders.items() if order is not None and order.ndim == 1}
         return dict(self.orders[name])
 
-    def _gain(self, group: str, places: Iterable[Place]) -> Tensor:
+    def _gain(self, group: str, places: Sequence[Place]) -> Tensor:
         """Return (units, units) float32: the inner product of B's unit i with A's unit at position j.
 
         It is over `places`, and those where products were taken before. Places are only ever added: `settle` asks for some,
         `improve` for all.
         """
-        size = self.spec.groups[group].size
+        size, device = self.spec.groups[group].size, self.b[places[0][0]].device
+        gain, mixed = self.gains.setdefault(group, torch.zeros(size, size, device=device)), torch.zeros(size, size)
         for place in places:
+            if self._is_mixed(place, group):  # what it says depends on where those others stand now
+                moved = moved_by(self.spec, place[0], self.a[place[0]], self.perms)
+                units_b, units_a = (
+                    by_unit(entries_of(each, *place[1:]), place[1], size) for each in (self.b[place[0]], moved)
+                )
+                mixed += (units_b @ units_a.T).cpu()
+                continue
             name, dim = place[:2]
             b, order = self.b[name], self._order(name)
             order.pop(dim)
-            gain = self.gains.setdefault(group, b.new_zeros(size, size))
             held = self.held.get(place)
             if held is None:
                 along = max((other for other in range(b.ndim) if other != dim), key=lambda other: b.shape[other])
                 self._add(gain, place, along, torch.arange(b.shape[along]), order)
             else:
                 for along, index in order.items():
-                    if index is not held[along] and len(moved := (index != held[along]).nonzero().flatten()):
-                        self._add(gain, place, along, moved, {**held, along: index}, held)
+                    if index is not held[along] and len(changed := (index != held[along]).nonzero().flatten()):
+                        self._add(gain, place, along, changed, {**held, along: index}, held)
                         held[along] = index
             self.held[place] = order
-        return self.gains[group].index_select(1, self.perms[group].to(self.gains[group].device)).cpu()
+        return gain.index_select(1, self.perms[group].to(device)).cpu() + mixed
 
     def _add(
         self,
@@ -221,50 +306,16 @@ class _Descent:
         before: Mapping[int, Tensor] | None = None,
     ) -> None:
         """Add one place's products over some entries of the axis `along`: of A's weights in an order, less those `before`."""
-        name, dim, start, part = place
-        a, b = (state[name].narrow(dim, start, part.length) for state in (self.a, self.b))
+        name, dim, part = place
+        a, b = (entries_of(state[name], dim, part) for state in (self.a, self.b))
 
         def ordered(by: Mapping[int, Tensor], piece: Tensor) -> Tensor:
-            return _take(a, {**by, along: by[along][piece] if along in by else piece})
+            return taken(a, {**by, along: by[along][piece] if along in by else piece})
 
-        for piece in entries.split(_count(b, along)):
+        for piece in entries.split(num_at_once(b, along)):
             moved = ordered(order, piece) if before is None else ordered(order, piece) - ordered(before, piece)
-            units_a, units_b = (_units(tensor, place) for tensor in (moved, _take(b, {along: piece})))
+            units_a, units_b = (by_unit(tensor, dim, len(gain)) for tensor in (moved, taken(b, {along: piece})))
             torch.addmm(gain, units_b, units_a.T, out=gain)
-
-
-def _matrix(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32, with two axes at least."""
-    tensor = tensor.detach().float()
-    return tensor[:, None] if tensor.ndim == 1 else tensor
-
-
-def _dot(one: Tensor, other: Tensor) -> float:
-    """Return the inner product of two tensors, added up in float64."""
-    one, other, size = one.reshape(-1), other.reshape(-1), 2**20
-    pieces = ((one[place : place + size], other[place : place + size]) for place in range(0, len(one), size))
-    return sum(torch.dot(x.double(), y.double()).item() for x, y in pieces)
-
-
-def _count(tensor: Tensor, dim: int) -> int:
-    """Return how many entries of an axis are copied at a time."""
-    return max(1, ENTRIES * tensor.shape[dim] // max(1, tensor.numel()))
-
-
-def _take(tensor: Tensor, order: Mapping[int, Tensor]) -> Tensor:
-    """Return a tensor with the given entries of some axes."""
-    for dim, index in order.items():
-        if tensor.numel() > LARGE and torch.equal(index, torch.arange(first := int(index[0]), first + len(index))):
-            tensor = tensor.narrow(dim, first, len(index))  # no copy
-        else:
-            tensor = tensor.index_select(dim, index.to(tensor.device))
-    return tensor
-
-
-def _units(tensor: Tensor, place: Place) -> Tensor:
-    """Return what a group's units own of a tensor that ends where they do: (units, everything else)."""
-    _, dim, _, part = place
-    return tensor.movedim(dim, 0).reshape(part.length // part.block, -1)
 
 
 def _assign(gain: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Permutation symmetry: derived from the network, held as data, applied to weights and masks."""
 
-from raylth.core.permutation.derive import UnknownOperation, derive_spec
+from raylth.core.permutation.derive import UnknownOperation, derive_spec, rule
 from raylth.core.permutation.permutation import Permutation, identity_permutation, random_permutation
 from raylth.core.permutation.spec import Axis, Group, Part, PermutationSpec, Site
 
@@ -15,4 +15,5 @@ __all__ = [
     "derive_spec",
     "identity_permutation",
     "random_permutation",
+    "rule",
 ]

@@ -44,9 +44,17 @@ class Permutation:
             odd = sorted(set(self.perms) ^ set(self.spec.groups))
             raise ValueError(f"a permutation has one entry per group; {odd[0]!r} is missing or unknown")
         for name, group in self.spec.groups.items():
-            perm = self.perms[name]
-            if not torch.equal(perm.sort().values.cpu(), torch.arange(group.size)):
+            perm = self.perms[name].cpu()
+            if not torch.equal(perm.sort().values, torch.arange(group.size)):
                 raise ValueError(f"group {name!r}: not a permutation of its {group.size} units")
+            if group.within and not self._is_inside(name, group.within[-1]):
+                raise ValueError(f"group {name!r}: its units must move with those of {group.within[-1]!r} that they are in")
+
+    def _is_inside(self, name: str, outer: str) -> bool:
+        """Whether the units of a group stay together as those of the group that they are within move."""
+        inner = self.spec.inner_size(name)
+        owners = self.perms[name].cpu().view(-1, inner) // inner
+        return torch.equal(owners, self.perms[outer].cpu()[:, None].expand_as(owners))
 
     def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict whose units are in the permuted order; the function it computes is unchanged.
@@ -96,20 +104,32 @@ class Permutation:
         return {**state, "state": moved}
 
     def _permute(self, name: str, tensor: Tensor) -> Tensor:
-        if name not in self.spec.axes:
-            raise ValueError(f"{name!r} is not a tensor of the network that the permutation belongs to")
-        axes = self.spec.axes[name]
-        if len(axes) != tensor.ndim:
-            raise ValueError(f"{name}: expected {len(axes)} axes, found {tensor.ndim}")
-        moved = tensor.clone()
-        for dim, axis in enumerate(axes):
-            if axis is None:
-                continue
-            index = axis.index(self.perms).to(tensor.device)
-            if tensor.shape[dim] != len(index):
-                raise ValueError(f"{name}: axis {dim} has {tensor.shape[dim]} entries, its groups need {len(index)}")
-            moved = moved.index_select(dim, index)
-        return moved
+        return permute(self.spec, name, tensor, self.perms)
+
+
+def permute(spec: PermutationSpec, name: str, tensor: Tensor, perms: Mapping[str, Tensor]) -> Tensor:
+    """Return the network's tensor `name` with its units moved by `perms`, group -> (size,) int64.
+
+    Raises ValueError for a tensor that is not one of the network's, or has another shape.
+    """
+    if name not in spec.axes:
+        raise ValueError(f"{name!r} is not a tensor of the network that the permutation belongs to")
+    axes = spec.axes[name]
+    if len(axes) != tensor.ndim:
+        raise ValueError(f"{name}: expected {len(axes)} axes, found {tensor.ndim}")
+    orders = [spec.order(name, dim, perms) for dim in range(len(axes))]
+    moved = tensor.clone()
+    for dim, order in enumerate(orders):
+        if order is None:
+            continue
+        if tensor.shape[dim] != (length := order.shape[dim if order.ndim > 1 else 0]):
+            raise ValueError(f"{name}: axis {dim} has {tensor.shape[dim]} entries, its groups need {length}")
+        if order.ndim == 1:
+            moved = moved.index_select(dim, order.to(tensor.device))
+    for dim, order in enumerate(orders):
+        if order is not None and order.ndim > 1:  # depends on axes that are in their new order now
+            moved = moved.take_along_dim(order.to(tensor.device), dim)
+    return moved
 
 
 def identity_permutation(spec: PermutationSpec) -> Permutation:
@@ -119,8 +139,17 @@ def identity_permutation(spec: PermutationSpec) -> Permutation:
 
 def random_permutation(spec: PermutationSpec, seed: int) -> Permutation:
     """Draw a uniformly random permutation of every group, each from its own stream of `seed`."""
-    perms = {}
-    for name, group in spec.groups.items():
+    perms: dict[str, Tensor] = {}
+    for name in outer_first(spec.groups):
+        group = spec.groups[name]
         generator = torch.Generator().manual_seed(derive_seed(seed, "permutation", name))
-        perms[name] = torch.randperm(group.size, generator=generator)
-    return Permutation(spec, perms)
+        inner = spec.inner_size(name)
+        order = torch.stack([torch.randperm(inner, generator=generator) for _ in range(group.size // inner)])
+        first = perms[group.within[-1]] if group.within else torch.zeros(1, dtype=torch.int64)
+        perms[name] = (first[:, None] * inner + order).flatten()
+    return Permutation(spec, {name: perms[name] for name in spec.groups})
+
+
+def outer_first(groups: Mapping[str, Group]) -> list[str]:
+    """Return the groups' names, those that others are within first."""
+    return sorted(groups, key=lambda name: len(groups[name].within))

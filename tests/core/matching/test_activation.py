@@ -12,10 +12,11 @@ from torch import fx, nn
 from raylth.core.matching.activation import CrossMoments, match_activations
 from raylth.core.models import init_model
 from raylth.core.permutation import derive_spec, random_permutation
+from raylth.core.program import export
 
 
 def units_at(model: nn.Module, site: str, x: torch.Tensor) -> np.ndarray:
-    """All units at one traced node, (n, C) float64, from an interpreter that runs the whole graph node by node."""
+    """All units at one node of the program, (n, C) float64, from an interpreter that runs all of it node by node."""
 
     class Keep(fx.Interpreter):
         def run_node(self, node):
@@ -24,7 +25,7 @@ def units_at(model: nn.Module, site: str, x: torch.Tensor) -> np.ndarray:
                 self.kept = value.clone()  # what follows may overwrite it
             return value
 
-    interpreter = Keep(fx.symbolic_trace(model.eval()))
+    interpreter = Keep(export(model, x).module())
     with torch.no_grad():
         interpreter.run(x)
     units = interpreter.kept.double()
@@ -125,7 +126,7 @@ def test_the_watched_sites_can_be_chosen():
     assert paper.groups[stream].site.node == last_but_one
     assert all(paper.groups[name].site == group.site for name, group in spec.groups.items() if name != stream)
     before = spec.watch("pre_activation")
-    assert before.groups[stream].site.node == "add_8", "the sum, before the in-place ReLU overwrites it"
+    assert before.groups[stream].site.node == "add__8", "the sum, before the in-place ReLU overwrites it"
     for watched in (paper, before):
         result = match_activations(model_a, model_b, watched, [x])
         perms, alive = reference(model_a, model_b, watched, x)

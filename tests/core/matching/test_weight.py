@@ -110,7 +110,7 @@ def test_a_group_on_both_axes_of_a_tensor_is_still_monotone():
         for model in (one, other):
             model.inner.weight.mul_(5)  # the quadratic part rules
     spec = derive_spec(one, torch.zeros(2, 6))
-    assert [axis.parts[0].group for axis in spec.axes["inner.weight"]] == ["stem", "stem"]
+    assert [axis.parts[0].groups for axis in spec.axes["inner.weight"]] == [("stem",), ("stem",)]
     for seed in range(5):
         result = match_weights(one.state_dict(), other.state_dict(), spec, seed)
         start = inner_product(one.state_dict(), other.state_dict(), identity_permutation(spec))
@@ -132,20 +132,16 @@ def match_plainly(state_a, state_b, spec, seed):
         """B's units by A's as they stand, over the tensors whose other groups are settled; None where there is none."""
         total, state = None, moved()
         for name in names:
-            known = {part.group for axis in spec.axes[name] if axis for part in axis.parts} - {group, None}
+            known = {each for axis in spec.axes[name] if axis for each in axis.groups} - {group}
             for dim, axis in enumerate(spec.axes[name]):
-                first = 0
                 for part in axis.parts if axis else ():
-                    if part.group == group and (settled is None or known <= settled):
+                    if group in part.groups and (settled is None or known <= settled):
+                        entries = part.led_by([group]).entries().flatten()
                         b, a = (
-                            tensor.double()
-                            .narrow(dim, first, part.length)
-                            .movedim(dim, 0)
-                            .reshape(spec.groups[group].size, -1)
+                            tensor.double().index_select(dim, entries).movedim(dim, 0).reshape(spec.groups[group].size, -1)
                             for tensor in (state_b[name], state[name])
                         )
                         total = b @ a.T if total is None else total + b @ a.T
-                    first += part.length
         return total
 
     def solve(group, settled=None):
@@ -175,9 +171,7 @@ def zoo_states(name, planted):
     """Two networks of torchvision, or of the blocks that join and cut units, or one and a noisy permuted copy."""
     torch.manual_seed(0)
     if name == "blocks":
-        one, other = (
-            shaken(RandomNetwork(["concat", "grouped", "residual", "depthwise", "concat"], 8, True)) for _ in range(2)
-        )
+        one, other = (shaken(RandomNetwork(["concat", "gate", "residual", "depthwise", "concat"], 8, True)) for _ in range(2))
     else:
         one, other = (shaken(getattr(models, name)(weights=None, num_classes=10)) for _ in range(2))
     spec = derive_spec(one, torch.zeros(2, 3, *([4, 4] if name == "blocks" else [64, 64])))
@@ -189,7 +183,7 @@ def zoo_states(name, planted):
 @pytest.mark.parametrize("planted", [True, False], ids=["copy", "other"])
 @pytest.mark.parametrize("name", [*NETWORKS, "blocks", "resnet18", "mobilenet_v3_small"])
 def test_it_finds_what_a_plain_descent_finds(name, planted):
-    """Grouped, joined and concatenated units alike: the same inner product, or a higher one."""
+    """Joined and concatenated units alike: the same inner product, or a higher one."""
     if name in NETWORKS:
         model_a, model_b, spec, _, _ = planted_case(NETWORKS[name])
         state_a = model_a.state_dict()
@@ -210,8 +204,8 @@ def products_once(spec, state):
             continue
         for dim, axis in enumerate(axes):
             for part in axis.parts if axis else ():
-                if part.group is not None:
-                    units = spec.groups[part.group].size
+                for group in filter(None, part.groups):
+                    units = spec.groups[group].size
                     total += 2 * units * state[name].numel() * part.length // state[name].shape[dim]
     return total
 

@@ -96,7 +96,7 @@ def sweep(folder, capsys, model, *words):
     ("model", "message"),
     [
         ("ournets:SharedModule", "model.name: ournets:SharedModule: 'inner.fc2.weight' and 'inner.again.weight' are one"),
-        ("ournets:UnknownActivation", "PReLU, whose symmetry is not known"),
+        ("ournets:UnknownActivation", "special_bessel_j0, whose symmetry is not known"),
         ("ournets:Branch", "must not branch on the data"),
         ("ournets:Dict", "model.name: ournets:Dict: its forward pass in training mode fails"),
         ("ournets:Mismatch", "cannot be multiplied"),
