@@ -17,6 +17,7 @@ from raylth.core.memory import is_out_of_memory
 from raylth.core.modes import in_mode
 from raylth.core.permutation import Permutation, identity_permutation, random_permutation
 from raylth.core.permutation.derive import UnknownOperation, derive_spec
+from raylth.core.program import export
 from raylth.core.repair import repair, site_statistics
 from raylth.core.state import load_tensors
 from raylth.core.tensors import check_tensors
@@ -28,6 +29,10 @@ KEPT = {  # types of tensors
     torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 }  # fmt: skip
 MANY = 100_000  # numbers in the samples, beyond which a permuted copy computes one of them
+OTHER = (
+    "it computes something else than its traced graph: by hooks on the network, in a context such as autocast, by a "
+    "state of its own, or by numbers that torch did not draw"
+)
 EXACT, ROUNDED = 1e-5, 1e-3  # of the largest logit, by which a moved network may differ in float64 and in float32
 
 
@@ -232,8 +237,10 @@ def _check_trace(network: nn.Module, x: Tensor, alone: Tensor, uses: Uses) -> No
     try:
         training, evaluation = trace(network, training=True), trace(network)
     except UnknownOperation as error:
-        if uses.is_permuted or uses.corrections:
+        if uses.corrections:
             raise BadNetwork(str(error)) from error
+        if uses.is_permuted:
+            _check_program(network, x, alone)
         return
     with torch.no_grad():
         differs = _difference(_forward(evaluation, x[:1].clone(), training=False, seed=2), alone) > ROUNDED
@@ -241,10 +248,18 @@ def _check_trace(network: nn.Module, x: Tensor, alone: Tensor, uses: Uses) -> No
             expected = _forward(network, x.clone(), training=True)
             differs = _difference(_forward(training, x.clone(), training=True), expected) > ROUNDED
     if differs:
-        raise BadNetwork(
-            "it computes something else than its traced graph: by hooks on the network, in a context such as autocast, by a "
-            "state of its own, or by numbers that torch did not draw"
-        )
+        raise BadNetwork(OTHER)
+
+
+def _check_program(network: nn.Module, x: Tensor, alone: Tensor) -> None:
+    """Matching runs the exported program: what it computes must be what the network computes."""
+    try:
+        program = export(network, x[:1])
+    except UnknownOperation as error:
+        raise BadNetwork(str(error)) from error
+    with torch.no_grad():
+        if _difference(program.module()(x[:1].clone()), alone) > ROUNDED:
+            raise BadNetwork(OTHER)
 
 
 def _check_symmetry(network: nn.Module, moved: nn.Module, x: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Networks are tried before anything is trained: what cannot be trained, moved or evaluated is one line."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -94,6 +96,20 @@ def test_what_only_a_permutation_needs_is_asked_for_only_then():
     for make in (own.Branch, own.UnknownActivation, own.Fixed):
         check_network(seeded(make), Uses(own.CLASSES, ((own.IN,),)))
     check_network(seeded(own.Indices), Uses(own.CLASSES, ((own.IN,),)))
+
+
+class Untraced(own.Plain):
+    """Branches on the number of its inputs, which torch.export decides and a tracer cannot."""
+
+    def forward(self, x):
+        return super().forward(x) if len(x) else x
+
+
+def test_a_network_that_only_its_export_resolves_can_be_permuted_but_not_corrected():
+    uses = Uses(own.CLASSES, ((own.IN,),), is_permuted=True)
+    check_network(seeded(Untraced), uses)
+    with pytest.raises(BadNetwork, match="cannot be traced"):
+        check_network(seeded(Untraced), replace(uses, corrections=("repair",)))
 
 
 def test_images_are_tried_in_the_layout_in_which_they_are_trained():

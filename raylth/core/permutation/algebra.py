@@ -115,7 +115,7 @@ def _split_sum(expr: Sum, sizes: Sequence[int]) -> list[Expr]:
     outer = Atom(sizes[0], link=concat(outers))
     if all(keys(rest) == keys(inners[0]) for rest in inners) and not isinstance(inners[0], Many):
         return [outer, *split(inners[0], sizes[1:])]
-    others = _parents_of(inners, frozenset().union(*map(keys, outers)))
+    others = _parents_of(inners, frozenset().union(*map(keys, outers), *map(keys, inners)))
     nested = Atom(inner, parents=(outer, *others), link=Cases(outer, tuple(inners)))
     return [outer, *split(nested, sizes[1:])]
 
