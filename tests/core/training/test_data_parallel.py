@@ -28,8 +28,13 @@ def network(name: str) -> nn.Module:
 
 
 def in_team(size: int, work, folder) -> list:
-    """Run `work(team)` in processes of a gloo group; returns what each returned."""
-    mp.start_processes(_member, (size, work, str(folder)), nprocs=size, start_method="fork")
+    """Run `work(team)` in processes of a gloo group; returns what each returned.
+
+    They are forked from a process that has imported all and computed nothing: torch's exporter gives autograd threads, with
+    which no process that has run a backward pass can be forked.
+    """
+    mp.get_context("forkserver").set_forkserver_preload([__name__])
+    mp.start_processes(_member, (size, work, str(folder)), nprocs=size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
