@@ -8,13 +8,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.config.analyses import PI
 from raylth.core.layerwise import reset_and_predict
-from raylth.core.permutation import Permutation, derive_spec
+from raylth.core.permutation import Permutation
 from raylth.core.repair import repair, site_statistics
 from raylth.core.training.loop import evaluate, score
 from raylth.core.training.schedule import even_batch_size
 from raylth.stages.context import Context
 from raylth.stages.settings import EndsSettings
 from raylth.stages.stage import Stage
+from raylth.stages.symmetry import symmetry_of
 from raylth.stages.training import load_network
 
 __all__ = ["Evaluator", "Measured", "load_ends", "load_permutation"]
@@ -28,7 +29,7 @@ Measured = dict[str, tuple[float, float]]  # split -> (loss in nats, error in pe
 
 def load_permutation(stage: Stage, context: Context, network: nn.Module) -> Permutation:
     """Return the permutation among a stage's parents."""
-    spec = derive_spec(network, context.train.probe(2))
+    spec = symmetry_of(stage.settings.model, network, context)
     perms = context.load(stage.parents["permutation"], "permutation")
     return Permutation(spec, {group: torch.tensor(perm) for group, perm in perms.items()})
 

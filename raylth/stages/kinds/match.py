@@ -14,7 +14,6 @@ from raylth.core.modes import in_mode
 from raylth.core.permutation import (
     Permutation,
     PermutationSpec,
-    derive_spec,
     identity_permutation,
 )
 from raylth.core.training.schedule import even_batch_size
@@ -23,6 +22,7 @@ from raylth.stages.context import Context
 from raylth.stages.kind import Finished, Rows, StageKind
 from raylth.stages.settings import MatchSettings
 from raylth.stages.stage import Artefact, Stage
+from raylth.stages.symmetry import symmetry_of
 from raylth.stages.training import load_network, new_network
 
 __all__ = ["KIND", "PermutationBroken", "match"]
@@ -40,7 +40,7 @@ def match(stage: Stage[MatchSettings], context: Context) -> dict[str, Artefact]:
     start, settings = time.perf_counter(), stage.settings
     network_a = load_network(settings.model, context, stage.parents["a"])
     network_b = load_network(settings.model, context, stage.parents["b"])
-    spec = derive_spec(network_a, context.train.probe(2))
+    spec = symmetry_of(settings.model, network_a, context)
     matcher, plain = MATCHERS[settings.method], settings.plain()
     check_code("matcher", settings.method, matcher.match, settings.code)
     own = {name: plain[name] for name in matcher.settings}

@@ -11,7 +11,7 @@ from torch import nn
 from raylth.arms import ARMS
 from raylth.core.masks import Mask, as_mask, shuffle_mask
 from raylth.core.models import check_code
-from raylth.core.permutation import Permutation, PermutationSpec, derive_spec, random_permutation
+from raylth.core.permutation import Permutation, PermutationSpec, random_permutation
 from raylth.stages.context import Context
 from raylth.stages.endpoints import load_permutation
 from raylth.stages.kind import Finished, Rows, StageKind
@@ -19,6 +19,7 @@ from raylth.stages.lineage import lineage
 from raylth.stages.network_rows import network_rows
 from raylth.stages.settings import OwnTransformSettings, SparseSettings
 from raylth.stages.stage import Stage
+from raylth.stages.symmetry import symmetry_of
 from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
 
 __all__ = ["KIND", "Given", "sparse"]
@@ -40,7 +41,7 @@ def sparse(stage: Stage[SparseSettings], context: Context) -> Trainee:
     network = load_network(stage.settings.model, context, stage.parents["weights"])
     given = Given(
         network,
-        spec=lambda: derive_spec(network, context.train.probe(2)),
+        spec=lambda: symmetry_of(stage.settings.model, network, context),
         permutation=lambda: load_permutation(stage, context, network),
         seed=transform.seed or 0,
     )
