@@ -1,6 +1,8 @@
 """A network as a graph of ATen operations, by torch.export: branches decided, modules inlined, defaults bound."""
 
 import contextlib
+import io
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -34,6 +36,12 @@ def export(model: nn.Module, example_input: Tensor, *, training: bool = False) -
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep the exporter's warnings and pages of advice away: what is wrong is said in one line."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it prints the graph, too
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
