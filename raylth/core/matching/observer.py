@@ -93,7 +93,7 @@ class _Run:
         return value
 
     def free(self, place: int) -> None:
-        """Let go of what is not needed after a node."""
+        """Free the values that are not needed after a node."""
         for unused in self.interpreter.user_to_last_uses.get(self.nodes[place], ()):
             del self.interpreter.env[unused]
 

@@ -3,8 +3,7 @@
 What each operation does stands in `rules`.
 """
 
-from collections.abc import Callable, Mapping
-from math import prod
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx
@@ -169,8 +168,3 @@ def arguments(node: fx.Node) -> dict[str, Any]:
         else:
             given[argument.name] = argument.default_value if argument.has_default_value() else None
     return given
-
-
-def entries(shape: Mapping[int, int] | tuple[int, ...]) -> int:
-    """Return how many entries a shape has."""
-    return prod(shape.values() if isinstance(shape, Mapping) else shape)

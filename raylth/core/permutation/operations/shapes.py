@@ -115,13 +115,8 @@ def _concatenated(layouts: list[Layout], dim: int) -> Layout:
 
 
 def _known(expr: Expr) -> Expr:
-    """Return an expression as a part of a concatenation: a single entry is told from others."""
-    return fixed_one() if size(expr) == 1 else expr
-
-
-def fixed_one() -> Expr:
-    """Return a single entry that is none of the others."""
-    return Atom(1, fixed=True)
+    """Return an expression as a part of a concatenation: a single entry is an atom of its own, distinct from the others."""
+    return Atom(1, fixed=True) if size(expr) == 1 else expr
 
 
 @rule("aten.stack")
@@ -157,7 +152,7 @@ def select(follower: Follower, node: fx.Node, given: dict[str, Any]) -> Layout:
 
 def _selected(follower: Follower, source: fx.Node, dim: int, place: int) -> Layout:
     layout = follower.layout(source)
-    fix(layout[dim])  # its entries are told from one another
+    fix(layout[dim])  # chosen by its index
     layout = cut(layout, dim, place, place + 1)
     return [*layout[:dim], *layout[dim + 1 :]]
 
@@ -175,10 +170,10 @@ def sliced(follower: Follower, node: fx.Node, given: dict[str, Any]) -> Layout:
         start = given.get("start") or 0
         start = min(max(start + length if start < 0 else start, 0), length)
         return cut(layout, dim, start, start + kept)
-    return _told_apart(follower, node, source, [dim])
+    return _chosen_by_index(follower, node, source, [dim])
 
 
-def _told_apart(follower: Follower, node: fx.Node, source: fx.Node, dims: Sequence[int]) -> Layout:
+def _chosen_by_index(follower: Follower, node: fx.Node, source: fx.Node, dims: Sequence[int]) -> Layout:
     """Return a layout in which entries of some axes were chosen by their places: those stay where they are."""
     layout = list(follower.layout(source))
     for dim in dims:
@@ -189,12 +184,12 @@ def _told_apart(follower: Follower, node: fx.Node, source: fx.Node, dims: Sequen
 
 @rule("aten.index_select")
 def index_select(follower: Follower, node: fx.Node, given: dict[str, Any]) -> Layout:
-    return _told_apart(follower, node, given["self"], [given["dim"]])
+    return _chosen_by_index(follower, node, given["self"], [given["dim"]])
 
 
 @rule("aten.index")
 def index(follower: Follower, node: fx.Node, given: dict[str, Any]) -> Layout:
-    """Axes that are indexed are told apart; the others stay what they are."""
+    """Axes that are indexed stay in order; the others are unchanged."""
     source, indices = given["self"], given["indices"]
     layout = follower.layout(source)
     by = [axis for axis, each in enumerate(indices) if each is not None]
