@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raylth.core.exporting import export
 from raylth.core.graph import place_of, text_of, trace
 from raylth.core.layerwise import reset_and_predict
 from raylth.core.masks import prunable_names
@@ -17,7 +18,6 @@ from raylth.core.memory import is_out_of_memory
 from raylth.core.modes import in_mode
 from raylth.core.permutation import Permutation, identity_permutation, random_permutation
 from raylth.core.permutation.derive import UnknownOperation, derive_spec
-from raylth.core.program import export
 from raylth.core.repair import repair, site_statistics
 from raylth.core.state import load_tensors
 from raylth.core.tensors import check_tensors

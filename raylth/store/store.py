@@ -6,6 +6,7 @@
           /broken/<key>-<n>/                                  set aside, never deleted
           /results/  /curves/  /permutations/                 Parquet, one file per run (raylth.store.tables)
           /data/<stamp>.json                                  the SHA-256 of data whose files were hashed
+          /symmetry/<hash>.json                               an architecture's symmetry; derived again where it is missing
           /runs/<run>/                                        manifest, figures and errors of one sweep file
 
 A file appears whole or not at all (raylth.store.location); its name carries its own hash, so two writers of one key cannot

@@ -105,7 +105,7 @@ def match_activations(model_a: nn.Module, model_b: nn.Module, spec: PermutationS
     inside = {name for group in spec.groups.values() for name in group.within}
     groups = [group for group in spec.groups.values() if group.site is not None and group.name not in inside]
     sites = [group.site for group in groups if group.site is not None]
-    observer = Observer([model_a, model_b], sites)
+    observer = Observer([model_a, model_b], sites, spec.program)
     moments = [CrossMoments() for _ in groups]
     for x in inputs_of(batches, model_b):
         for number, (output_a, output_b) in observer.run(x):

@@ -1,15 +1,12 @@
 """Looks at a group's units while networks run: several networks in step, nothing kept longer than it is needed."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch import Tensor, nn
 
 from raylth.core.permutation.spec import Site
-from raylth.core.program import export
+from raylth.core.program import Program, Run, program_of
 
 __all__ = ["Observer", "rows"]
 
@@ -22,9 +19,10 @@ class Observer:
     Raises ValueError when the networks are of different architectures, or not of the one that the sites belong to.
     """
 
-    def __init__(self, models: Sequence[nn.Module], sites: Sequence[Site]) -> None:
-        self.models, self.sites = list(models), list(sites)
-        self.runs: dict[tuple[int, ...], list[_Run]] = {}  # shape of a batch -> how each network computes it
+    def __init__(self, models: Sequence[nn.Module], sites: Sequence[Site], program: Program | None = None) -> None:
+        """`program` is what networks of this architecture compute, if known; where it does not fit it is made anew."""
+        self.models, self.sites, self.program = list(models), list(sites), program
+        self.runs: dict[tuple[int, ...], list[Run]] = {}  # shape of a batch -> how each network computes it
 
     @torch.inference_mode()
     def run(self, x: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
@@ -39,73 +37,38 @@ class Observer:
         for run in runs:
             run.begin(x)
         left = set(shown)
-        for place, node in enumerate(runs[0].nodes):
+        for place, call in enumerate(runs[0].program.calls):
             if not left:
                 return
             outputs = tuple(run.step(place) for run in runs)
-            for number in shown.get(node.name, ()):
+            for number in shown.get(call.name, ()):
                 yield number, outputs
-            left.discard(node.name)
+            left.discard(call.name)
             for run in runs:
                 run.free(place)
 
-    def _runs(self, x: Tensor) -> "list[_Run]":
+    def _runs(self, x: Tensor) -> list[Run]:
         shape = tuple(x.shape)
         if shape not in self.runs:
-            with torch.inference_mode(False), torch.no_grad():
-                runs = [_Run(model, x) for model in self.models]
-            first = [(node.name, str(node.target)) for node in runs[0].nodes]
-            if any([(node.name, str(node.target)) for node in run.nodes] != first for run in runs[1:]):
+            programs = [self._program(model, x) for model in self.models]
+            first = [(call.name, call.operation) for call in programs[0].calls]
+            if any([(call.name, call.operation) for call in program.calls] != first for program in programs[1:]):
                 raise ValueError("the networks are of different architectures: their programs differ")
-            known = {node.name for node in runs[0].nodes}
+            known = {name for name, _ in first}
             for site in self.sites:
                 if site.node not in known:
                     raise ValueError(f"the network has no node {site.node!r}: the spec was derived from another architecture")
-            self.runs[shape] = runs
+            self.runs[shape] = [Run(program, model) for program, model in zip(programs, self.models, strict=True)]
         return self.runs[shape]
 
-
-class _Run:
-    """A network's program, and the values that are needed still."""
-
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
-        first = next(iter(model.parameters()), x)
-        self.device, self.dtype = first.device, first.dtype
-        self.program = export(model, self._input(x))
-        self.nodes = list(self.program.graph.nodes)
-        self.interpreter = fx.Interpreter(self.program.graph_module)
-        self.tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-
-    def _input(self, x: Tensor) -> Tensor:
-        """Return the input on the network's device, in its precision."""
-        return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
-
-    def begin(self, x: Tensor) -> None:
-        """Give the program its inputs."""
-        self.interpreter.env = {}
-        values = [_value(spec, self.program, self.tensors, self._input(x)) for spec in _inputs(self.program)]
-        self.interpreter.args_iter = iter(values)
-
-    def step(self, place: int) -> Any:
-        """Compute a node's value."""
-        node = self.nodes[place]
-        value = self.interpreter.env[node] = self.interpreter.run_node(node)
-        return value
-
-    def free(self, place: int) -> None:
-        """Free the values that are not needed after a node."""
-        for unused in self.interpreter.user_to_last_uses.get(self.nodes[place], ()):
-            del self.interpreter.env[unused]
-
-
-def _inputs(program: ExportedProgram) -> list[Any]:
-    return list(program.graph_signature.input_specs)
-
-
-def _value(spec: Any, program: ExportedProgram, tensors: dict[str, Tensor], x: Tensor) -> Any:
-    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-        return tensors[spec.target]
-    return x if spec.kind == InputKind.USER_INPUT else program.constants[spec.target]
+    def _program(self, model: nn.Module, x: Tensor) -> Program:
+        """Return the program for a network and a batch: the given one or the last one made, where that fits."""
+        if self.program is None or not self.program.fits(model, x):
+            first = next(iter(model.parameters()), x)
+            with torch.inference_mode(False), torch.no_grad():
+                x = x.to(first.device, first.dtype if x.is_floating_point() else x.dtype).clone()
+                self.program = program_of(model, x)
+        return self.program
 
 
 def rows(output: Tensor, site: Site) -> Tensor:

@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Callable
+from importlib import metadata
 
+import torch
 from torch import nn
 
-__all__ = ["LIBRARIES", "from_library", "library_names"]
+__all__ = ["LIBRARIES", "from_library", "library_names", "library_versions"]
 
 LIBRARIES = ("torchvision", "timm")
 HEADS = {"aux_logits": False, "init_weights": True}  # no heads that are there in training only, whose outputs nothing reads
@@ -44,6 +46,15 @@ def library_names() -> list[str]:
 
         names += [f"timm:{name}" for name in timm.list_models()]
     return names
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what networks come from: torch's, and those of the libraries that are installed."""
+    found = {"torch": str(torch.__version__)}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _torchvision(model: str) -> Callable[[int, int], nn.Module]:

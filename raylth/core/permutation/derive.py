@@ -7,18 +7,20 @@ in them. An operation that is not known stops the derivation: it never guesses.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from raylth.core.exporting import export
 from raylth.core.graph import UnknownOperation
 from raylth.core.permutation import operations
 from raylth.core.permutation.atoms import Atom, Layout, parents
 from raylth.core.permutation.follow import ACTIVATIONS, Follower, is_tensor, operation, rule
 from raylth.core.permutation.pieces import Piece, layouts_of, pieces
 from raylth.core.permutation.spec import Axis, Group, Part, PermutationSpec, Site
-from raylth.core.program import export
+from raylth.core.program import program_of
 from raylth.core.tensors import check_tensors
 
 __all__ = ["UnknownOperation", "derive_spec", "operations", "rule"]
@@ -40,7 +42,8 @@ def derive_spec(model: nn.Module, example_input: Tensor) -> PermutationSpec:
     training = export(model, example_input, training=True)
     if _text(training) != _text(follower.program):
         Follower(training, tensors).run()
-    return _Assembly(follower, model.state_dict()).spec()
+    spec = _Assembly(follower, model.state_dict()).spec()
+    return replace(spec, program=program_of(model, example_input, follower.program))
 
 
 def _text(program: ExportedProgram) -> list[tuple[str, list[str]]]:

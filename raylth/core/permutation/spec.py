@@ -7,6 +7,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from raylth.core.program import Program
+
 __all__ = ["Axis", "Group", "Part", "PermutationSpec", "Site"]
 
 SHOWN = 8  # groups in a spec's repr
@@ -98,6 +100,7 @@ class PermutationSpec:
 
     groups: Mapping[str, Group]
     axes: Mapping[str, tuple[Axis | None, ...]]
+    program: Program | None = None  # what computes the nodes that sites name
 
     def __repr__(self) -> str:
         """Name the groups and their sizes, of many the first: all axes of a network fill pages."""
@@ -185,7 +188,7 @@ class PermutationSpec:
             groups[name] = replace(group, site=site)
         if chosen:
             raise ValueError(f"stream_site: there is no group {next(iter(chosen))!r}; there are {', '.join(self.groups)}")
-        return PermutationSpec(groups, self.axes)
+        return replace(self, groups=groups)
 
     def check(self, state: Mapping[str, Tensor]) -> None:
         """Raise ValueError unless `state` holds tensors of the network that the spec was derived from."""

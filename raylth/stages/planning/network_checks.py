@@ -1,17 +1,16 @@
 """Tries the networks of a plan before anything is trained, each once for a store."""
 
 import contextlib
-import importlib.metadata
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
-import torch
 from torch import nn
 
 from raylth.core.checking import BadNetwork, Uses, check_network, why_not_one_sample
 from raylth.core.data.dataset import part_of
 from raylth.core.models import MODELS, OURS, init_model
+from raylth.core.models.imported import library_versions
 from raylth.core.training.recipe import Recipe
 from raylth.core.training.schedule import steps_per_epoch
 from raylth.stages.planning.disk_estimate import in_units
@@ -54,7 +53,7 @@ def check_networks(plan: Plan, store: Store) -> list[str]:
             "model": model.plain(),
             "uses": asdict(uses),
             "single": single,
-            "libraries": _libraries(),
+            "libraries": library_versions(),
         }
         key = fingerprint(known)
         keys.append(key)
@@ -177,14 +176,3 @@ def _one_sample(recipe: Recipe, samples: int) -> str | None:
     shared = f", shared by {workers} workers," if workers > 1 else ""
     left = " with drop_last: false" if last < whole else ""
     return f"{recipe.batch_size} of {samples:,} samples{left}{shared} leaves a batch"
-
-
-def _libraries() -> Mapping[str, str]:
-    """Return the versions of what networks come from."""
-    found = {"torch": str(torch.__version__)}
-    for name in ("torchvision", "timm"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -9,10 +9,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import fx, nn
 
+from raylth.core.exporting import export
 from raylth.core.matching.activation import CrossMoments, match_activations
 from raylth.core.models import init_model
 from raylth.core.permutation import derive_spec, random_permutation
-from raylth.core.program import export
 
 
 def units_at(model: nn.Module, site: str, x: torch.Tensor) -> np.ndarray:
