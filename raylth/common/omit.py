@@ -3,7 +3,33 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["omit_defaults"]
+__all__ = ["LATER", "omit_defaults", "without_later"]
+
+OPTIMIZER = {"optimizer": {"name": "sgd", "betas": [0.9, 0.999], "eps": 1e-8}}
+LATER: dict[str, dict[str, Any]] = {  # section of a sweep file -> fields that were added later, and their defaults
+    "analyses": {"custom": {}},
+    "dense": OPTIMIZER,
+    "imp": OPTIMIZER,
+    "model": {"options": {}},
+    "sparse": OPTIMIZER,
+}
+LATER_SECTIONS: dict[str, Any] = {"mask": {"finder": "imp"}}
+
+
+def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sweep's settings without sections and fields that were added later and have their defaults.
+
+    So earlier runs keep their names, and are not told from later ones by what they do not mention.
+    """
+    kept = {section: _without(section, values) for section, values in settings.items()}
+    return omit_defaults(kept, LATER_SECTIONS, dict.fromkeys(LATER_SECTIONS, ()))
+
+
+def _without(section: str, values: Any) -> Any:
+    defaults = LATER.get(section)
+    return (
+        omit_defaults(values, defaults, dict.fromkeys(defaults, ())) if defaults and isinstance(values, Mapping) else values
+    )
 
 
 def omit_defaults(

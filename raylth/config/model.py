@@ -22,6 +22,11 @@ class ModelConfig(Settings):
     widths: Annotated[list[Width], Field(min_length=1, max_length=100), AfterValidator(unique)] = Field(
         [1.0], description="Multipliers of every hidden width; the paper has 1 to 16."
     )
+    options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict,
+        description="Keyword arguments of the network's own, such as {depth: 6, heads: 3} of vit; for torchvision's, timm's "
+        "and custom networks those of what builds them.",
+    )
     init: Literal["own", "torch"] = Field(
         "own",
         description="Initialisation: own, the network's (He normal in those of this package), or torch's default of every "

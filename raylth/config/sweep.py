@@ -7,8 +7,9 @@ Settings that decide results (the science) and settings that decide where and ho
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
+from torch import nn
 
-from raylth.common.omit import omit_defaults
+from raylth.common.omit import without_later
 from raylth.config.analyses import AnalysesConfig, Cells, MatchedLineConfig
 from raylth.config.budget import BudgetConfig, PricesConfig
 from raylth.config.data import DataConfig
@@ -31,7 +32,6 @@ NOT_SCIENCE = {
     **dict.fromkeys(("storage", "resources", "budget", "prices", "search", "log"), True),
     "data": {"root", "download"},
 }
-LATER = {"mask": ()}  # sections added later, which do not rename earlier runs
 
 
 class SeedsConfig(Settings):
@@ -74,8 +74,7 @@ class SweepConfig(Settings):
     def science(self) -> dict[str, Any]:
         """Return the settings that decide results as plain data: what names a run, and a search."""
         dumped = self.model_dump(mode="json", exclude=NOT_SCIENCE)  # type: ignore[arg-type]
-        dumped["analyses"] = omit_defaults(dumped["analyses"], {"custom": {}}, {"custom": ()})
-        return omit_defaults(dumped, {"mask": MaskConfig().model_dump(mode="json")}, LATER)
+        return without_later(dumped)
 
     @property
     def match_epochs(self) -> list[int]:
@@ -148,13 +147,18 @@ class SweepConfig(Settings):
 
     def _check_network(self) -> None:
         """Raise ValueError for a network that cannot be built for these data at one of its widths."""
-        info = DATASETS[self.data.name]
-        for field, widths in (("model.name", [1.0]), ("model.widths", self.model.widths)):
-            for width in widths:
-                try:
-                    build_shapes(self.model.name, width=width, num_classes=info.num_classes, in_shape=self.data.in_shape)
-                except ValueError as error:
-                    raise ValueError(f"{field}: {error}") from error
+        first = ("model.options", self.model.widths[0]) if self.model.options else ("model.name", 1.0)
+        for field, width in (first, *(("model.widths", width) for width in self.model.widths)):
+            try:
+                self._shapes(width, self.data.in_shape)
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from error
+
+    def _shapes(self, width: float, in_shape: tuple[int, ...]) -> nn.Module:
+        num_classes = DATASETS[self.data.name].num_classes
+        return build_shapes(
+            self.model.name, width=width, num_classes=num_classes, in_shape=in_shape, options=self.model.options
+        )
 
     def _check_workers(self, kind: str) -> None:
         """Raise ValueError for a number of workers that batch norm cannot have."""
@@ -181,7 +185,7 @@ class SweepConfig(Settings):
             raise ValueError(f"{kind}.resolution_ramp: [{begin}, {end}] are not two increasing fractions from 0 to 1")
         found = []
         for side in (first, sides[0]):
-            network = build_shapes(self.model.name, width=1.0, num_classes=info.num_classes, in_shape=(3, side, side))
+            network = self._shapes(1.0, (3, side, side))
             found.append({name: tensor.shape for name, tensor in network.state_dict().items()})
         if found[0] != found[1]:
             raise ValueError(

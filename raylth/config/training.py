@@ -1,21 +1,32 @@
 """How networks are trained: dense, in rounds of pruning, and sparse."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from raylth.arms import ARMS, Arm
 from raylth.config.types import AUTO, Count, Epoch, Folder, Integer, Rate, Real, Settings, Sparsity, known, unique
-from raylth.core.training.recipe import Interval, Recipe
+from raylth.core.training.recipe import Interval, OptimizerName, Recipe
 
-__all__ = ["DenseConfig", "ImpConfig", "OptimizerConfig", "SparseConfig"]
+__all__ = ["DenseConfig", "ImpConfig", "OptimizerConfig", "SparseConfig", "TrainingConfig"]
 
 
 ArmName = Annotated[str, known(ARMS, Arm)]
 
 
+Beta = Annotated[Real, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Settings):
-    """SGD; fields that dense, IMP and sparse training share."""
+    """Which update trains; the learning rate and weight decay stand beside it."""
+
+    name: OptimizerName = Field("sgd", description="sgd with momentum, or adamw (Loshchilov and Hutter, 2019).")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adamw: decay rates of the gradient's two moments.")
+    eps: Real = Field(1e-8, gt=0, description="adamw: added to the root of the second moment.")
+
+
+class TrainingConfig(Settings):
+    """Fields that dense, IMP and sparse training share."""
 
     batch_size: Count = Field(128, description="Samples per step (paper: 128 on CIFAR).")
     drop_last: bool = Field(
@@ -23,8 +34,14 @@ class OptimizerConfig(Settings):
         description="Drop the samples of an epoch that do not fill a batch (different ones in each epoch), unless they "
         "are its only batch: batch norm's statistics would be those of a few samples.",
     )
+    optimizer: OptimizerConfig = Field(
+        default_factory=OptimizerConfig,
+        description="The optimizer. Each of dense, imp and sparse has its own.",
+    )
     momentum: Real = Field(0.9, ge=0, lt=1, description="SGD momentum.")
-    weight_decay: Real = Field(5e-4, ge=0, lt=1, description="L2 weight decay on every parameter.")
+    weight_decay: Real = Field(
+        5e-4, ge=0, lt=1, description="Weight decay on every parameter: L2 in sgd, decoupled from the gradient in adamw."
+    )
     warmup_epochs: Integer = Field(0, ge=0, description="Epochs of linear warm-up at the start of the schedule.")
     lr_interval: Interval = Field(
         "step", description="How often the learning rate changes: at every step, or once an epoch (the published code)."
@@ -66,18 +83,30 @@ class OptimizerConfig(Settings):
     def recipe(self, epochs: int, lr: float, **schedule: Any) -> Recipe:
         """Return the recipe of one training of `epochs` epochs; `precision: auto` must be settled."""
         assert self.precision != AUTO, "planning settles it"
-        shared: dict[str, Any] = {name: getattr(self, name) for name in OptimizerConfig.model_fields}
+        shared: dict[str, Any] = {name: getattr(self, name) for name in TrainingConfig.model_fields if name != "optimizer"}
+        update = self.optimizer
+        if update.name == "adamw":
+            shared |= {"optimizer": update.name, "betas": update.betas, "eps": update.eps, "momentum": 0.0}
         return Recipe(epochs=epochs, lr=lr, **shared, **schedule)
 
+    @model_validator(mode="after")
+    def _names_what_applies(self) -> Self:
+        """By values: a manifest has all fields."""
+        if self.optimizer.name == "adamw" and self.momentum != TrainingConfig.model_fields["momentum"].default:
+            raise ValueError("momentum is sgd's: adamw has optimizer.betas")
+        if self.optimizer.name == "sgd" and self.optimizer != OptimizerConfig():
+            raise ValueError("optimizer.betas and optimizer.eps are adamw's: sgd has momentum")
+        return self
 
-class DenseConfig(OptimizerConfig):
+
+class DenseConfig(TrainingConfig):
     """Dense training of A and B."""
 
     epochs: Count = Field(200, description="T: epochs of dense training (paper: 200 on CIFAR).")
     lr: Rate = Field(0.08, description="Peak learning rate (paper: 0.08 on CIFAR).")
 
 
-class ImpConfig(OptimizerConfig):
+class ImpConfig(TrainingConfig):
     """Iterative magnitude pruning with fine-tuning (the published code runs momentum 0 and weight decay 0)."""
 
     epochs_per_round: Count = Field(50, description="Epochs of fine-tuning after each pruning (paper: 50).")
@@ -88,7 +117,7 @@ class ImpConfig(OptimizerConfig):
     prune_shortcuts: bool = Field(False, description="Also prune residual shortcut convolutions (paper: no).")
 
 
-class SparseConfig(OptimizerConfig):
+class SparseConfig(TrainingConfig):
     """Sparse training: one network per arm, sparsity and rewind point."""
 
     arms: Annotated[list[ArmName], AfterValidator(unique)] = Field(

@@ -237,7 +237,7 @@ def _check_trace(network: nn.Module, x: Tensor, alone: Tensor, uses: Uses) -> No
     try:
         training, evaluation = trace(network, training=True), trace(network)
     except UnknownOperation as error:
-        if uses.corrections:
+        if "reset" in uses.corrections and any(isinstance(module, _BatchNorm) for module in network.modules()):
             raise BadNetwork(str(error)) from error
         if uses.is_permuted:
             _check_program(network, x, alone)

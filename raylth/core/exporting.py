@@ -16,6 +16,8 @@ from raylth.core.precision import same_precision
 
 __all__ = ["export"]
 
+BRANCHES = ("GuardOnDataDependentSymNode", "UserError: Could not guard on data-dependent")
+
 
 def export(model: nn.Module, example_input: Tensor, *, training: bool = False) -> ExportedProgram:
     """Return the operations that `model` computes on inputs of the shape of `example_input`, in evaluation or in training.
@@ -27,11 +29,10 @@ def export(model: nn.Module, example_input: Tensor, *, training: bool = False) -
         try:
             return torch.export.export(model, (example_input,), strict=False)
         except Exception as error:  # of the network's own code, which may do anything
-            what = " ".join(str(error).split("\n\n")[0].split())
-            raise UnknownOperation(
-                f"{type(model).__name__} cannot be exported: {type(error).__name__}: {what}{place_of(error)}. "
-                "Its forward pass must not branch on the data"
-            ) from error
+            what = " ".join(f"{type(error).__name__}: {error}".split("\n\n")[0].split())
+            if what.startswith(BRANCHES):
+                what = "control flow that depends on the data"
+            raise UnknownOperation(f"{type(model).__name__} cannot be exported: {what}{place_of(error)}") from error
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raylth.common.seeding import derive_seed
 from raylth.core.shortcuts import shortcut_layers
 from raylth.core.state import like
-from raylth.core.tensors import check_tensors
+from raylth.core.tensors import check_tensors, tied_names
 
 __all__ = [
     "Mask",
@@ -32,6 +32,7 @@ __all__ = [
 Mask = dict[str, Tensor]
 
 PRUNABLE_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of nn.MultiheadAttention
 SHORTCUT_NAMES = frozenset({"shortcut", "downsample"})  # ours, torchvision's: of networks that cannot be traced
 
 
@@ -58,22 +59,30 @@ def as_mask(found: object, like: Mask, whose: str) -> Mask:
 def prunable_names(model: nn.Module, *, prune_shortcuts: bool = False) -> tuple[str, ...]:
     """List the weights that pruning may touch, in the model's order: convolutions and linear layers.
 
-    Residual shortcuts, which are found in the network's graph (`shortcut_layers`), are left out unless `prune_shortcuts` (the
-    paper's choice); biases and normalisation are never prunable. Raises ValueError for tensors that cannot be pruned one by
-    one (`check_tensors`).
+    So are the projections that `nn.MultiheadAttention` holds itself. Residual shortcuts, which are found in the network's
+    graph (`shortcut_layers`), are left out unless `prune_shortcuts` (the paper's choice); biases, normalisation and
+    embeddings are never prunable, nor is a weight that two layers share. Raises ValueError for tensors that cannot be
+    pruned one by one (`check_tensors`).
     """
     check_tensors(model)
-    names = [
-        f"{path}.weight" if path else "weight"
-        for path, module in model.named_modules()
-        if isinstance(module, PRUNABLE_LAYERS)
-    ]
+    tied = tied_names(model)
+    shared = {*tied, *tied.values()}
+    names = [f"{path}.{name}" if path else name for path, module in model.named_modules() for name in _prunable(module)]
+    names = [name for name in names if name not in shared]
     if prune_shortcuts:
         return tuple(names)
     shortcuts = shortcut_layers(model)
     if shortcuts is None:
         shortcuts = {name for name in names if not SHORTCUT_NAMES.isdisjoint(name.split("."))}
     return tuple(name for name in names if name not in shortcuts)
+
+
+def _prunable(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, PRUNABLE_LAYERS):
+        return ("weight",)
+    if isinstance(module, nn.MultiheadAttention):  # its projection out is a linear layer
+        return tuple(name for name in PROJECTIONS if getattr(module, name) is not None)
+    return ()
 
 
 def full_mask(model: nn.Module, *, prune_shortcuts: bool = False) -> Mask:

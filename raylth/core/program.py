@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from raylth.core.exporting import export
+from raylth.core.tensors import tied_names
 
 __all__ = ["Call", "Program", "Run", "architecture_of", "program_of"]
 
@@ -82,6 +83,7 @@ def architecture_of(model: nn.Module) -> str:
         digest.update(repr((path, kind.__module__, kind.__qualname__, own, functions)).encode())
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
         digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
+    digest.update(repr(sorted(tied_names(model).items())).encode())
     return digest.hexdigest()
 
 

@@ -6,17 +6,20 @@ it the layer's own weight and bias, so nothing is left over that was not in the 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from raylth.core.batches import Batches, inputs_of
 from raylth.core.batchnorm import Moments, set_statistics
-from raylth.core.graph import trace
 from raylth.core.modes import in_mode
 from raylth.core.precision import precision
 
@@ -35,43 +38,77 @@ class Statistics:
     deviation: Tensor
 
 
-def repair_sites(model: nn.Module) -> list[str]:
-    """Return the modules whose outputs are corrected: every affine batch norm, and every layer with a bias that no batch
-    norm follows, but for the one that gives the logits.
+def repair_sites(model: nn.Module, x: Tensor) -> list[str]:
+    """Return the modules whose outputs are corrected, in the order in which a forward pass of inputs `x` calls them: every
+    affine batch norm, and every layer with a bias that no batch norm follows, but for the one that gives the logits.
 
     A module that runs more than once in a forward pass, or has a tensor that something else uses too (tied weights), is none:
     one correction of its weights cannot fit all uses.
     """
-    traced, sites = trace(model), []
-    modules, shared = dict(traced.named_modules()), _shared(traced)
-    for node in traced.graph.nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if module is None or module in shared:
-            continue
-        if isinstance(module, _BatchNorm) and module.affine:
-            sites.append(str(node.target))
-        elif isinstance(module, LAYERS) and module.bias is not None:
-            followers = [modules.get(str(user.target)) if user.op == "call_module" else user.op for user in node.users]
-            is_corrected = (isinstance(follower, _BatchNorm) and follower not in shared for follower in followers)
-            if "output" not in followers and not any(is_corrected):
-                sites.append(str(node.target))
-    return sites
+    return _Pass(model, x).sites()
 
 
-def _shared(traced: fx.GraphModule) -> set[nn.Module]:
-    """Return the modules of which something is used more than once in a forward pass: they themselves, or a tensor."""
-    modules = dict(traced.named_modules())
-    called: list[nn.Module] = []
-    uses: Counter[int] = Counter()
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            called.append(modules[str(node.target)])
-            uses.update(_tensors(called[-1]))
-        elif node.op == "get_attr":
-            place, _, name = str(node.target).rpartition(".")
-            uses[id(getattr(modules[place], name))] += 1
-    times = Counter(called)
-    return {module for module in called if times[module] > 1 or any(uses[tensor] > 1 for tensor in _tensors(module))}
+class _Pass(TorchFunctionMode):
+    """One forward pass in evaluation: what was called, by whom outputs were read, and how often each tensor."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, nn.Module]] = []
+        self.outputs: dict[int, tuple[int, Tensor]] = {}  # tensor -> the call that it is the output of, itself
+        self.norms: dict[int, list[nn.Module]] = {}  # call -> batch norms that read its output
+        self.uses: Counter[int] = Counter()
+        names = {module: name for name, module in model.named_modules()}
+        with ExitStack() as hooks, in_mode(model, training=False), torch.no_grad():
+            for module, name in names.items():
+                if isinstance(module, (_BatchNorm, *LAYERS)):
+                    hooks.callback(module.register_forward_pre_hook(self._before).remove)
+                    hooks.callback(module.register_forward_hook(partial(self._after, name)).remove)
+                elif isinstance(module, nn.Identity):
+                    hooks.callback(module.register_forward_hook(self._passed_on).remove)
+            with self:
+                self.logits = model(x)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        given = [*args, *(kwargs or {}).values()]
+        if getattr(func, "__name__", "") != "__get__":  # a shape, a type
+            self.uses.update(id(value) for value in given if isinstance(value, Tensor))
+        result = func(*args, **(kwargs or {}))
+        if any(result is value for value in given):  # in place, or dropout: who reads it later reads something else
+            self.outputs.pop(id(result), None)
+        return result
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if isinstance(module, _BatchNorm) and args and id(args[0]) in self.outputs:
+            self.norms.setdefault(self.outputs[id(args[0])][0], []).append(module)
+
+    def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if isinstance(out, Tensor):
+            self.outputs[id(out)] = len(self.calls), out
+        self.calls.append((name, module))
+
+    def _passed_on(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        self.outputs.pop(id(out), None)
+
+    def shared(self) -> set[nn.Module]:
+        """Return the modules of which something is used more than once: they themselves, or a tensor."""
+        times = Counter(module for _, module in self.calls)
+        return {module for module in times if times[module] > 1 or any(self.uses[tensor] > 1 for tensor in _tensors(module))}
+
+    def sites(self) -> list[str]:
+        """Return what can be corrected."""
+        shared = self.shared()
+        last, _ = self.outputs.get(id(self.logits), (None, None))
+        found = []
+        for place, (name, module) in enumerate(self.calls):
+            if module in shared:
+                continue
+            if isinstance(module, _BatchNorm):
+                is_site = module.affine
+            else:
+                is_corrected = any(norm not in shared for norm in self.norms.get(place, ()))
+                is_site = getattr(module, "bias", None) is not None and place != last and not is_corrected
+            found += [name] if is_site else []
+        return found
 
 
 def _tensors(module: nn.Module) -> set[int]:
@@ -83,14 +120,15 @@ def _tensors(module: nn.Module) -> set[int]:
 @torch.no_grad()
 def site_statistics(model: nn.Module, batches: Batches) -> dict[str, Statistics]:
     """Return mean and deviation of every site's output over all samples and positions, the network in eval mode."""
-    moments = {name: Moments() for name in repair_sites(model)}
+    inputs, first = _with_first(batches, model)
+    moments = {name: Moments() for name in (repair_sites(model, first) if first is not None else ())}
     with ExitStack() as hooks, in_mode(model, training=False):
         for name, into in moments.items():
             module = model.get_submodule(name)
             axis = -1 if isinstance(module, nn.Linear) else 1
             handle = module.register_forward_hook(lambda _, __, out, into=into, axis=axis: into.add(out, axis))
             hooks.callback(handle.remove)
-        for x in inputs_of(batches, model):
+        for x in inputs:
             model(x)
     results = {name: moment.result() for name, moment in moments.items()}
     return {name: Statistics(mean, variance.sqrt()) for name, (mean, variance) in results.items()}
@@ -116,7 +154,11 @@ def repair(
     Jordan et al. (2023), equations 4 and 5.
     Raises ValueError for no data, or statistics of another architecture.
     """
-    sites, shared = repair_sites(model), _shared(trace(model))
+    inputs, first = _with_first(batches, model)
+    if first is None:
+        raise ValueError("no samples: statistics need at least one batch")
+    seen = _Pass(model, first)
+    sites, shared = seen.sites(), seen.shared()
     targets = _targets(sites, statistics_a, statistics_b, alpha)
     norms = {n: module for n, module in model.named_modules() if isinstance(module, _BatchNorm) and module not in shared}
     modules = {name: model.get_submodule(name) for name in sites} | norms
@@ -132,10 +174,8 @@ def repair(
             else:
                 handle = module.register_forward_hook(partial(_correct, moments[name], targets[name]))
             hooks.callback(handle.remove)
-        for x in inputs_of(batches, model):
+        for x in inputs:
             model(x)
-    if modules and not any(seen.count for seen in moments.values()):
-        raise ValueError("no samples: statistics need at least one batch")
     set_statistics({name: module for name, module in norms.items() if moments[name].count}, moments)
     for name in sites:
         module = modules[name]
@@ -143,6 +183,13 @@ def repair(
             _set_affine(module, moments[name], targets[name], slopes[name], correction=1)
         else:
             _fuse(module, moments[name], targets[name])
+
+
+def _with_first(batches: Batches, model: nn.Module) -> tuple[Iterator[Tensor], Tensor | None]:
+    """Return the inputs of all batches, and up to two samples of the first; None where there is no batch."""
+    inputs = iter(inputs_of(batches, model))
+    first = next(inputs, None)
+    return (iter(()), None) if first is None else (chain([first], inputs), first[:2])
 
 
 def _targets(

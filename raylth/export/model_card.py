@@ -127,7 +127,8 @@ def _arguments(network: Network) -> str:
     model = network.model
     settings = f"width={model.width:g}, num_classes={model.num_classes}, in_shape={network.in_shape}"
     init = ', init="torch"' if model.init == "torch" else ""
-    return f'"{model.name}", {settings}{init}'
+    options = f", options={dict(model.options)}" if model.options else ""
+    return f'"{model.name}", {settings}{init}{options}'
 
 
 def _own_seeds(network: Network) -> dict[str, Any]:

@@ -108,8 +108,15 @@ def _model(row: Mapping[str, Any], manifest: Mapping[str, Any], origin: Origin |
         raise ValueError(f"{row['key'][:12]}: whether {row['model']!r} is the code that was trained is not known: {origin}")
     info, side = DATASETS[row["dataset"]], manifest["config"]["data"].get("resolution")
     in_shape = (info.in_shape[0], side, side) if side else info.in_shape
-    init = manifest["config"]["model"].get("init", "own")
-    return NetworkSettings(name=row["model"], width=row["width"], init=init, num_classes=info.num_classes, in_shape=in_shape)
+    model = manifest["config"]["model"]
+    return NetworkSettings(
+        name=row["model"],
+        width=row["width"],
+        init=model.get("init", "own"),
+        num_classes=info.num_classes,
+        in_shape=in_shape,
+        options=tuple(sorted(model.get("options", {}).items())),
+    )
 
 
 def _find_row(store: Store, beginning: str) -> dict[str, Any]:

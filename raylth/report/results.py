@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from raylth.common.omit import without_later
 from raylth.report.measurements import wide_measurements
 from raylth.store import Location, locate
 from raylth.store.tables import read_table
@@ -116,6 +117,7 @@ def _science(config: dict[str, Any] | None, run: str, *, is_matched: bool) -> st
     """Return, as text, the settings of a run that are no column of its rows; the run's own name where they are not known."""
     if config is None:
         return run
+    config = without_later(config)
     kept = {
         section: {
             name: value for name, value in (config.get(section) or ABSENT.get(section, {})).items() if name not in left_out

@@ -63,6 +63,7 @@ class NetworkSettings(Serializable):
     num_classes: int
     in_shape: tuple[int, ...]  # of one sample
     code: str | None = None  # `code_of` it, where it is a user's own
+    options: tuple[tuple[str, Any], ...] = ()  # the network's own keyword arguments, by name
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `build_model`, `build_shapes` and `init_model`."""
@@ -261,7 +262,7 @@ def _plain(value: Any) -> Any:
         return value.plain()
     if isinstance(value, Recipe):
         return {name: _plain(each) for name, each in value.settings().items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _read(declared: Any, value: Any) -> Any:
@@ -269,4 +270,4 @@ def _read(declared: Any, value: Any) -> Any:
         return declared.read(value)
     if declared is Recipe:
         return Recipe(**{name: _read(None, each) for name, each in value.items()})
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_read(None, each) for each in value) if isinstance(value, list) else value

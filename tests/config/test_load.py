@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from raylth.cli import sweep
+from raylth.common.omit import LATER
 from raylth.config.load import BadSweep, read_sweep, read_sweep_and_places
 from raylth.config.sweep import SweepConfig
 from raylth.core import precision
@@ -20,6 +21,7 @@ from raylth.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "sweeps" / "quickstart.yaml"
+VIT = ROOT / "sweeps" / "vit_digits.yaml"
 
 BAD_OVERRIDES = [
     ("sparse.sparsitys=[0.5]", "sparse.sparsitys: unknown key, did you mean 'sparsities'?"),
@@ -43,7 +45,7 @@ BAD_OVERRIDES = [
     ("sparse.sparsities=[]", "sparse.sparsities: must have at least one entry, found []"),
     ("match.epochs=[]", "match.epochs: must have at least one entry, found []"),
     ("match.stream_site={1: -2}", "match.stream_site.1: should be text (in quotes, if need be), found 1"),
-    ("sparse={1: 2}", "sparse.1: unknown key (known: batch_size, drop_last, momentum"),
+    ("sparse={1: 2}", "sparse.1: unknown key (known: batch_size, drop_last, optimizer"),
     ("match.stream_site={" + "a" * 60 + ": []}", ": should be a whole number, found []"),
     ("match.method=[" + "a" * 70 + "]", f"match.method.0: unknown matcher '{'a' * 60}'... (known: activation"),
     ("sparse.sparsities=[0.5, 1.2]", "sparse.sparsities.1: should be less than 1, found 1.2"),
@@ -56,6 +58,11 @@ BAD_OVERRIDES = [
     ("sparse.arms=[lth, lth]", "sparse.arms: 'lth' is listed twice"),
     ("model.name=resnet21", "model.name: unknown model 'resnet21', did you mean 'resnet20'? (known: mlp, resnet20"),
     ("model.name=vgg11", "model.name: vgg11 needs images of at least (C, 32, 32), not (40,)"),
+    ("model.options={depth: 3}", "model.options: mlp has no option 'depth' (it has none)"),
+    ("dense.optimizer={name: adam}", "dense.optimizer.name: 'adam' is unknown, did you mean 'adamw'? (known: sgd, adamw)"),
+    ("dense.optimizer={betas: [0.9, 0.99]}", "dense: optimizer.betas and optimizer.eps are adamw's: sgd has momentum"),
+    ("dense={optimizer: {name: adamw}, momentum: 0.5}", "dense: momentum is sgd's: adamw has optimizer.betas"),
+    ("dense.optimizer={name: adamw, betas: [0.9, 1]}", "dense.optimizer.betas.1: should be less than 1, found 1"),
     ("model.widths=[0.3]", "model.widths: width 0.3 gives 38.4 channels where 128 are scaled"),
     ("data.name=cifar", "data.name: unknown data set 'cifar', did you mean 'cifar10'?"),
     ("data.name=cifar10", "data.root: cifar10 is read from files: set data.root to their folder"),
@@ -77,6 +84,40 @@ BAD_OVERRIDES = [
         "connect.pionts: unknown key, did you mean 'points'? (known: points, corrections, samples, unmatched)",
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "dpth: 3",
+            "model.options: vit has no option 'dpth', did you mean 'depth'? (it has depth, heads, patch, dim, mlp_ratio)",
+        ),
+        ("patch: 3", "model.options: patches of 3 pixels do not fill images of 8 x 8"),
+        ("dim: 30", "model.options: 4 heads do not share 30 channels evenly (dim 30 at width 1)"),
+        ("depth: 0", "model.options: depth must be a whole number of at least 1, not 0"),
+        ("depth: true", "model.options: depth must be a whole number of at least 1, not True"),
+        ("mlp_ratio: 0.01", "model.options: mlp_ratio 0.01 of 32 channels is 0.32: it must be a whole number"),
+        ("heads: [1]", "model.options.heads"),
+    ],
+)
+def test_a_bad_option_of_a_network_is_named(override, message):
+    name, _, value = override.partition(": ")
+    with pytest.raises(BadSweep) as caught:
+        read_sweep(VIT, [f"model.options.{name}={value}"])
+    assert message in str(caught.value)
+
+
+def test_settings_that_were_added_later_are_omitted_at_their_defaults():
+    """So that runs made before keep their names."""
+    config = read_sweep(QUICKSTART)
+    science, dumped = config.science(), config.model_dump(mode="json")
+    for section, defaults in LATER.items():
+        for field, default in defaults.items():
+            assert dumped[section][field] == default, (section, field)
+            assert field not in science[section], (section, field)
+    changed = read_sweep(QUICKSTART, ["dense.optimizer={name: adamw}"])
+    assert changed.science()["dense"]["optimizer"]["name"] == "adamw"
 
 
 @pytest.mark.parametrize(("override", "message"), BAD_OVERRIDES, ids=[override for override, _ in BAD_OVERRIDES])
@@ -208,7 +249,7 @@ def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path):
     with pytest.raises(BadSweep) as caught:
         read_sweep(file)
     first, second = sorted(str(caught.value).splitlines())
-    assert first == f"{file}:5: model.widhts: unknown key, did you mean 'widths'? (known: name, widths, init)"
+    assert first == f"{file}:5: model.widhts: unknown key, did you mean 'widths'? (known: name, widths, options, init)"
     assert second.startswith(f"{file}:7: sparse.arms.1: unknown arm 'nave', did you mean 'naive'?")
 
 

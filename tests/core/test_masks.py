@@ -14,6 +14,7 @@ from raylth.core.masks import (
 )
 from raylth.core.models import build_shapes, init_model
 from raylth.core.pruning import prune_global_magnitude
+from raylth.core.tensors import tied_names
 from tests.core import own_networks as own
 
 
@@ -134,7 +135,31 @@ def test_the_shortcuts_of_networks_of_libraries(name, shortcuts):
     assert left_out == {f"{layer}.weight" for layer in shortcuts}
 
 
-@pytest.mark.parametrize("make", [own.SharedModule, own.SharedWeight, own.WeightNorm, own.Pruned])
+@pytest.mark.parametrize("make", [own.SharedModule, own.SharedWeight, own.SharedAcrossList])
+def test_a_weight_that_layers_share_stays_dense(make):
+    model = make()
+    names = prunable_names(model)
+    assert names
+    assert not {
+        name for name in names if any(model.get_parameter(name) is model.get_parameter(other) for other in tied_names(model))
+    }
+    pruned = apply_mask(
+        model.state_dict(), {name: torch.zeros_like(model.state_dict()[name], dtype=torch.bool) for name in names}
+    )
+    model.load_state_dict(pruned)
+    check_mask(model.state_dict(), {name: pruned[name] != 0 for name in names})
+
+
+def test_the_projections_of_attention_are_pruned_and_embeddings_and_norms_are_not():
+    one, other = nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2, kdim=4, vdim=6)
+    model = nn.ModuleDict({"one": one, "other": other, "norm": nn.LayerNorm(8), "embed": nn.Embedding(5, 8)})
+    assert prunable_names(model, prune_shortcuts=True) == (
+        "one.in_proj_weight", "one.out_proj.weight",
+        "other.q_proj_weight", "other.k_proj_weight", "other.v_proj_weight", "other.out_proj.weight",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [own.SharedMemory, own.SharedView, own.WeightNorm, own.Pruned])
 def test_tensors_that_cannot_be_pruned_one_by_one_are_refused(make):
     with pytest.raises(ValueError, match=r"one tensor under two names|parametrized|computed from other tensors"):
         full_mask(make())

@@ -119,7 +119,7 @@ def test_every_network_can_be_reset_and_repaired(name):
     repair(middle, *ends, 0.25, [x])
     assert list(middle.state_dict()) == list(one.state_dict()), "nothing is left over"
     found = site_statistics(middle, [x])
-    sites = repair_sites(one)
+    sites = repair_sites(one, x)
     assert sites
     moved = 0
     for site in sites:
@@ -211,7 +211,7 @@ def test_what_is_used_twice_is_left_as_it_is():
     torch.manual_seed(0)
     model = with_random_signs(disturb(Uses(), 0.3))
     x = torch.randn(64, 6)
-    assert repair_sites(model) == ["once", "before"], "the layer before a norm that is left alone is a site itself"
+    assert repair_sites(model, x) == ["once", "before"], "the layer before a norm that is left alone is a site itself"
     reset_bn_stats(model, [x])
     middle = assert_repair_changes_nothing(model, x)
     left = [name for name in model.state_dict() if name.split(".")[0] in ("twice", "norm_twice", "tied", "other", "read")]

@@ -4,7 +4,8 @@ Paper, section 4.1; the matching of Li et al. (2015) as used by REPAIR: the perm
 summed Pearson correlation between the units of A and B, a linear assignment problem.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from raylth.core.batches import Batches, inputs_of
 from raylth.core.matching.assignment import assign, assign_nested, trees
 from raylth.core.matching.observer import Observer, rows
-from raylth.core.permutation import Permutation, PermutationSpec
+from raylth.core.permutation import Group, Permutation, PermutationSpec, Site
 from raylth.core.precision import precision
 
 __all__ = ["CrossMoments", "MatchResult", "assign", "match_activations"]
@@ -104,7 +105,7 @@ def match_activations(model_a: nn.Module, model_b: nn.Module, spec: PermutationS
         spec.check(model.state_dict())
     inside = {name for group in spec.groups.values() for name in group.within}
     groups = [group for group in spec.groups.values() if group.site is not None and group.name not in inside]
-    sites = [group.site for group in groups if group.site is not None]
+    sites, beside = _sites(spec, groups)
     observer = Observer([model_a, model_b], sites, spec.program)
     moments = [CrossMoments() for _ in groups]
     for x in inputs_of(batches, model_b):
@@ -113,13 +114,31 @@ def match_activations(model_a: nn.Module, model_b: nn.Module, spec: PermutationS
     correlations = {}
     for group, moment in zip(groups, moments, strict=True):
         try:
-            correlations[group.name] = _by_unit(moment.correlation(), group.size)
+            found = moment.correlation()
+            correlations[group.name] = found if group.name in beside else _by_unit(found, group.size)
         except ValueError as error:
             raise ValueError(f"group {group.name!r}: {error}") from error
-    return _assigned(spec, correlations)
+    return _assigned(spec, correlations, beside)
 
 
-def _assigned(spec: PermutationSpec, correlations: dict[str, np.ndarray]) -> MatchResult:
+def _sites(spec: PermutationSpec, groups: Sequence[Group]) -> tuple[list[Site], dict[str, str]]:
+    """Return where units are compared, and for those whose entries another group within the same orders, that group."""
+    sites, beside = [], {}
+    for group in groups:
+        assert group.site is not None
+        names = (*group.within, group.name)
+        others = [name for name in group.site.part.groups if name and name not in names]
+        part = group.site.part.led_by([*names, *others])
+        sites.append(replace(group.site, part=part))
+        if len(others) == 1 and spec.groups[others[0]].within == group.within:
+            beside[group.name] = others[0]
+    for name, other in list(beside.items()):
+        if other in beside or other not in [group.name for group in groups]:
+            del beside[name]  # neither can be solved first
+    return sites, beside
+
+
+def _assigned(spec: PermutationSpec, correlations: dict[str, np.ndarray], beside: dict[str, str]) -> MatchResult:
     """Solve every group's assignment; a group that others are within has the mean of theirs as its objective."""
     perms: dict[str, Tensor] = {}
     objective: dict[str, float] = {}
@@ -127,7 +146,7 @@ def _assigned(spec: PermutationSpec, correlations: dict[str, np.ndarray]) -> Mat
         if len(members) == 1 and members[0] in correlations:
             perms[members[0]], objective[members[0]] = assign(correlations[members[0]])
             continue
-        found, values = assign_nested(spec, members, correlations)
+        found, values = assign_nested(spec, members, correlations, beside)
         perms |= found
         for name in members:
             measured = [each for each in members if each in correlations and name in (each, *spec.groups[each].within)]

@@ -100,7 +100,8 @@ class _Descent:
         state_b: Mapping[str, Tensor],
         start: Permutation,
     ) -> None:
-        names = [name for name in spec.axes if not name.endswith(STATISTICS) and any(spec.axes[name])]
+        once = [name for name in spec.axes if name not in spec.tied]
+        names = [name for name in once if not name.endswith(STATISTICS) and any(spec.axes[name])]
         self.a, self.b = ({name: as_matrix(state[name]) for name in names} for state in (state_a, state_b))
         self.spec, self.perms, self.trees = spec, dict(start.perms), trees(spec)
         self.norms = {

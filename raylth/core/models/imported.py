@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from importlib import metadata
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ __all__ = ["LIBRARIES", "from_library", "library_names", "library_versions"]
 
 LIBRARIES = ("torchvision", "timm")
 HEADS = {"aux_logits": False, "init_weights": True}  # no heads that are there in training only, whose outputs nothing reads
+Builder = Callable[[int, int, dict[str, Any]], nn.Module]  # number of classes, channels of an image, further arguments
 WITH_HEADS = ("googlenet", "inception_v3")
 
 
@@ -24,12 +26,12 @@ def from_library(name: str) -> Callable[..., nn.Module] | None:
         return None
     builder = _torchvision(model) if library == "torchvision" else _timm(model)
 
-    def build(*, width: float, num_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
+    def build(*, width: float, num_classes: int, in_shape: tuple[int, ...], **options: Any) -> nn.Module:
         if width != 1:
             raise ValueError(f"width {width:g}: networks of {library} have only width 1")
         if len(in_shape) != 3:
             raise ValueError(f"{name} takes images (C, H, W), not samples of shape {in_shape}")
-        return builder(num_classes, in_shape[0])
+        return builder(num_classes, in_shape[0], options)
 
     return build
 
@@ -57,7 +59,7 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def _torchvision(model: str) -> Callable[[int, int], nn.Module]:
+def _torchvision(model: str) -> Builder:
     from torchvision import models
 
     if model not in models.list_models():
@@ -65,24 +67,25 @@ def _torchvision(model: str) -> Callable[[int, int], nn.Module]:
     if model not in models.list_models(models):
         raise AttributeError(f"torchvision:{model} is not a network for classification")
 
-    def build(num_classes: int, channels: int) -> nn.Module:
+    def build(num_classes: int, channels: int, options: dict[str, Any]) -> nn.Module:
         if channels != 3:
             raise ValueError(f"torchvision:{model} takes images of 3 channels, not {channels}")
-        further = HEADS if model in WITH_HEADS else {}
+        further = (HEADS if model in WITH_HEADS else {}) | options
         network: nn.Module = models.get_model(model, weights=None, num_classes=num_classes, **further)
         return network
 
     return build
 
 
-def _timm(model: str) -> Callable[[int, int], nn.Module]:
+def _timm(model: str) -> Builder:
     import timm
 
     if not timm.is_model(model):
         raise AttributeError(f"timm has no network {model!r} (timm.list_models() names those it has)")
 
-    def build(num_classes: int, channels: int) -> nn.Module:
-        network: nn.Module = timm.create_model(model, pretrained=False, num_classes=num_classes, in_chans=channels)
+    def build(num_classes: int, channels: int, options: dict[str, Any]) -> nn.Module:
+        given = {"pretrained": False, "num_classes": num_classes, "in_chans": channels} | options
+        network: nn.Module = timm.create_model(model, **given)
         return network
 
     return build

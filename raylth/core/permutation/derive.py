@@ -21,7 +21,7 @@ from raylth.core.permutation.follow import ACTIVATIONS, Follower, is_tensor, ope
 from raylth.core.permutation.pieces import Piece, layouts_of, pieces
 from raylth.core.permutation.spec import Axis, Group, Part, PermutationSpec, Site
 from raylth.core.program import program_of
-from raylth.core.tensors import check_tensors
+from raylth.core.tensors import check_tensors, tied_names
 
 __all__ = ["UnknownOperation", "derive_spec", "operations", "rule"]
 
@@ -42,8 +42,18 @@ def derive_spec(model: nn.Module, example_input: Tensor) -> PermutationSpec:
     training = export(model, example_input, training=True)
     if _text(training) != _text(follower.program):
         Follower(training, tensors).run()
-    spec = _Assembly(follower, model.state_dict()).spec()
+    spec = _tied(_Assembly(follower, model.state_dict()).spec(), tied_names(model))
     return replace(spec, program=program_of(model, example_input, follower.program))
+
+
+def _tied(spec: PermutationSpec, names: Mapping[str, str]) -> PermutationSpec:
+    """Give each name of a tied weight the same axes: the program reads it under one of its names."""
+    axes = dict(spec.axes)
+    for first in names.values():
+        shared = [first, *(name for name, other in names.items() if other == first)]
+        found = next((axes[name] for name in shared if any(axes[name])), axes[first])
+        axes.update(dict.fromkeys(shared, found))
+    return replace(spec, axes=axes, tied=tuple(names))
 
 
 def _text(program: ExportedProgram) -> list[tuple[str, list[str]]]:
@@ -73,7 +83,7 @@ class _Assembly:
         for atom in self.atoms:
             name, chain = self.names[atom], _chain(atom)
             size = atom.size * prod(parent.size for parent in chain)
-            best = _best_sites([self._site(atom, *each) for each in self.seen.get(atom, ())])
+            best = _best_sites([self._site(atom, *each) for each in self._apart(atom)])
             within = tuple(self.names[parent] for parent in chain)
             groups[name] = Group(name, size, best, best[-1] if best else None, within)
         axes = {name: self._axes(name, tensor.ndim) for name, tensor in self.state.items()}
@@ -110,6 +120,21 @@ class _Assembly:
                         if atom in atoms and not piece.beside and all(parent in piece.atoms for parent in _chain(atom)):
                             seen.setdefault(atom, []).append((node, axis, piece))
         return seen
+
+    def _apart(self, atom: Atom) -> list[tuple[fx.Node, int, Piece]]:
+        """Return where a group is seen with the least of what other groups order: on other axes, and on the same one."""
+        seen = self.seen.get(atom, [])
+        if not seen:
+            return []
+        own = {atom, *_chain(atom)}
+
+        def orders(node: fx.Node, axis: int, piece: Piece) -> tuple[int, int]:
+            axes = pieces(self.follower.layout(node))
+            others = [other for place, found in enumerate(axes) if place != axis for each in found for other in each.atoms]
+            return len(set(others) & self.names.keys()), len(set(piece.atoms) & self.names.keys() - own)
+
+        counts = [orders(*each) for each in seen]
+        return [each for each, count in zip(seen, counts, strict=True) if count == min(counts)]
 
     def _site(self, atom: Atom, node: fx.Node, axis: int, piece: Piece) -> tuple[Site, bool, int]:
         """Return a site, whether it lies behind an activation function, and how many positions each unit has there."""

@@ -84,7 +84,8 @@ class Follower:
 
     def _placeholder(self, node: fx.Node) -> None:
         spec = self.kinds[node.name]
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+        is_kept = spec.kind == InputKind.PARAMETER or (spec.kind == InputKind.BUFFER and spec.persistent)
+        if is_kept:  # by a state dict: nothing moves the others
             self.sources[node] = str(spec.target)  # its axes are named when it is met
         elif is_tensor(node):
             self.layouts[node] = [fixed(length) for length in self.shape(node)]

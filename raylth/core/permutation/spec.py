@@ -101,6 +101,7 @@ class PermutationSpec:
     groups: Mapping[str, Group]
     axes: Mapping[str, tuple[Axis | None, ...]]
     program: Program | None = None  # what computes the nodes that sites name
+    tied: tuple[str, ...] = ()  # names in `axes` of tensors that have another name there, too
 
     def __repr__(self) -> str:
         """Name the groups and their sizes, of many the first: all axes of a network fill pages."""

@@ -1,4 +1,4 @@
-"""The training loop: SGD with momentum and weight decay, cosine with optional warm-up, masks that hold."""
+"""The training loop: SGD or AdamW, cosine or steps with optional warm-up, masks that hold."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

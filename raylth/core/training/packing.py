@@ -272,7 +272,7 @@ def _activate_in_place(program: fx.GraphModule) -> None:
 def _traced(network: nn.Module) -> fx.GraphModule:
     """Return the graph by which a network trains; NotPackable where that is not all that it does, or not in evaluation."""
     try:
-        check_tensors(network)
+        check_tensors(network, tied=False)
         traced, evaluated = (trace(network, training=training) for training in (True, False))
     except ValueError as error:  # UnknownOperation among them
         raise NotPackable(str(error)) from error

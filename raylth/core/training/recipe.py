@@ -8,9 +8,10 @@ from torch import Tensor
 from raylth.common.omit import omit_defaults
 from raylth.core.precision import Precision
 
-__all__ = ["Interval", "Recipe", "TrainState"]
+__all__ = ["Interval", "OptimizerName", "Recipe", "TrainState"]
 
 Interval = Literal["step", "epoch"]
+OptimizerName = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Recipe:
     epochs: int  # trained now
     lr: float  # peak of the cosine
     batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # on every parameter
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 5e-4  # on every parameter; AdamW's is apart from the gradient
     warmup_epochs: int = 0
     label_smoothing: float = 0.0
     drop_last: bool = True  # leave out the samples of an epoch that do not fill a batch, unless they are all
@@ -33,6 +34,9 @@ class Recipe:
     schedule_start: int = 0  # epochs of the schedule that already lie behind
     first_resolution: int | None = None  # side of the first epochs' crops; None: the split's
     resolution_ramp: tuple[float, float] = (0.74, 0.86)  # shares of the schedule between which they grow to the split's
+    optimizer: OptimizerName = "sgd"
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW, by which its moments forget
+    eps: float = 1e-8  # of AdamW
     unsynced_workers: int = 0  # processes whose batch norms see their own part of a batch each; 0: they see all of it
 
     def settings(self) -> dict[str, Any]:
@@ -47,6 +51,7 @@ LATER = {  # field -> those that mean nothing while it has its default
     "decay_every": ("decay_factor",),
     "first_resolution": ("resolution_ramp",),
     "unsynced_workers": (),
+    "optimizer": ("betas", "eps"),
 }
 
 
@@ -62,4 +67,4 @@ class TrainState:
     losses: list[float]  # of the completed epochs
     loss_sum: float  # over the samples of the next one
     weights: dict[str, Tensor]  # parameters and buffers
-    momentum: dict[str, Tensor]  # parameter's name -> momentum buffer; empty before the first step
+    momentum: dict[str, Tensor]  # the optimizer's state: for SGD each parameter's momentum buffer

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raylth.core.training.adamw import AdamW
 from raylth.core.training.data_parallel import ALONE, Team
+from raylth.core.training.optimizer import Masks, Optimizer
 from raylth.core.training.packing import Program
 from raylth.core.training.recipe import Recipe
 from raylth.core.training.sgd import SGD
@@ -16,8 +18,6 @@ __all__ = ["LeanStep", "Masks", "Step", "Steps"]
 
 FEW_CLASSES = 10  # losses and gradients keep their bits; 100 take a CPU half as long side by side
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # modules whose weights and biases autocast casts
-
-Masks = Sequence[Mapping[str, Tensor] | None]  # of the members
 
 
 class Step:
@@ -29,7 +29,7 @@ class Step:
 
     def __init__(self, program: Program, recipe: Recipe, masks: Masks, device: torch.device, team: Team = ALONE) -> None:
         self.program, self.recipe, self.team = program, recipe, team
-        self.optimizer = SGD(program, recipe.momentum, recipe.weight_decay, masks)
+        self.optimizer = _optimizer(program, recipe, masks)
         self.is_half, self.kind = recipe.precision == "bf16", device.type
 
     def __call__(self, x: Tensor, y: Tensor, rate: float | Tensor, count: int) -> Tensor:
@@ -124,16 +124,22 @@ class Steps:
         return self.steps[0](x, y, rate, count)
 
     def momentum(self) -> list[dict[str, Tensor]]:
-        """Return each member's momentum buffers by the parameters' names, as they are now and will become."""
+        """Return each member's optimizer state by name, as it is now and will become."""
         return [member for step in self.steps for member in step.program.apart(step.optimizer.buffers)]
 
     def load(self, momentum: Sequence[Mapping[str, Tensor]]) -> None:
-        """Set the members' momentum buffers."""
+        """Set the members' optimizer states."""
         first = 0
         for step in self.steps:
             size = step.program.size
             step.optimizer.load(step.program.of_members(momentum[first : first + size]))
             first += size
+
+
+def _optimizer(program: Program, recipe: Recipe, masks: Masks) -> Optimizer:
+    if recipe.optimizer == "adamw":
+        return AdamW(program, recipe.betas, recipe.eps, recipe.weight_decay, masks)
+    return SGD(program, recipe.momentum, recipe.weight_decay, masks)
 
 
 def cross_entropies(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

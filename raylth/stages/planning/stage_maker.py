@@ -70,6 +70,7 @@ class StageMaker:
             num_classes=info.num_classes,
             in_shape=config.data.in_shape,
             code=code_of(config.model.name, MODELS[config.model.name]),
+            options=tuple(sorted(config.model.options.items())),
         )
         self.augment = config.augment
         held = config.data.holdout

@@ -13,12 +13,13 @@ from raylth.core.models import MODELS, init_model
 from raylth.core.pruning import prune_global_magnitude
 from raylth.core.training.loop import Recipe, train
 
-SHAPES = {"mlp": (40,), "resnet20": (3, 16, 16), "vgg11": (3, 32, 32), "resnet50": (3, 64, 64)}
+SHAPES = {"mlp": (40,), "resnet20": (3, 16, 16), "vgg11": (3, 32, 32), "resnet50": (3, 64, 64), "vit": (3, 16, 16)}
 CURVES = {  # training loss of each epoch in nats, and the sum of all magnitudes
     "mlp": ([2.79539, 2.76032, 2.64795], 554.0742),
     "resnet20": ([3.27261, 3.10246, 2.84129], 1942.934),
     "vgg11": ([3.9675, 2.3882, 2.01267], 17541.43),
     "resnet50": ([2.86444, 2.86931, 2.76], 90786.58),
+    "vit": ([2.70892, 1.87769, 1.67948], 11469.03),
 }
 RATES = {"resnet50": 1e-5}  # so narrow, float32 gives its gradients to 1 % only, and steps would lead elsewhere on each CPU
 TOLERANCES = {"resnet50": 2e-2}

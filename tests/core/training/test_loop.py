@@ -13,7 +13,8 @@ from raylth.core.data.dataset import ArraySplit
 from raylth.core.masks import check_mask, full_mask
 from raylth.core.models import init_model
 from raylth.core.pruning import prune_global_magnitude
-from raylth.core.training.loop import Diverged, Recipe, evaluate, train
+from raylth.core.training.adamw import AdamW
+from raylth.core.training.loop import Diverged, Recipe, evaluate, train, train_together
 from raylth.core.training.packing import Program
 from raylth.core.training.schedule import crop_side, even_batch_size, learning_rate, steps_per_epoch
 from raylth.core.training.sgd import SGD
@@ -207,6 +208,64 @@ def test_the_update_is_that_of_torch(momentum):
         reference.step()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_is_that_of_torch(decay):
+    """Tensors of sizes that fill registers and of others, one of them without a gradient."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 3), nn.Linear(2, 2))
+    theirs = copy.deepcopy(ours)
+    adamw = AdamW(Program([ours]), (0.8, 0.95), 1e-7, decay, [None])
+    reference = torch.optim.AdamW(theirs.parameters(), lr=1.0, betas=(0.8, 0.95), eps=1e-7, weight_decay=decay)
+    for rate in (0.1, 0.05, 0.02):
+        x = torch.randn(8, 16)
+        for model, optimizer in ((ours, adamw), (theirs, reference)):
+            optimizer.zero_grad()
+            model[1](model[0](x)).square().mean().backward()
+        adamw.step(rate)
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+
+
+ADAMW = Recipe(2, lr=0.003, batch_size=16, optimizer="adamw", weight_decay=0.1, momentum=0.0)
+
+
+def test_a_resumed_training_by_adamw_has_the_same_bits():
+    split, states = random_split((40,)), []
+    model = init_model(0, "mlp", width=0.25, num_classes=10, in_shape=(40,))
+    keep = {(0, 2), (1, 0)}
+    whole = copy.deepcopy(model)
+    train(
+        whole, split, ADAMW, seed=1,
+        on_step=lambda completed, step, snapshot: states.append(snapshot()) if (completed, step) in keep else None,
+    )  # fmt: skip
+    assert len(states) == 2
+    for state in states:
+        resumed = copy.deepcopy(model)
+        resumed.load_state_dict(state.weights)
+        train(resumed, split, ADAMW, seed=1, state=state)
+        assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_pruned_weights_stay_zero_under_adamw_and_members_have_the_bits_that_they_have_alone():
+    split, seeds = random_split((40,)), [1, 2, 3]
+    models = [init_model(seed, "mlp", width=0.25, num_classes=10, in_shape=(40,)) for seed in seeds]
+    masks = [random_mask(full_mask(model), seed) for seed, model in enumerate(models)]
+    alone = copy.deepcopy(models)
+    train_together(Program(models), split, ADAMW, seeds=seeds, masks=masks)
+    for model, other, seed, mask in zip(models, alone, seeds, masks, strict=True):
+        train(other, split, ADAMW, seed=seed, mask=mask)
+        check_mask(other.state_dict(), mask)
+        check_mask(model.state_dict(), mask)
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def random_mask(mask, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(alive.shape, generator=generator) < 0.5 for name, alive in mask.items()}
 
 
 def test_divergence_is_named():
