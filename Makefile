@@ -48,6 +48,7 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-dev
+	sh scripts/install.sh $(VENV) bench
 	$(BIN)/python benchmarks/train_cpu.py
 	$(BIN)/python benchmarks/quickstart_time.py
 	$(BIN)/python benchmarks/matching.py

@@ -33,7 +33,7 @@ from raylth.core.matching import match_activations
 from raylth.core.matching.observer import Observer, rows
 from raylth.core.matching.weight import match_weights
 from raylth.core.models import init_model
-from raylth.core.permutation import PermutationSpec, random_permutation
+from raylth.core.permutation import Permutation, PermutationSpec, random_permutation
 from raylth.core.permutation.derive import derive_spec
 from raylth.core.training.allocator import keep_freed_memory
 
@@ -166,6 +166,87 @@ def wide_classifier(name: str) -> dict[str, Any]:
     }
 
 
+PLANTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {  # how it is built, the shape of a sample
+    "resnet18": (partial(models.resnet18, weights=None), (3, 64, 64)),
+    "resnet50": (partial(models.resnet50, weights=None), (3, 64, 64)),
+    "vit, dim 192, depth 6, 3 heads": (partial(init_model, 0, "vit", num_classes=10, in_shape=(3, 32, 32)), (3, 32, 32)),
+}
+
+
+def planted(name: str, rounds: int) -> dict[str, Any]:
+    """Weight matching of a network with a permuted copy whose weights have noise of as much deviation as they have, beside
+    the package rebasin (Git Re-Basin by tracing the modules), which solves the same problem.
+
+    The cosine is that of all parameters of both networks, after matching; `true` with the permutation that was planted.
+    """
+    build, shape = PLANTED[name]
+    torch.manual_seed(0)
+    one, other = build().eval(), build().eval()
+    x = torch.randn(2, *shape)
+    spec = derive_spec(one, x)
+    pi = random_permutation(spec, 0)
+    noisy = {
+        key: value + torch.randn_like(value) * value.std(correction=0) if value.is_floating_point() and value.ndim else value
+        for key, value in one.state_dict().items()
+    }
+    state, moved = one.state_dict(), pi.apply(noisy)
+    sides: dict[str, Callable[[], dict[str, Any]]] = {
+        "raylth": lambda: _by_raylth(state, moved, spec, pi, other),
+        "rebasin": lambda: _by_rebasin(build, state, moved, x),
+    }
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    found: dict[str, Any] = {"network": name, "cosine, true": round(cosine(pi.apply(state), moved, other), 3)}
+    for _ in range(rounds):
+        for side, run in sides.items():
+            try:
+                taken, found[side] = seconds(run)
+            except Exception as error:  # of the other package
+                found[side] = f"{type(error).__name__}: {error}"[:200]
+                continue
+            times[side].append(taken)
+    found["seconds"] = {side: round(statistics.median(each), 2) for side, each in times.items() if each}
+    if all(times.values()):
+        found["ratio"] = round(found["seconds"]["rebasin"] / found["seconds"]["raylth"], 1)
+    return found
+
+
+def cosine(one: dict[str, Tensor], other: dict[str, Tensor], like: nn.Module) -> float:
+    """Return the cosine of all parameters of two networks."""
+    names = [name for name, _ in like.named_parameters()]
+    first, second = (torch.cat([state[name].flatten().double() for name in names]) for state in (one, other))
+    return float(first @ second / (first.norm() * second.norm()))
+
+
+def _by_raylth(
+    state: dict[str, Tensor], moved: dict[str, Tensor], spec: PermutationSpec, pi: Permutation, like: nn.Module
+) -> dict[str, Any]:
+    found = match_weights(state, moved, spec, 0).permutation
+    units = sum(len(perm) for perm in pi.perms.values())
+    right = sum(int((found.perms[name] == perm).sum()) for name, perm in pi.perms.items())
+    return {
+        "cosine": round(cosine(found.apply(state), moved, like), 3),
+        "units where they were planted": round(right / units, 4),
+    }
+
+
+def _by_rebasin(
+    build: Callable[[], nn.Module], state: dict[str, Tensor], moved: dict[str, Tensor], x: Tensor
+) -> dict[str, Any]:
+    from rebasin import PermutationCoordinateDescent
+
+    ours, theirs = build().eval(), build().eval()  # theirs is moved towards ours
+    ours.load_state_dict(moved)
+    theirs.load_state_dict(state)
+    with torch.no_grad():
+        before = theirs(x)
+        PermutationCoordinateDescent(ours, theirs, x, logging_level="error").rebasin()
+        after = theirs(x)
+    return {
+        "cosine": round(cosine(theirs.state_dict(), moved, ours), 3),
+        "largest change of a logit": float((after - before).abs().max() / before.abs().max()),
+    }
+
+
 def peak(images: int, pipe: Any) -> None:
     """Send this process's peak memory, in MB, after matching ResNet-50 on so many images made one batch at a time."""
     torch.set_num_threads(2)
@@ -202,6 +283,9 @@ def main() -> None:
         "resnet20": resnet20(1 if small else 3, 500 if small else 1000),
         "resnet50 at 224 px": resnet50(20 if small else 100, 2 if small else 6),
         "weight matching": weights(),
+        "weight matching beside rebasin": [
+            planted(name, 1 if small or name == "resnet50" else 3) for name in list(PLANTED)[: 1 if small else None]
+        ],
         "weight matching, wide": wide_classifier("mobilenet_v2" if small else "vgg11_bn"),
         "memory": memory((100, 200) if small else (1000, 10000)),
         "hardware": describe(),

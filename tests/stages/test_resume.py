@@ -26,10 +26,10 @@ class Stopped(Exception):
     ("stop_at", "drop_last"),
     [((0, 1), False), ((1, 0), True), ((1, 2), True), ((2, 0), False), ((2, 3), True), ((2, 4), False)],
 )
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_a_resumed_training_ends_with_the_same_bits(stop_at, momentum, drop_last):
+@pytest.mark.parametrize("update", [{"momentum": 0.9}, {"momentum": 0.0}, {"optimizer": "adamw"}])
+def test_a_resumed_training_ends_with_the_same_bits(stop_at, update, drop_last):
     split = random_split((3, 8, 8), count=150)
-    recipe = Recipe(3, lr=0.1, batch_size=32, momentum=momentum, warmup_epochs=1, drop_last=drop_last)
+    recipe = Recipe(3, lr=0.1, batch_size=32, warmup_epochs=1, drop_last=drop_last, **update)
     whole = init_model(0, **RESNET)
     losses = train(whole, split, recipe, seed=3, augment="flip_crop")
     stopped, states = init_model(0, **RESNET), []
@@ -48,7 +48,9 @@ def test_a_resumed_training_ends_with_the_same_bits(stop_at, momentum, drop_last
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    plan, store = make_plan(tiny_sweep()), Store(tmp_path_factory.mktemp("reference"))
+    """Dense networks and arms are trained by SGD, rounds of pruning by AdamW."""
+    plan = make_plan(tiny_sweep(imp={"optimizer": {"name": "adamw"}, "lr": 0.001}))
+    store = Store(tmp_path_factory.mktemp("reference"))
     assert not run_plan(plan, store).errors
     return plan, store
 

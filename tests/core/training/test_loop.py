@@ -233,23 +233,6 @@ def test_adamw_is_that_of_torch(decay):
 ADAMW = Recipe(2, lr=0.003, batch_size=16, optimizer="adamw", weight_decay=0.1, momentum=0.0)
 
 
-def test_a_resumed_training_by_adamw_has_the_same_bits():
-    split, states = random_split((40,)), []
-    model = init_model(0, "mlp", width=0.25, num_classes=10, in_shape=(40,))
-    keep = {(0, 2), (1, 0)}
-    whole = copy.deepcopy(model)
-    train(
-        whole, split, ADAMW, seed=1,
-        on_step=lambda completed, step, snapshot: states.append(snapshot()) if (completed, step) in keep else None,
-    )  # fmt: skip
-    assert len(states) == 2
-    for state in states:
-        resumed = copy.deepcopy(model)
-        resumed.load_state_dict(state.weights)
-        train(resumed, split, ADAMW, seed=1, state=state)
-        assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
-
-
 def test_pruned_weights_stay_zero_under_adamw_and_members_have_the_bits_that_they_have_alone():
     split, seeds = random_split((40,)), [1, 2, 3]
     models = [init_model(seed, "mlp", width=0.25, num_classes=10, in_shape=(40,)) for seed in seeds]
