@@ -50,6 +50,30 @@ def test_heads_and_their_units_are_the_best_of_all(seed):
     assert values["qk"] == pytest.approx(worth(qk, perms["qk"].numpy()))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_heads_that_share_a_key_are_compared_unit_by_unit_as_the_keys_units_are_assigned(seed):
+    """Two keys of two units, each with two heads whose entries are head by head in the order of the key's units."""
+    spec = spec_of(keys=(2, ()), heads=(4, ("keys",)), units=(4, ("keys",)))
+    draw = np.random.default_rng(seed)
+    units, entries = draw.normal(size=(4, 4)), draw.normal(size=(8, 8))
+    best = {}
+    for blocks, flat in flat_permutations(2, 2):
+        inside = []
+        for row, block in enumerate(blocks):
+            part = units[2 * row : 2 * row + 2, 2 * block : 2 * block + 2]
+            order = max(itertools.permutations(range(2)), key=lambda each: worth(part, np.array(each)))
+            inside.append((worth(part, np.array(order)), order))
+        total = sum(value for value, _ in inside)
+        for head, other in enumerate(flat):
+            order = inside[head // 2][1]
+            total += sum(entries[2 * head + unit, 2 * other + order[unit]] for unit in range(2)) / 2
+        best[total] = flat
+    perms, values = assign_nested(spec, trees(spec)["keys"], {"units": units, "heads": entries}, {"heads": "units"})
+    Permutation(spec, perms)
+    assert values["heads"] + values["units"] == pytest.approx(max(best))
+    assert perms["heads"].tolist() == best[max(best)].tolist()
+
+
 def test_what_is_known_of_the_outer_units_themselves_counts():
     spec = spec_of(heads=(3, ()), units=(6, ("heads",)))
     draw = np.random.default_rng(0)
