@@ -17,6 +17,7 @@ from raylth.stages.settings import EndsSettings
 from raylth.stages.stage import Stage
 from raylth.stages.symmetry import symmetry_of
 from raylth.stages.training import load_network
+from raylth.store import BrokenArtefact
 
 __all__ = ["Evaluator", "Measured", "load_ends", "load_permutation"]
 
@@ -28,10 +29,17 @@ Measured = dict[str, tuple[float, float]]  # split -> (loss in nats, error in pe
 
 
 def load_permutation(stage: Stage, context: Context, network: nn.Module) -> Permutation:
-    """Return the permutation among a stage's parents."""
+    """Return the permutation among a stage's parents.
+
+    Raises BrokenArtefact for one of other groups of units: an earlier version knew less of the network's symmetry.
+    """
     spec = symmetry_of(stage.settings.model, network, context)
-    perms = context.load(stage.parents["permutation"], "permutation")
-    return Permutation(spec, {group: torch.tensor(perm) for group, perm in perms.items()})
+    key = stage.parents["permutation"]
+    perms = context.load(key, "permutation")
+    try:
+        return Permutation(spec, {group: torch.tensor(perm) for group, perm in perms.items()})
+    except ValueError as error:
+        raise BrokenArtefact(key, f"the permutation is not of the network's symmetry as it is known now ({error})") from error
 
 
 def load_ends(stage: Stage[EndsSettings], context: Context) -> list[nn.Module]:

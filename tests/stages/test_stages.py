@@ -1,6 +1,7 @@
 """The whole method in one process, without Ray: what docs/method.md says of weights and masks, checked on the artefacts."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -122,6 +123,26 @@ def test_two_stores_get_the_same_bits(finished, tmp_path):
         assert store.files(stage.key), f"{stage.name} made nothing that could be compared"
         for name in store.files(stage.key):
             np.testing.assert_array_equal(store.read(stage.key, name), other.read(stage.key, name))
+
+
+def test_a_permutation_of_another_symmetry_is_set_aside_and_found_again(finished, tmp_path):
+    """As one that an earlier version found, which knew less of what may move."""
+    plan, _, store = finished
+    other = Store(tmp_path / "store")
+    shutil.copytree(store.root.path, other.root.path)
+    match = next(stage for stage in plan.stages if stage.kind == "match")
+    arms = [stage for stage in plan.stages if match.key in stage.parents.values() and stage.kind == "sparse"]
+    perms = store.tensors(match.key, "permutation")
+    first = next(iter(perms))
+    fewer = {name: perm for name, perm in perms.items() if name != first}
+    for arm in arms:
+        other.folder(arm.key).remove()
+    other.publish(match.key, kind="match", tensors={"permutation": fewer}, metrics=store.metrics(match.key))
+    assert not run_plan(plan, other).errors
+    assert [place.name.split("-")[0] for place in (other.root.path / "broken").iterdir()] == [match.key]
+    for key in (match.key, *(arm.key for arm in arms)):
+        for name in store.files(key):
+            np.testing.assert_array_equal(other.read(key, name), store.read(key, name))
 
 
 def test_a_broken_parent_is_set_aside_and_made_again(finished, tmp_path):
