@@ -111,10 +111,13 @@ class _Assembly:
     def _seen(self, atoms: set[Atom]) -> dict[Atom, list[tuple[fx.Node, int, Piece]]]:
         """Return where each group's units can all be seen on one axis of an operation's output, in the program's order."""
         seen: dict[Atom, list[tuple[fx.Node, int, Piece]]] = {}
+        self.moving: dict[fx.Node, list[set[Atom]]] = {}  # node -> groups whose units each axis of its output holds
         for node in self.follower.program.graph.nodes:
             if node.op != "call_function" or not is_tensor(node):
                 continue
-            for axis, found in enumerate(pieces(self.follower.layout(node))):
+            axes = pieces(self.follower.layout(node))
+            self.moving[node] = [{atom for piece in found for atom in piece.atoms if atom in atoms} for found in axes]
+            for axis, found in enumerate(axes):
                 for piece in found:
                     for atom in piece.atoms:
                         if atom in atoms and not piece.beside and all(parent in piece.atoms for parent in _chain(atom)):
@@ -129,9 +132,8 @@ class _Assembly:
         own = {atom, *_chain(atom)}
 
         def orders(node: fx.Node, axis: int, piece: Piece) -> tuple[int, int]:
-            axes = pieces(self.follower.layout(node))
-            others = [other for place, found in enumerate(axes) if place != axis for each in found for other in each.atoms]
-            return len(set(others) & self.names.keys()), len(set(piece.atoms) & self.names.keys() - own)
+            others = [found for place, found in enumerate(self.moving[node]) if place != axis]
+            return len(set().union(*others)), len(set(piece.atoms) & self.names.keys() - own)
 
         counts = [orders(*each) for each in seen]
         return [each for each, count in zip(seen, counts, strict=True) if count == min(counts)]
