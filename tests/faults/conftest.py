@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from raylth.cluster.worker import trace
+from raylth.config.sweep import SweepConfig
 from raylth.stages import Plan, make_plan, run_plan
 from raylth.store import Store
 from tests.conftest import tiny_sweep
@@ -35,6 +36,17 @@ def fault_sweep():
         sparse={"arms": ["lth", "permuted"], "sparsities": [0.3, 0.5], "rewinds": [0, 5]},
         resources={"state_every": 1, "state_seconds": 0, "pack": "off"},
     )
+
+
+FEW = ("sparse.arms=[lth]", "sparse.sparsities=[0.2]", "sparse.rewinds=[0]", "connect=null")  # network A alone
+
+
+@pytest.fixture
+def few(reference):
+    """The plan of a sweep that is given `FEW`, whose dense network is the whole one's A, and the same store."""
+    config = fault_sweep().model_dump(mode="json")
+    config["sparse"] |= {"arms": ["lth"], "sparsities": [0.2], "rewinds": [0]}
+    return make_plan(SweepConfig.model_validate(config | {"connect": None})), reference[1]
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from raylth.cluster.nodes import preemption_notice
 from raylth.cluster.worker.draining import ASK_SECONDS
 from raylth.report import load_results
 from tests.buckets import BucketServer
-from tests.faults.conftest import assert_undisturbed, wait_until
+from tests.faults.conftest import FEW, assert_undisturbed, wait_until
 
 
 def states(sweep):
@@ -255,17 +255,17 @@ def assert_dense_as_by_one(reference, sweep):
 
 
 @pytest.mark.timeout(600)
-def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, reference):
+def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, few):
     """The other ends with it, and both continue from the last saved epoch."""
-    sweep = start_sweep("resources.dense.workers=2")
+    sweep = start_sweep("resources.dense.workers=2", *FEW)
     wait_until(lambda: states(sweep) and sweep.num_epochs() >= 3 and len(members(sweep)) == 2, "two workers in training")
     kill(members(sweep)[1:])
     output = sweep.finish()
     assert "its worker process died; restarted (1): worker " in output
     assert incidents(output) == {"crashed": "1"}
-    assert_computed_twice(reference, sweep, stages=1, epochs=5)
-    assert sum(sweep.work(reference[0]).resumed.values()) >= 1, "what was saved is not trained again"
-    assert_dense_as_by_one(reference, sweep)
+    assert_computed_twice(few, sweep, stages=1, epochs=5)
+    assert sum(sweep.work(few[0]).resumed.values()) >= 1, "what was saved is not trained again"
+    assert_dense_as_by_one(few, sweep)
     rows = load_results(sweep.store.root.path)
     assert set(rows.query("stage == 'dense'")["workers"]) == {2}
     assert set(rows.query("stage == 'sparse'")["workers"]) == {1}
@@ -273,17 +273,17 @@ def test_kill_9_of_one_of_two_workers_that_train_one_network(start_sweep, refere
 
 
 @pytest.mark.timeout(600)
-def test_a_training_continues_with_fewer_workers_where_allowed(cluster, start_sweep, reference):
+def test_a_training_continues_with_fewer_workers_where_allowed(cluster, start_sweep, few):
     """A node with one of two workers dies, and none comes in its place."""
     cluster.add_node(num_cpus=1)
     second = cluster.add_node(num_cpus=1)
-    sweep = start_sweep("--address", cluster.address, "resources.dense.workers=2", "resources.dense.min_workers=1")
+    sweep = start_sweep("--address", cluster.address, "resources.dense.workers=2", "resources.dense.min_workers=1", *FEW)
     there = wait_until(lambda: sweep.workers("ray::RayTrainWorker", under=raylet_of(second).pid), "worker on the second node")
     wait_until(lambda: states(sweep) and sweep.num_epochs() >= 3, "two workers in training")
     kill([psutil.Process(raylet_of(second).pid), *there])
     output = sweep.finish()
     assert incidents(output), "the node's end is reported"
-    assert_dense_as_by_one(reference, sweep)
+    assert_dense_as_by_one(few, sweep)
     assert load_results(sweep.store.root.path).query("stage == 'dense'")["workers"].min() == 1
 
 
