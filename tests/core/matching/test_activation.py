@@ -14,6 +14,8 @@ from raylth.core.matching.activation import CrossMoments, match_activations
 from raylth.core.models import init_model
 from raylth.core.permutation import derive_spec, random_permutation
 
+PROGRAMS: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()  # exporting one takes half a second
+
 
 def units_at(model: nn.Module, site: str, x: torch.Tensor) -> np.ndarray:
     """All units at one node of the program, (n, C) float64, from an interpreter that runs all of it node by node."""
@@ -25,7 +27,10 @@ def units_at(model: nn.Module, site: str, x: torch.Tensor) -> np.ndarray:
                 self.kept = value.clone()  # what follows may overwrite it
             return value
 
-    interpreter = Keep(export(model, x).module())
+    programs = PROGRAMS.setdefault(model, {})
+    if x.shape not in programs:
+        programs[x.shape] = export(model, x).module()
+    interpreter = Keep(programs[x.shape])
     with torch.no_grad():
         interpreter.run(x)
     units = interpreter.kept.double()

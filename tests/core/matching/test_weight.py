@@ -216,7 +216,7 @@ def count_operations(state_a, state_b, spec, **options):
     return counter.get_total_flops(), result
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v2"])
 def test_each_product_is_taken_once_where_the_first_walk_is_right(name):
     state_a, state_b, spec = zoo_states(name, planted=True)
     assert count_operations(state_a, state_b, spec)[0] == products_once(spec, state_a)

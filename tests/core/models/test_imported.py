@@ -151,9 +151,10 @@ def test_a_plugin_provides_networks_under_its_own_names(tmp_path, monkeypatch, c
         """)
     )
     installed = tmp_path / "installed"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(installed), str(package)]
-    subprocess.run(pip, check=True, capture_output=True)
+    uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "-q", "--python", sys.executable]
+    subprocess.run([*uv, "--no-deps", "--target", str(installed), str(package)], check=True, capture_output=True)
     settings = {**SWEEP, "data": {"name": "digits"}, "model": {"name": "narrow"}, "storage": "store"}
+    settings["sparse"] = {**SWEEP["sparse"], "arms": ["lth"]}
     (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "raylth.sweep", "plugin.yaml"]
     done = subprocess.run(
