@@ -16,7 +16,7 @@ from raylth.core.layerwise import reset_and_predict
 from raylth.core.masks import prunable_names
 from raylth.core.memory import is_out_of_memory
 from raylth.core.modes import in_mode
-from raylth.core.permutation import Permutation, identity_permutation, random_permutation
+from raylth.core.permutation import Permutation, PermutationSpec, identity_permutation, random_permutation
 from raylth.core.permutation.derive import UnknownOperation, derive_spec
 from raylth.core.repair import repair, site_statistics
 from raylth.core.state import load_tensors
@@ -52,8 +52,8 @@ class Uses:
     prune_shortcuts: bool = False
 
 
-def check_network(build: Callable[[int], nn.Module], uses: Uses) -> None:
-    """Raise BadNetwork unless the network that `build(seed)` makes can be used so.
+def check_network(build: Callable[[int], nn.Module], uses: Uses) -> PermutationSpec | None:
+    """Raise BadNetwork unless the network that `build(seed)` makes can be used so; returns its symmetry if that is used.
 
     Two samples of each shape go forward and backward in training mode and forward in evaluation mode; its logits must be one
     tensor (2, num_classes) and finite. A copy whose units are permuted at random must compute the same function, also of what
@@ -70,10 +70,10 @@ def check_network(build: Callable[[int], nn.Module], uses: Uses) -> None:
             if shape == uses.in_shapes[0]:
                 samples = x
                 _check_trace(network, x, alone, uses)
-        if uses.is_permuted:
-            _check_symmetry(again, other, samples)
+        spec = _check_symmetry(again, other, samples) if uses.is_permuted else None
         for correction in uses.corrections:
             _check_correction(correction, _laid_out(build(1), uses), samples, uses)
+    return spec
 
 
 def why_not_one_sample(build: Callable[[int], nn.Module], in_shapes: Sequence[tuple[int, ...]]) -> str | None:
@@ -262,8 +262,8 @@ def _check_program(network: nn.Module, x: Tensor, alone: Tensor) -> None:
             raise BadNetwork(OTHER)
 
 
-def _check_symmetry(network: nn.Module, moved: nn.Module, x: Tensor) -> None:
-    """Derive the symmetry, and hold a permuted copy against the network, in float64 where it can be."""
+def _check_symmetry(network: nn.Module, moved: nn.Module, x: Tensor) -> PermutationSpec:
+    """Derive the symmetry and return it, and hold a permuted copy against the network, in float64 where it can be."""
     try:
         spec = derive_spec(network, x)
     except ValueError as error:
@@ -286,7 +286,7 @@ def _check_symmetry(network: nn.Module, moved: nn.Module, x: Tensor) -> None:
             if by != float("inf"):
                 break
         if by <= tolerance:
-            return
+            return spec
         x, identity = x.to(next(network.parameters()).dtype), identity_permutation(spec)
         alone = {
             name: _moved_by(network, moved, Permutation(spec, {**identity.perms, name: perm}), x)

@@ -13,9 +13,9 @@ from raylth.core.permutation import PermutationSpec, derive_spec
 from raylth.core.program import architecture_of
 from raylth.stages.context import Context
 from raylth.stages.settings import NetworkSettings
-from raylth.store import Location, fingerprint
+from raylth.store import Location, Store, fingerprint
 
-__all__ = ["symmetry_of"]
+__all__ = ["keep_symmetry", "symmetry_of"]
 
 VERSION = 1  # of the derivation; raised when it finds another symmetry, or the same one under other names
 FOLDER = "symmetry"  # of the store
@@ -30,24 +30,40 @@ def symmetry_of(model: NetworkSettings, network: nn.Module, context: Context) ->
     derived each time. Raises UnknownOperation and ValueError as `derive_spec` does.
     """
     example = context.train.probe(2)
+    place = _place(context.store, model, architecture_of(network), tuple(example.shape[1:]))
+    if place.name in _known:
+        return _known[place.name]
+    kept = _read(place)
+    _known[place.name] = derive_spec(network, example) if kept is None else kept
+    if kept is None:
+        _write(place, _known[place.name])
+    return _known[place.name]
+
+
+def keep_symmetry(store: Store, model: NetworkSettings, spec: PermutationSpec) -> None:
+    """Keep in the store what was derived from a network that was built by the settings `model`."""
+    assert spec.program is not None
+    place = _place(store, model, spec.program.architecture, spec.program.sample)
+    if not place.exists():
+        _write(place, spec)
+
+
+def _place(store: Store, model: NetworkSettings, architecture: str, sample: tuple[int, ...]) -> Location:
+    """Return the file of a network's symmetry; its name is a hash of all that it follows from."""
     parts: dict[str, Any] = {
         "version": VERSION,
         "model": model.plain(),
-        "architecture": architecture_of(network),
-        "sample": list(example.shape[1:]),
+        "architecture": architecture,
+        "sample": list(sample),
         "libraries": library_versions(),
     }
-    key = fingerprint(parts)
-    if key in _known:
-        return _known[key]
-    place = context.store.root / FOLDER / f"{key}.json"
-    kept = _read(place)
-    _known[key] = derive_spec(network, example) if kept is None else kept
-    if kept is None:
-        body = _format().dump_json(_known[key])
-        with contextlib.suppress(OSError):
-            place.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-    return _known[key]
+    return store.root / FOLDER / f"{fingerprint(parts)}.json"
+
+
+def _write(place: Location, spec: PermutationSpec) -> None:
+    body = _format().dump_json(spec)
+    with contextlib.suppress(OSError):
+        place.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
 
 def _read(place: Location) -> PermutationSpec | None:

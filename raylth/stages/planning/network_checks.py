@@ -11,6 +11,7 @@ from raylth.core.checking import BadNetwork, Uses, check_network, why_not_one_sa
 from raylth.core.data.dataset import part_of
 from raylth.core.models import MODELS, OURS, init_model
 from raylth.core.models.imported import library_versions
+from raylth.core.permutation import PermutationSpec
 from raylth.core.training.recipe import Recipe
 from raylth.core.training.schedule import steps_per_epoch
 from raylth.stages.planning.disk_estimate import in_units
@@ -26,6 +27,7 @@ from raylth.stages.settings import (
     TrainingSettings,
 )
 from raylth.stages.stage import Stage
+from raylth.stages.symmetry import keep_symmetry
 from raylth.store import Store, fingerprint
 
 __all__ = ["check_networks", "keep_checked"]
@@ -34,7 +36,7 @@ VERSION = 1  # of the checks
 FOLDER = "checked"  # of the store
 PERMUTED = ("permute", "random_permutation")
 
-_passed: set[str] = set()  # in this process
+_passed: dict[str, tuple[NetworkSettings, PermutationSpec | None]] = {}  # in this process, with the symmetry if it is used
 
 
 def check_networks(plan: Plan, store: Store) -> list[str]:
@@ -62,7 +64,7 @@ def check_networks(plan: Plan, store: Store) -> list[str]:
         try:
             if not can_be_built(model):
                 raise MemoryError  # where memory is promised that is not there, the system would end this process
-            _try(model, uses, single)
+            _passed[key] = model, _try(model, uses, single)
         except MemoryError:  # of this machine, which need not be one that trains
             named = f"{model.name}, width {model.width:g}"
             warnings.warn(
@@ -71,29 +73,32 @@ def check_networks(plan: Plan, store: Store) -> list[str]:
                 stacklevel=2,
             )
             continue
-        _passed.add(key)
     return keys
 
 
 def keep_checked(store: Store, keys: Iterable[str]) -> None:
-    """Note in the store which networks passed; where it does not answer they are tried again next time."""
+    """Note in the store which networks passed, and their symmetry; if it does not answer they are tried again next time."""
     with contextlib.suppress(OSError):
         for key in keys:
             place = store.root / FOLDER / key
             if key in _passed and not place.exists():
+                model, spec = _passed[key]
+                if spec is not None:
+                    keep_symmetry(store, model, spec)
                 place.write(b"{}")
 
 
-def _try(model: NetworkSettings, uses: Uses, single: dict[str, str]) -> None:
+def _try(model: NetworkSettings, uses: Uses, single: dict[str, str]) -> PermutationSpec | None:
     build = _builder(model)
     named = f"{model.name}, width {model.width:g}" if model.width != 1 else model.name
     try:
-        check_network(build, uses)
+        spec = check_network(build, uses)
     except BadNetwork as error:
         raise ValueError(f"model.name: {named}: {error}") from error
     if single and (why := why_not_one_sample(build, uses.in_shapes)) is not None:
         setting, numbers = next(iter(single.items()))
         raise ValueError(f"{setting}: {numbers} of one sample, on which {named} cannot be trained: {why}")
+    return spec
 
 
 def _builder(model: NetworkSettings) -> Callable[[int], nn.Module]:

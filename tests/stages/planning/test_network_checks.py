@@ -16,7 +16,7 @@ from raylth.core.models import MODELS
 from raylth.core.training.recipe import Recipe
 from raylth.driver.run_record import Run
 from raylth.report import load_results
-from raylth.stages import Graph, check_networks, keep_checked, make_plan, result_rows, run_plan
+from raylth.stages import Graph, check_networks, keep_checked, make_plan, result_rows, run_plan, symmetry
 from raylth.stages.planning import network_checks, shapes
 from raylth.store import Store
 from tests.conftest import tiny_sweep
@@ -76,7 +76,7 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "ournets.py").write_text(NETS)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(network_checks, "_passed", set())
+    monkeypatch.setattr(network_checks, "_passed", {})
     yield tmp_path
     sys.modules.pop("ournets", None)
     for name in [name for name in MODELS if ":" in name]:
@@ -218,6 +218,19 @@ def test_a_network_is_tried_once_for_a_store(own, monkeypatch):
     (own / "ournets.py").write_text(NETS.replace("torch.relu(self.first", "torch.tanh(self.first"))
     check_networks(make_plan(config), store)
     assert len(tried) == 2, "another code"
+
+
+def test_the_symmetry_that_a_check_derives_is_the_one_that_stages_use(own, monkeypatch):
+    config = SweepConfig.model_validate({**SETTINGS, "model": {"name": "ournets:Plain"}})
+    config = config.model_copy(update={"sparse": config.sparse.model_copy(update={"arms": ["lth", "permuted"]})})
+    plan, store = make_plan(config), Store(own / "store")
+    keep_checked(store, check_networks(plan, store))
+    assert len(list((own / "store" / "symmetry").iterdir())) == 1
+    monkeypatch.setattr(symmetry, "_known", {})
+    monkeypatch.setattr(symmetry, "derive_spec", lambda *arguments: pytest.fail("derived again"))
+    graph = run_plan(plan, store)
+    assert not graph.errors
+    assert set(graph.states.values()) == {"done"}
 
 
 def test_the_quickstart_is_tried_in_a_moment():
