@@ -1,5 +1,6 @@
 """Which weights are pruned, and masks in the form of `torch.nn.utils.prune`."""
 
+from raylth.core.pruning import at_initialisation  # files its finders
 from raylth.core.pruning.finder import FINDERS, FinderInputs, MaskFinder
 from raylth.core.pruning.magnitude import num_landing_alive, prune_global_magnitude, trunk_counts
 from raylth.core.pruning.torch_prune import from_torch_prune, to_torch_prune
@@ -8,6 +9,7 @@ __all__ = [
     "FINDERS",
     "FinderInputs",
     "MaskFinder",
+    "at_initialisation",
     "from_torch_prune",
     "num_landing_alive",
     "prune_global_magnitude",

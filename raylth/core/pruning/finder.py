@@ -6,7 +6,7 @@ point of the group `raylth.finders`.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -14,9 +14,16 @@ from raylth.common.registry import Registry, UnknownName
 from raylth.core.masks import Mask, num_alive
 from raylth.core.pruning.magnitude import prune_global_magnitude
 
-__all__ = ["FINDERS", "ITERATIVE", "FinderInputs", "MaskFinder", "finder_summary"]
+__all__ = ["FINDERS", "ITERATIVE", "Batches", "FinderInputs", "MaskFinder", "finder_summary"]
 
 ITERATIVE = "imp"  # which is a chain of trainings, so that every sparsity shares their trunk
+
+
+class Batches(Protocol):
+    """Yields (inputs, labels) of all training samples, or of so many for each class, classes in proportion."""
+
+    def __call__(self, per_class: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return the batches."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class FinderInputs:
 
     mask: Mask  # prunable weight -> bool tensor of its shape, all True
     num_alive: int  # exactly so many entries of the mask it returns have to be True
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]  # (inputs, labels) of the training samples, where it reads them
+    batches: "Batches"  # called, yields (inputs, labels) of training samples, where it reads them
     seed: int  # for random numbers, where it `needs_seed`
 
 

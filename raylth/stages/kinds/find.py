@@ -1,6 +1,7 @@
 """Stage `find`: a network, trained or not -> its mask at one sparsity, by any finder but iterative magnitude pruning."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def find(stage: Stage[FindSettings], context: Context) -> dict[str, Artefact]:
     inputs = FinderInputs(
         {name: alive.clone() for name, alive in everything.items()},
         wanted,
-        lambda: _batches(settings.finder, context),
+        partial(_batches, settings.finder, settings.model.num_classes, context),
         settings.seed or 0,
     )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -52,11 +53,13 @@ def find(stage: Stage[FindSettings], context: Context) -> dict[str, Artefact]:
     return {stage.key: Artefact({"mask": state_arrays(mask)}, metrics)}
 
 
-def _batches(name: str, context: Context) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return the training samples in batches, without augmentation."""
+def _batches(name: str, num_classes: int, context: Context, per_class: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return the training samples, or `per_class` of each class as far as there are any, in batches without augmentation."""
     if not FINDERS[name].reads_samples:
         raise ValueError(f"mask finder {name}: only one with reads_samples=True may read batches")
-    return context.train.batches(even_batch_size(len(context.train), BATCH_SIZE))
+    count = len(context.train) if per_class is None else min(len(context.train), per_class * num_classes)
+    samples = context.train if count == len(context.train) else context.train.take(count)
+    return samples.batches(even_batch_size(count, BATCH_SIZE))
 
 
 def _checked(name: str, found: object, everything: Mask, wanted: int) -> Mask:
