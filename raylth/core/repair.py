@@ -26,7 +26,7 @@ from raylth.core.precision import precision
 __all__ = ["Statistics", "repair", "repair_sites", "site_statistics"]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.MultiheadAttention)
 SMALLEST = 1e-12  # a deviation below this is a dead unit's
 
 
@@ -82,8 +82,8 @@ class _Pass(TorchFunctionMode):
             self.norms.setdefault(self.outputs[id(args[0])][0], []).append(module)
 
     def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        if isinstance(out, Tensor):
-            self.outputs[id(out)] = len(self.calls), out
+        result = _result(out)
+        self.outputs[id(result)] = len(self.calls), result
         self.calls.append((name, module))
 
     def _passed_on(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
@@ -106,7 +106,7 @@ class _Pass(TorchFunctionMode):
                 is_site = module.affine
             else:
                 is_corrected = any(norm not in shared for norm in self.norms.get(place, ()))
-                is_site = getattr(module, "bias", None) is not None and place != last and not is_corrected
+                is_site = getattr(_writer(module), "bias", None) is not None and place != last and not is_corrected
             found += [name] if is_site else []
         return found
 
@@ -125,8 +125,8 @@ def site_statistics(model: nn.Module, batches: Batches) -> dict[str, Statistics]
     with ExitStack() as hooks, in_mode(model, training=False):
         for name, into in moments.items():
             module = model.get_submodule(name)
-            axis = -1 if isinstance(module, nn.Linear) else 1
-            handle = module.register_forward_hook(lambda _, __, out, into=into, axis=axis: into.add(out, axis))
+            axis = _axis(module)
+            handle = module.register_forward_hook(lambda _, __, out, into=into, axis=axis: into.add(_result(out), axis))
             hooks.callback(handle.remove)
         for x in inputs:
             model(x)
@@ -239,16 +239,33 @@ def _set_affine(module: _BatchNorm, moments: Moments, target: Statistics, slope:
     module.bias.copy_(target.mean)
 
 
-def _correct(into: Moments, target: Statistics, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+def _correct(into: Moments, target: Statistics, module: nn.Module, args: tuple[Any, ...], given: Any) -> Any:
     """Note a layer's moments and return its output with the target's, by this batch's statistics; a forward hook."""
-    axis = -1 if isinstance(module, nn.Linear) else 1
+    axis, out = _axis(module), _result(given)
     into.add(out, axis)
     own = Moments()
     own.add(out, axis)
     scale, shift = _correction(own, target)
     shape = [1] * out.ndim
     shape[axis] = -1
-    return out * scale.to(out.dtype).view(shape) + shift.to(out.dtype).view(shape)
+    corrected = out * scale.to(out.dtype).view(shape) + shift.to(out.dtype).view(shape)
+    return (corrected, *given[1:]) if isinstance(given, tuple) else corrected
+
+
+def _writer(module: nn.Module) -> nn.Module:
+    """Return the layer whose weight and bias make a module's output: of attention its last projection."""
+    return module.out_proj if isinstance(module, nn.MultiheadAttention) else module
+
+
+def _result(out: Any) -> Tensor:
+    """Return a layer's output without what attention returns besides."""
+    found: Tensor = out[0] if isinstance(out, tuple) else out
+    return found
+
+
+def _axis(module: nn.Module) -> int:
+    """Return the axis of a layer's output that its units lie on."""
+    return -1 if isinstance(module, nn.Linear | nn.MultiheadAttention) else 1
 
 
 def _correction(moments: Moments, target: Statistics) -> tuple[Tensor, Tensor]:
@@ -261,13 +278,12 @@ def _correction(moments: Moments, target: Statistics) -> tuple[Tensor, Tensor]:
 
 def _fuse(module: nn.Module, moments: Moments, target: Statistics) -> None:
     """Write the correction into a layer's weight and bias."""
-    assert isinstance(module, LAYERS)
-    scale, shift = (value.to(module.weight.dtype) for value in _correction(moments, target))
-    if isinstance(module, TRANSPOSED):
-        per_group = module.out_channels // module.groups
-        rows = scale.view(module.groups, 1, per_group).expand(-1, module.in_channels // module.groups, -1)
-        module.weight.mul_(rows.reshape(module.in_channels, per_group, *[1] * (module.weight.ndim - 2)))
+    layer: Any = _writer(module)
+    scale, shift = (value.to(layer.weight.dtype) for value in _correction(moments, target))
+    if isinstance(layer, TRANSPOSED):
+        per_group = layer.out_channels // layer.groups
+        rows = scale.view(layer.groups, 1, per_group).expand(-1, layer.in_channels // layer.groups, -1)
+        layer.weight.mul_(rows.reshape(layer.in_channels, per_group, *[1] * (layer.weight.ndim - 2)))
     else:
-        module.weight.mul_(scale.view(-1, *[1] * (module.weight.ndim - 1)))
-    assert module.bias is not None
-    module.bias.mul_(scale).add_(shift)
+        layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias.mul_(scale).add_(shift)

@@ -218,6 +218,44 @@ def test_what_is_used_twice_is_left_as_it_is():
     assert all(torch.equal(middle.state_dict()[name], model.state_dict()[name]) for name in left)
 
 
+class Encoder(nn.Module):
+    """Torch's own transformer layer, whose attention is one module."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(5, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(self.embed(x)).mean(1))
+
+
+@pytest.mark.parametrize("kind", ["vit", "encoder"])
+def test_the_layers_of_transformers_get_the_statistics_between_those_of_the_ends(kind):
+    torch.manual_seed(0)
+    settings = {"width": 0.25, "num_classes": 10, "in_shape": (3, 8, 8), "options": {"depth": 2}}
+    make = Encoder if kind == "encoder" else lambda: init_model(0, "vit", **settings)
+    one, other = (disturb(make(), amount) for amount in (0.1, 0.3))
+    x = torch.randn(64, 4, 5) if kind == "encoder" else torch.randn(64, 3, 8, 8)
+    sites = repair_sites(one, x)
+    expected = {"embed", "layer.self_attn", "layer.linear1", "layer.linear2"}
+    if kind == "vit":
+        layers = ("attn.qkv", "attn.proj", "fc1", "fc2")
+        expected = {"patch_embed", *(f"blocks.{block}.{layer}" for block in (0, 1) for layer in layers)}
+    assert set(sites) == expected
+    ends = [site_statistics(model, [x]) for model in (one, other)]
+    middle = copy.deepcopy(one)
+    middle.load_state_dict(interpolate(one.state_dict(), other.state_dict(), 0.25))
+    repair(middle, *ends, 0.25, [x])
+    found = site_statistics(middle, [x])
+    for site in sites:
+        for name in ("mean", "deviation"):
+            wanted = torch.lerp(*(getattr(end[site], name) for end in ends), 0.25)
+            torch.testing.assert_close(getattr(found[site], name), wanted, rtol=2e-3, atol=2e-3, msg=f"{site} {name}")
+    assert_repair_changes_nothing(one, x)
+
+
 def test_a_weight_that_is_nought_stays_so_and_a_negative_one_negative():
     torch.manual_seed(0)
     one, other = (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)) for _ in range(2))
