@@ -188,7 +188,7 @@ def test_its_code_is_in_the_key_and_no_other_key_is_moved(own):
         ({"mask": {"finder": "own_finders:nothing"}}, "mask.finder: mask finder 'own_finders:nothing' cannot be imported"),
         (
             {"mask": {"finder": "oneshoot"}},
-            "mask.finder: unknown mask finder 'oneshoot', did you mean 'oneshot'? (known: imp",
+            "mask.finder: unknown mask finder 'oneshoot', did you mean 'oneshot'? (known: erk, grasp, imp",
         ),
         ({"mask": {"finder": "own_broken:nothing"}}, "is a Matcher, not a raylth.core.pruning.MaskFinder"),
         ({"match": {"method": "own_broken:fewer"}}, "is a MaskFinder, not a raylth.core.matching.Matcher"),
