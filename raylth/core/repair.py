@@ -121,7 +121,9 @@ def _tensors(module: nn.Module) -> set[int]:
 def site_statistics(model: nn.Module, batches: Batches) -> dict[str, Statistics]:
     """Return mean and deviation of every site's output over all samples and positions, the network in eval mode."""
     inputs, first = _with_first(batches, model)
-    moments = {name: Moments() for name in (repair_sites(model, first) if first is not None else ())}
+    if first is None:
+        raise ValueError("no samples: statistics need at least one batch")
+    moments = {name: Moments() for name in repair_sites(model, first)}
     with ExitStack() as hooks, in_mode(model, training=False):
         for name, into in moments.items():
             module = model.get_submodule(name)

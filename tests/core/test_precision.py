@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 
 from raylth.core.batchnorm import reset_bn_stats
 from raylth.core.data import ArrayDataset
@@ -11,6 +11,7 @@ from raylth.core.matching import match_activations
 from raylth.core.models import init_model
 from raylth.core.permutation import derive_spec
 from raylth.core.precision import precision, set_precision
+from raylth.core.program import Run
 from raylth.core.repair import repair, site_statistics
 from raylth.core.training.loop import Recipe, evaluate, train
 from raylth.stages import make_context
@@ -89,13 +90,13 @@ def as_a_users_process(call, *networks):
 
 def test_the_librarys_functions_compute_in_float32_whatever_the_process_allows(monkeypatch):
     a, b, middle = (Watched(seed) for seed in range(3))
-    step = fx.Interpreter.run_node
+    step = Run.step
 
-    def watched(interpreter, node):  # matching runs the exported programs
+    def watched(run, place):  # matching runs the exported programs
         a.seen.append(flags())
-        return step(interpreter, node)
+        return step(run, place)
 
-    monkeypatch.setattr(fx.Interpreter, "run_node", watched)
+    monkeypatch.setattr(Run, "step", watched)
     split = random_split((3, 8, 8), 64)
     spec, batches = derive_spec(a, split.x[:2]), list(split.x.split(32))
     calls = {

@@ -1,7 +1,5 @@
 """A vision transformer (Dosovitskiy et al., 2021): pre-norm blocks, a class token, learned positions."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +8,7 @@ from raylth.core.models.base import MODELS, channels
 
 __all__ = ["ViT", "vit"]
 
+LARGEST = {"depth": 1000, "heads": 10_000, "patch": 10_000, "dim": 100_000, "mlp_ratio": 100}
 DEVIATION = 0.02  # of the positions and the class token at the start
 
 
@@ -100,10 +99,10 @@ def vit(
     if len(in_shape) != 3:
         raise ValueError(f"a vision transformer takes images (C, H, W), not samples of shape {in_shape}")
     for name, value in (("depth", depth), ("heads", heads), ("patch", patch), ("dim", dim)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-    if not isinstance(mlp_ratio, int | float) or not math.isfinite(mlp_ratio) or mlp_ratio <= 0:
-        raise ValueError(f"mlp_ratio must be a positive number, not {mlp_ratio!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST[name]:
+            raise ValueError(f"{name} must be a whole number from 1 to {LARGEST[name]:,}, not {value!r}")
+    if not isinstance(mlp_ratio, int | float) or not 0 < mlp_ratio <= LARGEST["mlp_ratio"]:
+        raise ValueError(f"mlp_ratio must be a number above 0, of at most {LARGEST['mlp_ratio']}, not {mlp_ratio!r}")
     scaled = channels(dim, width)
     if in_shape[1] % patch or in_shape[2] % patch:
         raise ValueError(f"patches of {patch} pixels do not fill images of {in_shape[1]} x {in_shape[2]}")

@@ -95,9 +95,9 @@ def sweep(folder, capsys, model, *words):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("ournets:SharedModule", "model.name: ournets:SharedModule: 'inner.fc2.weight' and 'inner.again.weight' are one"),
+        ("ournets:SharedMemory", "model.name: ournets:SharedMemory: 'inner.fc2.weight' and 'inner.fc3.weight' are one"),
         ("ournets:UnknownActivation", "special_bessel_j0, whose symmetry is not known"),
-        ("ournets:Branch", "must not branch on the data"),
+        ("ournets:Branch", "control flow that depends on the data"),
         ("ournets:Dict", "model.name: ournets:Dict: its forward pass in training mode fails"),
         ("ournets:Mismatch", "cannot be multiplied"),
         ("ournets:WeightNorm", "inner.fc2.weight is parametrized"),
