@@ -30,7 +30,7 @@ from raylth.stages.planning import network_checks, shapes
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 SCHEMA: dict[str, Any] = json.loads((SWEEPS / "schema.json").read_text())
-CPU_SECONDS = 10  # of one dry run: a clock on the wall would count what others do on this machine
+CPU_SECONDS = 20  # of one dry run: a clock on the wall would count what others do on this machine
 MEMORY = 1_500  # MB by which the process may grow
 FREE = 3 * 10**8  # bytes that are there to try a network: large ones are only planned
 FILE = "sweep.yaml"
