@@ -19,7 +19,7 @@ LATER_SECTIONS: dict[str, Any] = {"mask": {"finder": "imp"}}
 def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a sweep's settings without sections and fields that were added later and have their defaults.
 
-    So earlier runs keep their names, and are not told from later ones by what they do not mention.
+    Earlier runs keep their names, and count as equal to later ones in settings that they do not mention.
     """
     kept = {section: _without(section, values) for section, values in settings.items()}
     return omit_defaults(kept, LATER_SECTIONS, dict.fromkeys(LATER_SECTIONS, ()))

@@ -37,7 +37,7 @@ def export(model: nn.Module, example_input: Tensor, *, training: bool = False) -
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's warnings and pages of advice away: what is wrong is said in one line."""
+    """Keep the exporter's warnings and pages of advice away: the error is one line."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:

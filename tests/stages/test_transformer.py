@@ -1,4 +1,4 @@
-"""A transformer trained by AdamW goes through every kind of stage."""
+"""Every kind of stage of a study of a transformer that is trained by AdamW."""
 
 import pytest
 

@@ -113,7 +113,7 @@ def erk_densities(shapes: Mapping[str, tuple[int, ...]], num_alive: int) -> dict
     """Return how many weights of each tensor stay, `num_alive` in all, by the Erdos-Renyi-Kernel rule.
 
     A tensor's density is in proportion to the sum of its axes over their product, at most 1 (Evci et al. 2020, RigL, section
-    3). What rounding leaves goes to the tensors that it took most from.
+    3). The remainder after rounding down is given to the tensors with the largest fractions.
     """
     sizes = {name: prod(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / prod(shape) for name, shape in shapes.items()}

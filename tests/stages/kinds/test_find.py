@@ -1,4 +1,4 @@
-"""Every finder that comes with the package goes through a whole study."""
+"""Every built-in finder in a whole study."""
 
 import pytest
 import torch
