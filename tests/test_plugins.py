@@ -198,8 +198,12 @@ def test_networks_that_differ_in_how_their_mask_was_found_are_no_replicates(tmp_
     assert load_arms(tmp_path / "store")["settings"].nunique() == 2
     config = load_manifest(runs[0].folder)["config"]
     older = {name: settings for name, settings in config.items() if name != "mask"}
-    said = [results._science(each, "x", is_matched=False) for each in (config, older)]
+    said = [results._science(each, "x", None, is_matched=False) for each in (config, older)]
     assert said[0] == said[1], "a run from before there was the section"
+    listed = {**config, "mask": {"finder": ["oneshot", "imp"]}}
+    assert results._science(listed, "x", "imp", is_matched=False) == said[0], (
+        "the same network, of a run with several finders"
+    )
 
 
 def test_an_entry_points_arm_is_a_network_that_analyses_may_name(own):

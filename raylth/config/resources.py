@@ -73,6 +73,7 @@ class ResourcesConfig(Settings):
     """Where stages run; nothing here changes a result, except that `precision: auto` depends on whether a GPU is used."""
 
     dense: TrainingShare = TrainingShare()
+    dynamic: TrainingShare = Field(TrainingShare(), description="Trainings of A while a mask finder changes its mask.")
     imp: TrainingShare = TrainingShare()
     find: Share = Share()
     mask: Share = Share()

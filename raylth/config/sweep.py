@@ -23,7 +23,7 @@ from raylth.config.training import DenseConfig, ImpConfig, SparseConfig
 from raylth.config.types import AUTO, Count, Integer, Settings, is_place
 from raylth.core.data import DATASETS
 from raylth.core.models import build_shapes
-from raylth.core.pruning.finder import ITERATIVE
+from raylth.core.pruning.finder import FINDERS, ITERATIVE, DynamicFinder
 
 __all__ = ["NOT_SCIENCE", "SeedsConfig", "SweepConfig"]
 
@@ -92,7 +92,7 @@ class SweepConfig(Settings):
         """What analyses may name."""
         sparse = self.sparse
         are_masks_provided = sparse.mask_from is not None
-        has_rounds = not are_masks_provided and self.mask.finder == ITERATIVE
+        has_rounds = not are_masks_provided and self.mask.finders[0] == ITERATIVE
         return Cells(
             sparse.sparsities,
             sparse.rewinds,
@@ -113,8 +113,8 @@ class SweepConfig(Settings):
                     raise ValueError(f"{field}: need A's own masks, and sparse.mask_from provides others")
             if asked.imp_line is not None:
                 raise ValueError("imp_line: needs rounds of pruning, and sparse.mask_from replaces them")
-        elif self.mask.finder != ITERATIVE and asked.imp_line is not None:
-            raise ValueError(f"imp_line: needs rounds of pruning, and mask.finder is {self.mask.finder}")
+        elif self.mask.finders[0] != ITERATIVE and asked.imp_line is not None:
+            raise ValueError(f"imp_line: needs rounds of pruning, and mask.finder is {self.mask.finders[0]}")
         return asked.completed(self.cells, self.seeds.replicates)
 
     @model_validator(mode="after")
@@ -141,8 +141,10 @@ class SweepConfig(Settings):
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
         for kind in ("dense", "imp", "sparse"):
-            self._check_workers(kind)
+            self._check_workers(kind, kind)
             self._check_resolution(kind)
+        if any(isinstance(FINDERS[name], DynamicFinder) for name in self.mask.finders):
+            self._check_workers("dense", "dynamic")
         return self
 
     def _check_network(self) -> None:
@@ -160,15 +162,15 @@ class SweepConfig(Settings):
             self.model.name, width=width, num_classes=num_classes, in_shape=in_shape, options=self.model.options
         )
 
-    def _check_workers(self, kind: str) -> None:
-        """Raise ValueError for a number of workers that batch norm cannot have."""
-        unsynced, share = getattr(self, kind).unsynced_workers, getattr(self.resources, kind)
+    def _check_workers(self, section: str, kind: str) -> None:
+        """Raise ValueError for a number of workers, of a kind trained as a section says, that batch norm cannot have."""
+        unsynced, share = getattr(self, section).unsynced_workers, getattr(self.resources, kind)
         if unsynced == 1:
-            raise ValueError(f"{kind}.unsynced_workers: 1 worker sees whole batches: set it to 0")
+            raise ValueError(f"{section}.unsynced_workers: 1 worker sees whole batches: set it to 0")
         if unsynced not in (0, share.num_workers):
-            raise ValueError(f"{kind}.unsynced_workers: {unsynced}, and resources.{kind} has {share.num_workers} workers")
+            raise ValueError(f"{section}.unsynced_workers: {unsynced}, and resources.{kind} has {share.num_workers} workers")
         if unsynced and share.min_workers is not None:
-            raise ValueError(f"resources.{kind}.min_workers: {kind}.unsynced_workers fixes their number")
+            raise ValueError(f"resources.{kind}.min_workers: {section}.unsynced_workers fixes their number")
 
     def _check_resolution(self, kind: str) -> None:
         """Raise ValueError for progressive resizing of what has one size, or of a network that depends on it."""

@@ -43,6 +43,7 @@ __all__ = [
     "is_path",
     "is_place",
     "known",
+    "one_or_more",
     "unique",
 ]  # fmt: skip
 
@@ -63,9 +64,9 @@ class known:
     `public` is the import path of the class that messages give, where it is not its module's.
     """
 
-    def __init__(self, registry: Registry[Any], kind: type = object, *, public: str | None = None) -> None:
-        self.registry, self.kind = registry, kind
-        self.public = public or f"{kind.__module__}.{kind.__name__}"
+    def __init__(self, registry: Registry[Any], *kinds: type, public: str | None = None) -> None:
+        self.registry, self.kinds = registry, kinds or (object,)
+        self.public = public or " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in self.kinds)
 
     def __call__(self, name: str) -> str:
         """Return the name, or raise ValueError, one line, with what would be right."""
@@ -73,7 +74,7 @@ class known:
             found = self.registry[name]
         except UnknownName as error:
             raise ValueError(str(error)) from error
-        if not isinstance(found, self.kind):
+        if not isinstance(found, self.kinds):
             raise ValueError(f"{name!r} is a {type(found).__name__}, not a {self.public}")
         return name
 
@@ -82,6 +83,26 @@ class known:
 
     def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"anyOf": [{"enum": list(self.registry)}, handler(schema)]}
+
+
+class one_or_more(known):  # an annotation, as `known` is
+    """The check of a name, or of a list of different names; a list of one is that name."""
+
+    def __call__(self, names: Any) -> Any:
+        """Return the name or the names, or raise ValueError, one line, with what would be right."""
+        if isinstance(names, str):
+            return super().__call__(names)
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"should be a name, or a list of names, found {names!r:.60}")
+        found = unique([super(one_or_more, self).__call__(name) for name in names])
+        return found if len(found) > 1 else found[0]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self)  # a union would report each of its parts
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        one = {"anyOf": [{"enum": list(self.registry)}, {"type": "string"}]}
+        return {"anyOf": [*one["anyOf"], {"type": "array", "items": one, "minItems": 1}]}
 
 
 def unique(values: list[Any]) -> list[Any]:

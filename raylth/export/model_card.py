@@ -23,6 +23,7 @@ Random Initialization: Aligning Lottery Ticket Masks using Weight Symmetry*, ICM
 
 STAGES = {
     "dense": "network {network}, trained densely",
+    "dynamic": "network {network}, trained while `{mask_finder}` changed its mask",
     "imp": "network {network}, pruned by round {imp_round} of iterative magnitude pruning and fine-tuned",
     "mask": "a pruned network that was supplied to the sweep as a file",
 }

@@ -72,6 +72,7 @@ COLUMNS = {  # "table.column" where one name means two things
     "own": Column("own training (epochs)"),
     "total": Column("total (epochs)", 1),
     "match_method": Column("matched by"),
+    "mask_finder": Column("mask found by"),
     "match_epoch": Column("matched at epoch"),
     "match_samples": Column("samples matched on"),
     "imp_round": Column("IMP round"),

@@ -8,10 +8,22 @@ import pandas as pd
 __all__ = ["LOST", "NETWORKS", "UPSTREAM", "count_lost", "lost_networks", "lost_note"]
 
 LOST = ("diverged", "failed")
-UPSTREAM = ("dense", "imp", "find", "mask")  # stages that make what arms are trained from
+UPSTREAM = ("dense", "dynamic", "imp", "find", "mask")  # stages that make what arms are trained from
 NETWORKS = (*UPSTREAM, "sparse")
 MOST_NAMED = 4
-IDENTITY = ("stage", "width", "replicate", "network", "arm", "label", "sparsity", "imp_round", "rewind_epoch", "member")
+IDENTITY = (
+    "stage",
+    "width",
+    "replicate",
+    "network",
+    "arm",
+    "label",
+    "sparsity",
+    "imp_round",
+    "rewind_epoch",
+    "mask_finder",
+    "member",
+)
 
 
 def lost_networks(networks: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +74,7 @@ def _name(row: dict[Any, Any]) -> str:
     elif row["stage"] == "imp":
         where = f"round {known['imp_round']}" if "imp_round" in known else f"sparsity {known.get('sparsity', 0):g}"
         parts.append(f"IMP's {where}")
-    elif row["stage"] in ("find", "mask"):
+    elif row["stage"] in ("dynamic", "find", "mask"):
         source = " from its file" if row["stage"] == "mask" else ""
         parts.append(f"{known.get('network', 'A')}'s mask{source} at sparsity {known.get('sparsity', 0):g}")
     else:

@@ -22,10 +22,15 @@ def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
     groups = list(dict.fromkeys(permutations["unit_group"]))
     figure = new_figure(max(SINGLE, 1.5 + 0.42 * len(groups)), 3.6, title)
     axis = figure.subplots()
-    for number, (name, rows) in enumerate(permutations.groupby(["width", "match_method", "match_epoch"], observed=True)):
-        width, method, epoch = name
+    match = ["width", "match_method", "match_epoch", "mask_finder"]
+    for number, (name, rows) in enumerate(permutations.groupby(match, observed=True, dropna=False)):
+        width, method, epoch, finder = name
         line = rows.groupby("unit_group")["correlation"].mean().reindex(groups)
-        label = f"{method} @{epoch:.0f}" + (f", width {width:g}" if permutations["width"].nunique() > 1 else "")
+        label = (
+            f"{method} @{epoch:.0f}"
+            + ("" if pd.isna(finder) else f", A by {finder}")
+            + (f", width {width:g}" if permutations["width"].nunique() > 1 else "")
+        )
         axis.plot(range(len(groups)), line, marker=MARKERS[number % 6], markersize=5, linewidth=1.4, label=label)
     axis.set_xticks(range(len(groups)), groups, rotation=60 if len(groups) > 6 else 0, fontsize=8)
     axis.set_ylabel("mean correlation")
@@ -43,9 +48,12 @@ def match_effort(permutations: pd.DataFrame, barriers: pd.DataFrame, title: str)
     """
     matches = own_matches(permutations)
     lines = barriers[(barriers["split"] == "test") & (barriers["between"] == "pi(A) - B") & barriers["carries_masks"].notna()]
+    lines = lines.reindex(columns=[*dict.fromkeys([*lines.columns, "mask_finder"])])  # older runs have none
     correction = next((name for name in ("repair", "reset", "plain") if (lines["correction"] == name).any()), None)
     lines = lines[lines["correction"] == correction].sort_values("carries_masks", ascending=False)
-    lines = lines.drop_duplicates(["width", "match_method", "match_samples", "match_epoch", "sparsity", "replicate"])
+    lines = lines.drop_duplicates(
+        ["width", "match_method", "match_samples", "match_epoch", "sparsity", "mask_finder", "replicate"]
+    )
     panels = []
     for column, name in (("match_samples", "samples matched on"), ("match_epoch", "epoch of B matched at")):
         other = "match_epoch" if column == "match_samples" else "match_samples"

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from raylth.common.omit import without_later
+from raylth.common.omit import LATER_SECTIONS, without_later
 from raylth.report.measurements import wide_measurements
 from raylth.store import Location, locate
 from raylth.store.tables import read_table
@@ -32,12 +32,11 @@ VARIED = {  # sections that decide what a sparse network is, and their keys that
     "model": {"widths"},
     "seeds": {"replicates"},
     "dense": set[str](),
-    "mask": set[str](),
+    "mask": {"finder"},  # a list of finders is an axis: each row's own counts
     "imp": set[str](),
     "sparse": {"arms", "sparsities", "rewinds"},
     "match": {"method", "epochs"},  # samples is a column of extra matches only
 }
-ABSENT: dict[str, dict[str, Any]] = {"mask": {"finder": "imp"}}  # what runs had before there was a section
 
 
 def find_run(store: str | Path, sweep: str) -> Location:
@@ -97,8 +96,9 @@ def load_arms(run_dir: str | Path | Location) -> pd.DataFrame:
     configs = {run: _config(runs / run) for run in rows["run"].unique()}
     first: dict[tuple[str, str], str] = {}
     names = []
-    for run, method, data in zip(rows["run"], rows["match_method"], rows["data_sha256"], strict=True):
-        what = _science(configs[run], run, is_matched=not pd.isna(method)), str(data)
+    columns = (rows[name] for name in ("run", "mask_finder", "match_method", "data_sha256"))
+    for run, finder, method, data in zip(*columns, strict=True):
+        what = _science(configs[run], run, finder, is_matched=not pd.isna(method)), str(data)
         if what not in first:
             is_other = any(name == run and known != what[1] for (_, known), name in first.items())
             first[what] = f"{run}, data {what[1][:8]}" if is_other else run
@@ -113,19 +113,22 @@ def _config(run: Location) -> dict[str, Any] | None:
         return None
 
 
-def _science(config: dict[str, Any] | None, run: str, *, is_matched: bool) -> str:
-    """Return, as text, the settings of a run that are no column of its rows; the run's own name where they are not known."""
+def _science(config: dict[str, Any] | None, run: str, finder: object, *, is_matched: bool) -> str:
+    """Return, as text, the settings of a run that decide a row; the run's own name where they are not known.
+
+    `finder` is the row's column, which older rows do not have.
+    """
     if config is None:
         return run
     config = without_later(config)
+    mask = config.get("mask") or LATER_SECTIONS["mask"]
+    found = mask["finder"] if finder is None or pd.isna(finder) else finder
     kept = {
-        section: {
-            name: value for name, value in (config.get(section) or ABSENT.get(section, {})).items() if name not in left_out
-        }
+        section: {name: value for name, value in (config.get(section) or {}).items() if name not in left_out}
         for section, left_out in VARIED.items()
         if section != "match" or is_matched
     }
-    return json.dumps({**kept, "search": config.get("search")}, sort_keys=True)
+    return json.dumps({**kept, "finder": found, "search": config.get("search")}, sort_keys=True)
 
 
 def load_curves(run_dir: str | Path | Location) -> pd.DataFrame:

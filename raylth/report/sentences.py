@@ -137,8 +137,10 @@ def _recovered(results: pd.DataFrame) -> list[str]:
 def _barriers(barriers: pd.DataFrame, results: pd.DataFrame) -> list[str]:
     said = []
     test = barriers[barriers["split"] == "test"]
-    for (width, method, epoch), rows in matched_lines(test).groupby(["width", "match_method", "match_epoch"], observed=True):
-        where = f"matched by {method} at epoch {epoch:.0f}{_width(width, test)}"
+    match = ["width", "match_method", "match_epoch", "mask_finder"]
+    for (width, method, epoch, finder), rows in matched_lines(test).groupby(match, observed=True, dropna=False):
+        network = "" if pd.isna(finder) else f", with A as {finder} trained it"
+        where = f"matched by {method} at epoch {epoch:.0f}{network}{_width(width, test)}"
         said.append(_noted(f"Between pi(A) and B, {where}, {_rise(rows)}", results, "dense"))
     cell = ["between", "width", "sparsity", "rewind_epoch"]
     others = test[test["carries_masks"].isna() & test["imp_round"].isna()].drop_duplicates(["key", "correction"])

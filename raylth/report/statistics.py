@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 PLANNED = (("permuted", "naive"), ("lth", "permuted"), ("permuted", "random_permutation"), ("naive", "random"))
+FINDER = "mask_finder"  # arms are compared under the masks of one
 COLUMNS = [*CELL, "label", "against", "difference", "low", "high", "n", "p", "lost", "design"]
 
 
@@ -140,7 +141,7 @@ class _Arms:
 
     @staticmethod
     def pairs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-        return first.merge(second, on=[*CELL, *ON], suffixes=("", "_second"))
+        return first.merge(second, on=[*CELL, FINDER, *ON], suffixes=("", "_second"))
 
     @property
     def is_paired(self) -> bool:
@@ -153,7 +154,7 @@ class _Arms:
 
 def _two_arms(results: pd.DataFrame, first: str, second: str) -> _Arms:
     arms, lost = finished_arms(results), lost_arms(results)
-    arms = arms.reindex(columns=[*CELL, "arm", *ON, "label", "test_accuracy", PAIR_KEY])
+    arms = arms.reindex(columns=[*CELL, "arm", *ON, "label", FINDER, "test_accuracy", PAIR_KEY])
     ours, theirs = (arms[arms["arm"] == arm].drop(columns="arm") for arm in (first, second))
     return _Arms(ours, theirs, lost[lost["arm"].isin([first, second])])
 

@@ -36,7 +36,7 @@ __all__ = [
 
 CELL = ("width", "sparsity", "rewind_epoch")
 SHORT = {"sparsity": "S", "rewind k": "k"}  # headings where there is little room, as in the paper
-MATCH = ["width", "match_method", "match_epoch", "match_samples", "sparsity"]
+MATCH = ["width", "match_method", "match_epoch", "match_samples", "sparsity", "mask_finder"]
 DIFFERENT = "differ in a setting"
 
 
@@ -106,6 +106,7 @@ def alike(rows: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
 
     Raises ValueError where a cell has rows of several data sets or models, or of data that changed in between.
     """
+    rows = rows.reindex(columns=[*dict.fromkeys([*rows.columns, *cell])])  # older runs lack columns that came later
     for column, how in (("dataset", DIFFERENT), ("model", DIFFERENT), ("data_sha256", "were made from different data")):
         if column in rows:
             mixed = rows.groupby(cell, observed=True, dropna=False)[column].transform("nunique") > 1
@@ -131,12 +132,12 @@ def _unlike(rows: pd.DataFrame, mixed: "pd.Series[bool]", cell: list[str], how: 
 
 
 def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
-    """Return the name of each row's arm, with the matching method and epoch where a sweep has several."""
+    """Return the name of each row's arm, with finder, matching method and epoch where a sweep has several."""
     labels = arms["arm"].astype(str).map(short_name)
-    if "match_method" in arms and arms["match_method"].nunique() > 1:
-        labels += arms["match_method"].map(lambda method: "" if pd.isna(method) else f" {method}").astype(str)
-    if arms["match_epoch"].nunique() > 1:
-        labels += arms["match_epoch"].map(lambda epoch: "" if pd.isna(epoch) else f" @{int(epoch)}").astype(str)
+    shown = {"mask_finder": short_name, "match_method": str, "match_epoch": lambda epoch: f"@{int(epoch)}"}
+    for column, text in shown.items():
+        if column in arms and arms[column].nunique() > 1:
+            labels += [f" {text(value)}" if pd.notna(value) else "" for value in arms[column]]
     return labels
 
 
@@ -260,10 +261,10 @@ def render_barriers(barriers: pd.DataFrame) -> Table:
     corrections = [name for name in ("plain", "reset", "repair") if (test["correction"] == name).any()]
     for heading in ("width", "matched by", "epoch", *corrections):
         table.add_column(heading, justify="right")
-    for (width, method, epoch), rows in test.groupby(["width", "match_method", "match_epoch"], sort=False):
+    for (width, method, epoch, finder), rows in test.groupby([*MATCH[:3], "mask_finder"], sort=False, dropna=False):
         means = [_with_interval("error_barrier", rows[rows["correction"] == name]["error_barrier"]) for name in corrections]
         texts = [with_interval_text(mean, "error_barrier") for mean in means]
-        table.add_row(f"{width:g}", str(method), f"{epoch:.0f}", *texts)
+        table.add_row(f"{width:g}", method if pd.isna(finder) else f"{method} (A by {finder})", f"{epoch:.0f}", *texts)
     return table
 
 

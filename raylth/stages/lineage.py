@@ -10,7 +10,7 @@ from raylth.store import fingerprint
 __all__ = ["LINEAGE", "lineage"]
 
 LINEAGE = ("pair_key", "epochs_a", "epochs_imp", "epochs_b", "epochs_match")
-OF_ONE_NETWORK = ("seed", "init_seed")  # settings of a dense training by which A and B differ
+OF_BOTH_NETWORKS = ("model", "data", "augment", "recipe")  # settings in which the dense A and B are alike
 FORWARD = 1 / 3  # of the operations of a training step
 
 
@@ -24,7 +24,7 @@ def lineage(stage: Stage, graph: Graph) -> dict[str, Any]:
     backward pass counts as a third). What other arms share with it is counted for each; a mask from a file costs nothing.
     """
     start = graph.producer(stage.parents["weights"])
-    shared = {name: value for name, value in start.settings.plain().items() if name not in OF_ONE_NETWORK}
+    shared = {name: value for name, value in start.settings.plain().items() if name in OF_BOTH_NETWORKS}
     seeds = [stage.labels["seed_a"], stage.labels["seed_b"]]
     return {"pair_key": fingerprint([shared, seeds, stage.parents["mask"]]), **_epochs(stage, graph)}
 
@@ -43,6 +43,9 @@ def _epochs(stage: Stage, graph: Graph) -> dict[str, float]:
             early = {checkpoint: int(epoch) for epoch, checkpoint in parent.checkpoints.items()}
             network = parent.labels["network"]
             dense[network] = max(dense[network], early.get(key, parent.epochs))
+        elif parent.kind == "dynamic":
+            early = {checkpoint: int(epoch) for epoch, checkpoint in parent.checkpoints.items()}
+            imp = max(imp, early.get(key, parent.epochs))
         elif parent.kind == "imp":
             imp += parent.epochs
         elif isinstance(parent.settings, MatchSettings):

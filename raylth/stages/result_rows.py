@@ -13,7 +13,7 @@ __all__ = ["result_rows"]
 
 LABELS = (
     "width", "replicate", "seed_a", "seed_b", "network", "arm", "sparsity", "imp_round", "landing", "rewind_epoch",
-    "match_epoch", "match_method", "match_samples", "schedule", "member", "repeats",
+    "match_epoch", "match_method", "match_samples", "mask_finder", "schedule", "member", "repeats",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "ConnectSettings",
     "DataSettings",
     "DenseSettings",
+    "DynamicSettings",
     "EndsSettings",
     "EnsembleSettings",
     "EvaluationSettings",
@@ -111,6 +112,26 @@ class DenseSettings(TrainingSettings):
     """Stage `dense`."""
 
     init_seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicSettings(TrainingSettings):
+    """Stage `dynamic`."""
+
+    init_seed: int
+    finder: str
+    sparsity: float
+    prune_shortcuts: bool
+    every: int  # steps between two changes of the mask
+    until: float  # share of the training in which it changes
+    fraction: float
+    finder_seed: int  # for random numbers
+    code: str | None = None  # `code_of` the finder, where it is a user's own
+
+    @property
+    def program(self) -> tuple[object, ...]:
+        """As that of any training."""
+        return (*super().program, self.finder, self.prune_shortcuts, self.every, self.until, self.fraction, self.code)
 
 
 @dataclass(frozen=True, kw_only=True)

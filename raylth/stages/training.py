@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from raylth.core.masks import Mask, mask_sparsity, model_sparsity
 from raylth.core.memory import is_out_of_memory, release_memory
 from raylth.core.models import init_model
 from raylth.core.state import load_tensors
+from raylth.core.training.dynamic import MaskUpdates
 from raylth.core.training.engine_proof import usable
 from raylth.core.training.engines.program import make_program
 from raylth.core.training.loop import Diverged, evaluate_together, train_together
@@ -24,7 +25,7 @@ from raylth.stages.resume import Resume, load_state
 from raylth.stages.settings import NetworkSettings, TrainingSettings
 from raylth.stages.stage import Artefact, Stage, finite
 
-__all__ = ["Trainee", "fit", "load_mask", "load_network", "masked_trainee", "new_network"]
+__all__ = ["Trainee", "fit", "keep_checkpoints", "load_mask", "load_network", "masked_trainee", "new_network"]
 
 
 def new_network(model: NetworkSettings, seed: int, device: str) -> nn.Module:
@@ -54,6 +55,21 @@ class Trainee:
     mask: Mask | None = None
     on_epoch: Callable[[int, dict[str, torch.Tensor]], None] = lambda completed, state: None  # (epochs, tensors as they are)
     not_beyond: int | None = None  # a saved state beyond that epoch is of no use
+    updates: MaskUpdates | None = None  # how the mask changes, in place
+
+
+def keep_checkpoints(trainee: Trainee, context: Context) -> Trainee:
+    """Publish the network as it is, if its stage has a checkpoint "0", and have it published at every checkpoint epoch."""
+    stage = trainee.stage
+
+    def keep(completed: int, state: dict[str, torch.Tensor]) -> None:
+        key = stage.checkpoints.get(str(completed))
+        if key is not None:
+            context.publish(key, Artefact({"weights": state_arrays(state)}, {"epochs": completed}))
+
+    missing = [int(epoch) for epoch, key in stage.checkpoints.items() if not context.store.has(key)]
+    keep(0, trainee.network.state_dict())
+    return replace(trainee, on_epoch=keep, not_beyond=min(missing, default=None))
 
 
 def masked_trainee(stage: Stage[TrainingSettings], network: nn.Module, mask: Mask) -> Trainee:
@@ -90,7 +106,9 @@ def _fit_group(
 ) -> list[dict[str, Any] | Diverged]:
     """Train networks that stand at the same step."""
     settings = trainees[0].stage.settings
-    program = _program([trainee.network for trainee in trainees], settings.recipe, context)
+    updates = [trainee.updates for trainee in trainees if trainee.updates is not None] or None
+    networks = [trainee.network for trainee in trainees]
+    program = Program(networks) if updates else _program(networks, settings.recipe, context)
     resume = Resume([trainee.stage.key for trainee in trainees], context)
     record = Record(trainees, program, context, [state[1] if state else None for state in found])
     outcomes = train_together(
@@ -104,6 +122,7 @@ def _fit_group(
         on_step=lambda epochs, step, snapshots: resume.step(epochs, step, snapshots, record.beside),
         states=[state[0] for state in found if state] or None,
         team=context.team,
+        updates=updates,
     )
     seconds = record.seconds()
     return [

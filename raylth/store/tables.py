@@ -48,6 +48,7 @@ _NETWORK = [
     ("match_epoch", pa.int64()),
     ("match_method", pa.string()),
     ("match_samples", pa.int64()),
+    ("mask_finder", pa.string()),  # by which A's mask was found; null: a file, or what no mask has a part in
     ("schedule", pa.string()),
     ("member", pa.int64()),  # of an ensemble, where the network is there for that alone
     ("data_sha256", pa.string()),  # of the data that it was made from
@@ -59,7 +60,7 @@ DATASETS = {
             ("repeats", pa.string()),  # of the search, counted from 1, that found its settings: "1", or "1,3"; null: none
             ("pair_key", pa.string()),  # arms of a cell are paired where it is the same: they share A, B and A's mask
             ("epochs_a", pa.int64()),  # of dense A that this network needs
-            ("epochs_imp", pa.int64()),  # of all rounds that lead to its mask
+            ("epochs_imp", pa.int64()),  # of all rounds, or of the training with a changing mask, that lead to its mask
             ("epochs_b", pa.int64()),  # of dense B
             ("epochs_match", pa.float64()),  # passes over the training split; a forward pass counts as a third
             ("mask_sparsity", pa.float64()),  # reached, of the prunable weights

@@ -21,7 +21,7 @@ __all__ = ["CheckpointActor", "CheckpointReader", "holder_of", "start_checkpoint
 
 NO_ROOM = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
 PATIENCE = 60.0  # seconds for the object store to deliver what the store itself can
-HELD_KINDS = ("dense", "imp")  # what the actors are handed right after training
+HELD_KINDS = ("dense", "dynamic", "imp")  # what the actors are handed right after training
 
 
 class CheckpointActor(EpochCounter):

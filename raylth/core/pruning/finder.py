@@ -1,7 +1,7 @@
-"""What a way of finding A's mask is, and the table of them. A sweep file names one in `mask.finder`.
+"""What a way of finding A's mask is, and the table of them. A sweep file names them in `mask.finder`.
 
-A finder of one's own is one more object of `MaskFinder`, named by its import path (`package.module:object`) or by an entry
-point of the group `raylth.finders`.
+A finder of one's own is one more object of `MaskFinder` or `DynamicFinder`, named by its import path
+(`package.module:object`) or by an entry point of the group `raylth.finders`.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,17 @@ from raylth.common.registry import Registry, UnknownName
 from raylth.core.masks import Mask, num_alive
 from raylth.core.pruning.magnitude import prune_global_magnitude
 
-__all__ = ["FINDERS", "ITERATIVE", "Batches", "FinderInputs", "MaskFinder", "finder_summary"]
+__all__ = [
+    "FINDERS",
+    "ITERATIVE",
+    "Batches",
+    "DynamicFinder",
+    "FinderInputs",
+    "MaskFinder",
+    "StartInputs",
+    "UpdateInputs",
+    "finder_summary",
+]
 
 ITERATIVE = "imp"  # which is a chain of trainings, so that every sparsity shares their trunk
 
@@ -61,7 +71,63 @@ class MaskFinder:
             raise ValueError(f"network: should be 'trained' or 'initial', found {self.network!r}")
 
 
-FINDERS: Registry[MaskFinder] = Registry("mask finder", group="raylth.finders")
+@dataclass(frozen=True)
+class StartInputs:
+    """What decides the mask that a training with changing masks starts with."""
+
+    mask: Mask  # prunable weight -> bool tensor of its shape, all True
+    num_alive: int  # entries of the mask that have to be True at the end of the training
+    seed: int  # for random numbers
+
+
+@dataclass(frozen=True)
+class UpdateInputs:
+    """What a change of the mask may read; nothing of it may be changed."""
+
+    weights: dict[str, Tensor]  # the prunable weights as they are; pruned ones are 0
+    gradients: dict[str, Tensor]  # of this step's loss, also with respect to the pruned weights
+    mask: Mask
+    num_alive: int  # entries of the mask that have to be True at the end of the training
+    number: int  # of this change, from 1
+    count: int  # of changes in the whole training
+    progress: float  # share of the steps in which masks change that is over, in (0, 1)
+    fraction: float  # `mask.updates.fraction`
+    seed: int  # for random numbers; another one for each change
+
+
+@dataclass(frozen=True)
+class DynamicFinder:
+    """One way of finding the mask of a network while it is trained from its initialisation.
+
+    `start(inputs)` returns the mask before the first step, `update(inputs)` the mask from then on; after the last of
+    `inputs.count` changes exactly `inputs.num_alive` entries have to be True. A weight that grows starts at 0, without
+    momentum. `every`, `until` and `fraction` are the finder's own values of the settings in `mask.updates`.
+
+    Raises TypeError or ValueError for a field that is none of these.
+    """
+
+    start: Callable[[StartInputs], Mask]
+    update: Callable[[UpdateInputs], Mask]
+    summary: str  # what it keeps: for model cards
+    every: int | None = None  # steps between two changes; None: those of an epoch
+    until: float = 1.0  # share of the training in which the mask changes
+    fraction: float = 0.3  # of each layer's weights that a change replaces, for finders that do
+    replaces_step: bool = False  # whether the weights stay where they are in the step at which the mask changes
+
+    def __post_init__(self) -> None:
+        for name in ("start", "update"):
+            if not callable(found := getattr(self, name)):
+                raise TypeError(f"{name}: should be a function, found {found!r:.60}")
+        if not isinstance(self.summary, str):
+            raise TypeError(f"summary: should be a string, found {self.summary!r:.60}")
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"every: should be at least 1 step, found {self.every!r}")
+        for name, found in (("until", self.until), ("fraction", self.fraction)):
+            if not 0 < found <= 1:
+                raise ValueError(f"{name}: should be above 0 and at most 1, found {found!r}")
+
+
+FINDERS: Registry[MaskFinder | DynamicFinder] = Registry("mask finder", group="raylth.finders")
 
 
 def finder_summary(name: str) -> str:
@@ -70,7 +136,7 @@ def finder_summary(name: str) -> str:
         found = FINDERS[name]
     except UnknownName:
         return ""
-    return found.summary if isinstance(found, MaskFinder) else ""
+    return found.summary if isinstance(found, MaskFinder | DynamicFinder) else ""
 
 
 def _one_shot(network: nn.Module, inputs: FinderInputs) -> Mask:

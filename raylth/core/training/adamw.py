@@ -53,5 +53,9 @@ class AdamW(Optimizer):
         torch._foreach_add_(scales, self.eps)
         torch._foreach_addcdiv_(moved.parameters, means, scales, -rate / (1 - self.beta1**count))
 
+    def state_of(self, name: str) -> list[Tensor]:
+        """Return the moments of a parameter's gradient."""
+        return [self.means[name], self.squares[name]]
+
     def _moments(self, moved: Moved) -> tuple[list[Tensor], list[Tensor]]:
         return [self.means[name] for name in moved.names], [self.squares[name] for name in moved.names]

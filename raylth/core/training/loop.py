@@ -17,6 +17,7 @@ from raylth.core.masks import check_mask
 from raylth.core.modes import draws_numbers, in_mode
 from raylth.core.precision import precision
 from raylth.core.training.data_parallel import ALONE, Team
+from raylth.core.training.dynamic import MaskUpdates
 from raylth.core.training.engines.program import make_steps
 from raylth.core.training.packing import Program
 from raylth.core.training.recipe import Recipe, TrainState
@@ -103,6 +104,7 @@ def train_together(
     on_step: Callable[[int, int, Snapshots], None] = lambda completed, step, snapshots: None,
     states: Sequence[TrainState] | None = None,
     team: Team = ALONE,
+    updates: Sequence[MaskUpdates] | None = None,
 ) -> list[list[float] | Diverged]:
     """Train all members of a program in place, each as `train` would train it alone, to rounding.
 
@@ -110,13 +112,14 @@ def train_together(
     for each member what `train` returns, or how it diverged: the others continue, and the training ends early only when none
     is left. `on_epoch` gets the losses of all members, `on_step` what copies the states of all; `states` stand at the same
     epoch and step. The networks that the program was made of have their values when this returns, also by an exception.
-    A `team` of several processes trains one network. ValueError when it is not of the size that the recipe asks for.
+    A `team` of several processes trains one network. ValueError when it is not of the size that the recipe asks for. With
+    `updates`, one for each member, the masks change during the training, in place: in the end they are what was found.
     """
     if recipe.unsynced_workers not in (0, team.size):
         raise ValueError(f"{recipe.unsynced_workers} processes were to train this network, and there are {team.size}")
     if split.is_images:
         program.use_channels_last()  # 12 to 20 % faster on a CPU, measured
-    steps = make_steps(program, recipe, masks, split.y.device, team)
+    steps = make_steps(program, recipe, masks, split.y.device, team, updates)
     progress = Progress(program, steps, states, team, split.y.device)
     per_epoch = steps_per_epoch(len(split), recipe.batch_size, drop_last=recipe.drop_last)
     num_trained = min(len(split), per_epoch * recipe.batch_size)  # samples of an epoch

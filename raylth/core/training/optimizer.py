@@ -45,6 +45,7 @@ class Optimizer(ABC):
         }
         self.even = [name for name, even in is_even.items() if even]
         self.odd = [name for name, even in is_even.items() if not even]
+        self.masked_names = [name for mask in masks[:1] if mask is not None for name in mask]
         self.masked, self.alive = self._prune(program, masks)
 
     def zero_grad(self) -> None:
@@ -69,6 +70,22 @@ class Optimizer(ABC):
             self.move_plainly(moved, float(rate))
         if self.masked:
             torch._foreach_mul_(self.masked, self.alive)
+
+    @torch.no_grad()
+    def change_masks(self, program: Program, masks: Sequence[Mapping[str, Tensor]]) -> None:
+        """Have other masks from now on, of the same weights: those that grow start at 0, with a state of 0."""
+        changed = program.of_members(masks)
+        for name, parameter, factor in zip(self.masked_names, self.masked, self.alive, strict=True):
+            alive = changed[name].to(parameter.device)
+            grown = alive & (factor == 0)
+            factor.copy_(alive)
+            parameter.copy_(torch.where(alive, parameter, torch.zeros_like(parameter)))
+            for buffer in self.state_of(name):
+                buffer.masked_fill_(grown, 0.0)
+
+    @abstractmethod
+    def state_of(self, name: str) -> list[Tensor]:
+        """Return what is kept of one parameter, in its shape."""
 
     def begin(self) -> None:  # noqa: B027  # most have nothing to do
         """Prepare a step."""

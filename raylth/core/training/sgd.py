@@ -32,5 +32,9 @@ class SGD(Optimizer):
             torch._foreach_add_(buffers, moves)
         torch._foreach_add_(moved.parameters, buffers or moves, alpha=-rate)
 
+    def state_of(self, name: str) -> list[Tensor]:
+        """Return a parameter's momentum buffer, where there is momentum."""
+        return [self.buffers[name]] if self.buffers else []
+
     def _momentum(self, moved: Moved) -> list[Tensor]:
         return [self.buffers[name] for name in moved.names] if self.buffers else []

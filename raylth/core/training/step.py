@@ -34,11 +34,16 @@ class Step:
 
     def __call__(self, x: Tensor, y: Tensor, rate: float | Tensor, count: int) -> Tensor:
         """Take the step."""
+        losses = self.differentiate(x, y, count)
+        self.optimizer.step(rate)
+        return losses
+
+    def differentiate(self, x: Tensor, y: Tensor, count: int) -> Tensor:
+        """Leave the gradients in the parameters, which stay where they are; returns each member's mean loss (K,)."""
         loss = self._losses(x, y)  # (K, B)
         losses = loss.mean(1) if self.team.size == 1 else loss.sum(1) / count
         self.optimizer.zero_grad()
         self._differentiate(self.team.scaled(losses.sum()))
-        self.optimizer.step(rate)
         return losses.detach()
 
     def _losses(self, x: Tensor, y: Tensor) -> Tensor:

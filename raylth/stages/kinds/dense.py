@@ -2,15 +2,13 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.kind import StageKind
 from raylth.stages.network_rows import network_rows
 from raylth.stages.settings import DenseSettings
 from raylth.stages.stage import Artefact, Stage
-from raylth.stages.training import Trainee, new_network
+from raylth.stages.training import Trainee, keep_checkpoints, new_network
 
 __all__ = ["KIND", "dense"]
 
@@ -22,17 +20,10 @@ def dense(stage: Stage[DenseSettings], context: Context) -> Trainee:
     """
     network = new_network(stage.settings.model, stage.settings.init_seed, context.device)
 
-    def keep(completed: int, state: dict[str, Tensor]) -> None:
-        key = stage.checkpoints.get(str(completed))
-        if key is not None:
-            context.publish(key, Artefact({"weights": state_arrays(state)}, {"epochs": completed}))
-
     def finish(metrics: dict[str, Any]) -> dict[str, Artefact]:
         return {stage.key: Artefact({"weights": state_arrays(network.state_dict())}, metrics)}
 
-    missing = [int(epoch) for epoch, key in stage.checkpoints.items() if not context.store.has(key)]
-    keep(0, network.state_dict())
-    return Trainee(stage, network, finish, on_epoch=keep, not_beyond=min(missing, default=None))
+    return keep_checkpoints(Trainee(stage, network, finish), context)
 
 
 KIND = StageKind(

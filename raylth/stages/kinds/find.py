@@ -10,7 +10,7 @@ from raylth.core.masks import Mask, as_mask, full_mask, mask_sparsity, model_spa
 from raylth.core.models import check_code
 from raylth.core.modes import in_mode
 from raylth.core.pruning import num_landing_alive
-from raylth.core.pruning.finder import FINDERS, FinderInputs
+from raylth.core.pruning.finder import FINDERS, FinderInputs, MaskFinder
 from raylth.core.training.schedule import even_batch_size
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
@@ -28,6 +28,8 @@ BATCH_SIZE = 500  # most samples of a batch that a finder is given
 def find(stage: Stage[FindSettings], context: Context) -> dict[str, Artefact]:
     """Find the mask and check it: a bool tensor for each prunable weight, exactly as many alive as the sparsity asks for."""
     settings, finder = stage.settings, FINDERS[stage.settings.finder]
+    if not isinstance(finder, MaskFinder):
+        raise RuntimeError(f"mask finder {settings.finder!r} is not the same code here as where the sweep was planned")
     check_code("mask finder", settings.finder, finder.find, settings.code)
     network = load_network(settings.model, context, stage.parents["network"])
     everything = full_mask(network, prune_shortcuts=settings.prune_shortcuts)
@@ -55,7 +57,8 @@ def find(stage: Stage[FindSettings], context: Context) -> dict[str, Artefact]:
 
 def _batches(name: str, num_classes: int, context: Context, per_class: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
     """Return the training samples, or `per_class` of each class as far as there are any, in batches without augmentation."""
-    if not FINDERS[name].reads_samples:
+    finder = FINDERS[name]
+    if not isinstance(finder, MaskFinder) or not finder.reads_samples:
         raise ValueError(f"mask finder {name}: only one with reads_samples=True may read batches")
     count = len(context.train) if per_class is None else min(len(context.train), per_class * num_classes)
     samples = context.train if count == len(context.train) else context.train.take(count)

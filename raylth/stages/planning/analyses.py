@@ -204,14 +204,14 @@ def _members(
     for number, pair in enumerate(pairs):
         labels = {"replicate": replicate, "seed_a": first.seeds["A"], "member": number or None}
         if name == "lth":
-            parents = {"weights": first.theta["A", asked.rewind], "mask": mask}
+            parents = {"weights": first.early_a(mask, asked.rewind), "mask": mask}
             seed = derive_seed(config.seeds.base, "replicate", replicate, "sparse data", "member", number) % 2**32
             network = first.sparse(name, parents, *cell, None, order_seed=seed if number else None, labels=labels)
         else:
             parents = {"weights": pair.theta["B", asked.rewind], "mask": mask}
             match = None
             if name == "permuted":
-                match = pair.match(config.match.method[0], first.theta["A", total], pair.theta["B", total], total)
+                match = pair.match(config.match.method[0], first.matched_a(asked.sparsity), pair.theta["B", total], total)
                 match = replace(match, labels={**match.labels, **labels})
                 needed.append(match)
                 parents["permutation"] = match.key

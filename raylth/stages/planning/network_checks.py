@@ -153,7 +153,7 @@ def _single(plan: Plan, stages: list[Stage]) -> dict[str, str]:
     for stage in stages:
         settings = stage.settings
         if isinstance(settings, TrainingSettings):
-            section = "dense" if stage.labels.get("schedule") == "rewound" else stage.kind
+            section = "dense" if stage.labels.get("schedule") == "rewound" or stage.kind == "dynamic" else stage.kind
             numbers = _one_sample(settings.recipe, settings.data.num_train)
             if numbers is not None:
                 found.setdefault(f"{section}.batch_size", numbers)

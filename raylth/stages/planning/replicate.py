@@ -3,12 +3,13 @@
 import operator
 from bisect import bisect_right
 from dataclasses import replace
+from typing import Any
 
 from raylth.arms import ARMS
 from raylth.config.analyses import ConnectConfig
 from raylth.config.sweep import SweepConfig
 from raylth.core.pruning import num_landing_alive, trunk_counts
-from raylth.core.pruning.finder import ITERATIVE
+from raylth.core.pruning.finder import FINDERS, ITERATIVE, DynamicFinder, MaskFinder
 from raylth.stages.planning.shapes import num_prunable
 from raylth.stages.planning.stage_maker import StageMaker
 from raylth.stages.settings import Amount
@@ -22,86 +23,109 @@ class Replicate(StageMaker):
 
     def __init__(self, config: SweepConfig, width: float, replicate: int) -> None:
         super().__init__(config, width, replicate)
+        self.finders: list[str | None] = [None] if config.sparse.mask_from else [*config.mask.finders]  # None: files
         self.theta: dict[tuple[str, int], str] = {}  # (network, epoch) -> key
-        self.masks: dict[float, str] = {}  # sparsity -> key of A's mask, with A pruned where IMP made it
+        self.masks: dict[float, str] = {}  # sparsity -> key of A's mask by the first finder, perhaps with A pruned
         self.rounds: list[Stage] = []  # of A's pruning
-        self.has_network = False  # whether the masks' files hold the trained A, too
+        self.has_network = False  # whether the first finder's masks come with the trained A
         self.is_matched = any(ARMS[name].needs_match for name in config.sparse.arms)
         self.arms: dict[tuple[str, float, int], str] = {}  # (arm, sparsity, rewind) -> key; of several matches the best's
+        self._early: dict[tuple[str, int], str] = {}  # (mask, epoch) -> A's weights, where A was trained to find the mask
 
     def stages(self) -> list[Stage]:
         """Return all stages of the pair, parents before children; ValueError as `make_plan` says."""
         sparse, total = self.config.sparse, self.config.dense.epochs
         from_files = {sparsity: self.mask_file(sparsity) for sparsity in sparse.sparsities} if sparse.mask_from else {}
-        self.has_network = any(stage.settings.has_network for stage in from_files.values())
-        dense = self._trained(are_masks_given=bool(from_files))
+        files_have_network = any(stage.settings.has_network for stage in from_files.values())
+        dense = self._trained(files_have_network=files_have_network)
         for name, stage in dense.items():
             self.theta |= {(name, int(epoch)): key for epoch, key in stage.checkpoints.items()} | {(name, total): stage.key}
-        made: list[Stage]
-        if from_files:
-            made, self.masks = [*from_files.values()], {sparsity: stage.key for sparsity, stage in from_files.items()}
-        else:
-            made, self.masks = self.masks_of("A")
-        self.rounds = [stage for stage in made if stage.kind == ITERATIVE]
-        planned = [*dense.values(), *made]
-        for sparsity, mask in self.masks.items():
-            matches = self._matches(sparsity, mask) if self.is_matched else []
-            planned += matches
-            if self.config.connect:
-                planned += [self.line_to_b(self.config.connect, match) for match in matches]
-            for rewind in sparse.rewinds:
-                planned += [stage for name in sparse.arms for stage in self._arm(name, sparsity, mask, rewind, matches)]
+        planned: list[Stage] = [*dense.values()]
+        for finder in self.finders:
+            made: list[Stage]
+            if finder is None:
+                made, masks = [*from_files.values()], {sparsity: stage.key for sparsity, stage in from_files.items()}
+            else:
+                made, masks = self._masks(finder, "A")
+            has_network = is_dynamic(finder) or files_have_network
+            if finder == self.finders[0]:
+                self.masks, self.has_network = masks, has_network
+            self.rounds += [stage for stage in made if stage.kind == ITERATIVE]
+            planned += made
+            for sparsity, mask in masks.items():
+                planned += self._cells(finder, sparsity, mask, has_network=has_network)
         return planned
 
-    def _trained(self, *, are_masks_given: bool) -> dict[str, Stage]:
+    def _cells(self, finder: str | None, sparsity: float, mask: str, *, has_network: bool) -> list[Stage]:
+        """Plan the permutations and arms of one mask; with a network of its own, that is matched and not the dense A."""
+        sparse = self.config.sparse
+        a = mask if has_network else self.theta.get(("A", self.config.dense.epochs))
+        labels = {"sparsity": sparsity, "mask_finder": finder} if has_network else {}
+        matches = self._matches(a, labels) if self.is_matched and a is not None else []
+        planned = [*matches]
+        if self.config.connect:
+            planned += [self.line_to_b(self.config.connect, match) for match in matches]
+        for rewind in sparse.rewinds:
+            for name in sparse.arms:
+                planned += self._arm(name, finder, sparsity, mask, rewind, matches)
+        return planned
+
+    def _trained(self, *, files_have_network: bool) -> dict[str, Stage]:
         """Plan the dense trainings that anything needs, with the epochs at which their weights are kept."""
-        config = self.config
+        config, finders = self.config, self.finders
         sources = {ARMS[name].weights_from for name in config.sparse.arms}
-        if self.has_network and "A" in sources:
+        if files_have_network and "A" in sources:
             found = [name for name in config.sparse.arms if ARMS[name].weights_from == "A"]
             does = "starts" if len(found) == 1 else "start"
             raise ValueError(
                 f"sparse.arms: {' and '.join(found)} {does} from A's early weights, and sparse.mask_from provides the "
                 f"trained network only: remove {' and '.join(found)}"
             )
-        epochs = {name: list(config.sparse.rewinds) if name in sources else [] for name in ("A", "B")}
+        has_dense = [finder for finder in finders if not is_dynamic(finder)]
+        rewound = sources if has_dense else sources - {"A"}
+        epochs = {name: list(config.sparse.rewinds) if name in rewound else [] for name in ("A", "B")}
         if self.is_matched:
             epochs["B"] += config.match_epochs
         if epochs["B"] and config.analyses.match_quality:
             epochs["B"] += config.analyses.match_quality.epochs
-        if self.finder.network == "initial" and not are_masks_given:
+        if any(_reads_initial(finder) for finder in finders):
             epochs["A"].append(0)
-            if config.analyses.overlap and config.analyses.overlap.own:
-                epochs["B"].append(0)
+        if config.analyses.overlap and config.analyses.overlap.own and _reads_initial(finders[0]):
+            epochs["B"].append(0)
         # masks are found from A, and matching compares with it
-        needs_a = not are_masks_given or (self.is_matched and not self.has_network)
+        needs_a = any(finder is not None for finder in has_dense) or (
+            self.is_matched and bool(has_dense) and not files_have_network
+        )
         return {name: self.dense(name, asked) for name, asked in epochs.items() if asked or (name == "A" and needs_a)}
 
-    def _matches(self, sparsity: float, mask: str) -> list[Stage]:
-        """Plan the permutations under which A's mask at one sparsity is given to B."""
-        a = mask if self.has_network else self.theta["A", self.config.dense.epochs]
-        own = {"carries_masks": True, **({"sparsity": sparsity} if self.has_network else {})}
+    def _matches(self, a: str, labels: dict[str, Any]) -> list[Stage]:
+        """Plan the permutations from A's network to B under which A's mask is given to B."""
         found = [
             self.match(method, a, self.theta["B", epoch], epoch)
             for method in self.config.match.method
             for epoch in self.config.match_epochs
         ]
-        return [replace(match, labels={**match.labels, **own}) for match in found]
+        return [replace(match, labels={**match.labels, "carries_masks": True, **labels}) for match in found]
 
-    def _arm(self, name: str, sparsity: float, mask: str, rewind: int, matches: list[Stage]) -> list[Stage]:
+    def _arm(
+        self, name: str, finder: str | None, sparsity: float, mask: str, rewind: int, matches: list[Stage]
+    ) -> list[Stage]:
         """Plan an arm in one cell: one network, or one for each match."""
-        arm = ARMS[name]
-        parents = {"weights": self.theta[arm.weights_from, rewind], "mask": mask}
-        if not arm.needs_match:
-            stage = self.sparse(name, parents, sparsity, rewind, None)
-            self.arms[name, sparsity, rewind] = stage.key
-            return [stage]
+        arm, labels = ARMS[name], {"mask_finder": finder}
+        weights = self.early_a(mask, rewind) if arm.weights_from == "A" else self.theta["B", rewind]
+        parents = {"weights": weights, "mask": mask}
         planned: list[Stage] = []
-        for match in matches:
-            planned.append(self.sparse(name, {**parents, "permutation": match.key}, sparsity, rewind, match))
-            if self._is_best(match):
+        for match in matches if arm.needs_match else [None]:
+            moved = {**parents, "permutation": match.key} if match else parents
+            planned.append(self.sparse(name, moved, sparsity, rewind, match, labels=labels))
+            if finder == self.finders[0] and (match is None or self._is_best(match)):
                 self.arms[name, sparsity, rewind] = planned[-1].key
         return planned
+
+    def early_a(self, mask: str, rewind: int) -> str:
+        """Return the key of A's weights at a rewind point: of the A that was trained to find this mask, or of the dense A."""
+        found = self._early.get((mask, rewind))
+        return found if found is not None else self.theta["A", rewind]
 
     def _is_best(self, match: Stage) -> bool:
         """Whether a match is by the first method, to the trained B: what analyses mean by pi."""
@@ -114,21 +138,39 @@ class Replicate(StageMaker):
             return self.masks[sparsity]
         if base in ("A", "B") and (base, self.config.dense.epochs) in self.theta:
             return self.theta[base, self.config.dense.epochs]
+        if base == "A" and self.has_network and sparsity in self.masks:
+            return self.masks[sparsity]
         if sparsity is not None and rewind is not None and (base, sparsity, rewind) in self.arms:
             return self.arms[base, sparsity, rewind]
-        raise KeyError(f"this sweep trains no network {base!r}: no arm starts from it, or sparse.mask_from replaces it")
+        raise KeyError(f"this sweep trains no network {base!r}: no arm starts from it, or its masks come from elsewhere")
+
+    def matched_a(self, sparsity: float) -> str:
+        """Return the key of the A that is matched for the masks of the first finder; KeyError as `find`."""
+        return self.masks[sparsity] if self.has_network else self.find("A", None, None)
 
     def best_match(self, sparsity: float) -> Stage:
         """Plan the match that analyses mean by pi; KeyError as `find`."""
-        a = self.masks[sparsity] if self.has_network else self.find("A", None, None)
-        return self.match(self.config.match.method[0], a, self.find("B", None, None), self.config.dense.epochs)
+        b = self.find("B", None, None)
+        return self.match(self.config.match.method[0], self.matched_a(sparsity), b, self.config.dense.epochs)
 
     def masks_of(self, network: str) -> tuple[list[Stage], dict[float, str]]:
+        """Plan the search for a network's masks by the first finder: as `_masks`."""
+        assert self.finders[0] is not None
+        return self._masks(self.finders[0], network)
+
+    def _masks(self, finder: str, network: str) -> tuple[list[Stage], dict[float, str]]:
         """Plan the search for a network's masks: its stages, and by sparsity the key of the mask. KeyError as `find`."""
-        if self.config.mask.finder == ITERATIVE:
+        sparsities = self.config.sparse.sparsities
+        if finder == ITERATIVE:
             return self._imp(network, self.find(network, None, None))
-        start = self.theta[network, 0] if self.finder.network == "initial" else self.find(network, None, None)
-        found = [self.find_mask(network, start, sparsity) for sparsity in self.config.sparse.sparsities]
+        if is_dynamic(finder):
+            is_read = network == "A" and any(ARMS[name].weights_from == "A" for name in self.config.sparse.arms)
+            rewinds = self.config.sparse.rewinds if is_read else []
+            trained = [self.dynamic(finder, network, sparsity, rewinds) for sparsity in sparsities]
+            self._early |= {(stage.key, int(epoch)): key for stage in trained for epoch, key in stage.checkpoints.items()}
+            return [*trained], {stage.settings.sparsity: stage.key for stage in trained}
+        start = self.theta[network, 0] if _reads_initial(finder) else self.find(network, None, None)
+        found = [self.find_mask(finder, network, start, sparsity) for sparsity in sparsities]
         return [*found], {stage.settings.sparsity: stage.key for stage in found}
 
     def _imp(self, network: str, dense: str) -> tuple[list[Stage], dict[float, str]]:
@@ -160,3 +202,14 @@ class Replicate(StageMaker):
         """Plan the line from pi(A) to the trained B, for a pi that was found at any epoch of B."""
         parents = {"a": match.parents["a"], "b": self.find("B", None, None), "permutation": match.key}
         return self.line(asked, parents, match.labels, "pi(A) - B")
+
+
+def is_dynamic(finder: str | None) -> bool:
+    """Whether masks are found while A is trained, so that they come with a network of their own."""
+    return finder is not None and isinstance(FINDERS[finder], DynamicFinder)
+
+
+def _reads_initial(finder: str | None) -> bool:
+    """Whether masks are found in the untrained network."""
+    found = FINDERS[finder] if finder is not None else None
+    return isinstance(found, MaskFinder) and found.network == "initial"

@@ -14,8 +14,9 @@ from raylth.core.data import DATASETS
 from raylth.core.masks import mask_sparsity
 from raylth.core.matching.matcher import MATCHERS
 from raylth.core.models import MODELS, code_of
-from raylth.core.pruning.finder import FINDERS
+from raylth.core.pruning.finder import FINDERS, ITERATIVE, DynamicFinder, MaskFinder
 from raylth.core.training.recipe import Recipe
+from raylth.core.training.schedule import steps_per_epoch
 from raylth.stages.mask_files import read_mask_file
 from raylth.stages.planning.shapes import shapes_of
 from raylth.stages.settings import (
@@ -23,6 +24,7 @@ from raylth.stages.settings import (
     ConnectSettings,
     DataSettings,
     DenseSettings,
+    DynamicSettings,
     FindSettings,
     ImpSettings,
     MaskSettings,
@@ -88,7 +90,6 @@ class StageMaker:
         self.seeds = {name: derive_seed(base, "replicate", replicate, name) % 2**32 for name in ("A", "B")}
         seeds = {"seed_a": self.seeds["A"], "seed_b": self.seeds["B"]}
         self.labels = {"width": width, "replicate": replicate, **seeds}
-        self.finder = FINDERS[config.mask.finder]
         self.order_seed = derive_seed(base, "replicate", replicate, "sparse data") % 2**32
         self.control_seed = derive_seed(base, "replicate", replicate, "control") % 2**32
         self.match_seed = derive_seed(base, "replicate", replicate, "match") % 2**32
@@ -131,24 +132,60 @@ class StageMaker:
             "imp_round": number,
             "sparsity": sparsity,
             "landing": amount.sparsity is not None,
+            "mask_finder": ITERATIVE,
         }
         parents = {"network": parent}
         return Stage("imp", stage_key("imp", settings, parents), settings, parents, labels, imp.epochs_per_round)
 
-    def find_mask(self, network: str, start: str, sparsity: float) -> Stage[FindSettings]:
-        """Plan the search for a network's mask at one sparsity, by any finder but iterative pruning."""
-        name = self.config.mask.finder
+    def dynamic(self, name: str, network: str, sparsity: float, epochs: list[int]) -> Stage[DynamicSettings]:
+        """Plan the training of A or B while a finder changes its mask; its weights are kept after each of `epochs`."""
+        config, finder, seed = self.config, FINDERS[name], self.seeds[network]
+        assert isinstance(finder, DynamicFinder)
+        dense, asked = config.dense, config.mask.updates
+        recipe = dense.recipe(dense.epochs, dense.lr)
+        per_epoch = steps_per_epoch(self.train_data.num_train, recipe.batch_size, drop_last=recipe.drop_last)
+        settings = DynamicSettings(
+            **self._training(recipe, derive_seed(seed, "data")),
+            init_seed=derive_seed(seed, "init"),
+            finder=name,
+            sparsity=sparsity,
+            prune_shortcuts=config.imp.prune_shortcuts,
+            every=asked.every or finder.every or per_epoch,
+            until=asked.until or finder.until,
+            fraction=asked.fraction or finder.fraction,
+            finder_seed=derive_seed(seed, "finder") % 2**32,
+            code=code_of(name, finder.update),
+        )
+        last = round(settings.until * dense.epochs * per_epoch)
+        if settings.every >= last:
+            raise ValueError(
+                f"mask.updates.every: {settings.every} steps between two changes of {name}'s mask, which may change in the "
+                f"first {last} of {dense.epochs * per_epoch} steps: at most {max(1, last - 1)} would leave one change"
+            )
+
+        def key(epoch: int) -> str:
+            return stage_key("dynamic", settings, {}, epoch=epoch)
+
+        labels = {**self.labels, "network": network, "sparsity": sparsity, "mask_finder": name}
+        early = {str(epoch): key(epoch) for epoch in sorted(set(epochs))}
+        own = stage_key("dynamic", settings, {})
+        return Stage("dynamic", own, settings, {}, labels, epochs=dense.epochs, checkpoints=early)
+
+    def find_mask(self, name: str, network: str, start: str, sparsity: float) -> Stage[FindSettings]:
+        """Plan the search for a network's mask at one sparsity, in a network that is given."""
+        finder = FINDERS[name]
+        assert isinstance(finder, MaskFinder)
         settings = FindSettings(
             model=self.model,
             data=self.train_data,
             finder=name,
             sparsity=sparsity,
             prune_shortcuts=self.config.imp.prune_shortcuts,
-            code=code_of(name, self.finder.find),
-            seed=derive_seed(self.seeds[network], "finder") % 2**32 if self.finder.needs_seed else None,
+            code=code_of(name, finder.find),
+            seed=derive_seed(self.seeds[network], "finder") % 2**32 if finder.needs_seed else None,
         )
         parents = {"network": start}
-        labels = {**self.labels, "network": network, "sparsity": sparsity}
+        labels = {**self.labels, "network": network, "sparsity": sparsity, "mask_finder": name}
         return Stage("find", stage_key("find", settings, parents), settings, parents, labels)
 
     def mask_file(self, sparsity: float) -> Stage[MaskSettings]:

@@ -48,6 +48,7 @@ GOLDEN = {
     "ensemble": "0a734fa4b08773c7",
     "find": "69e9a89e04eb90f4",
     "analysis": "4f155ffe861aa34d",
+    "dynamic": "8fc7cc5ea9acc5a8",
 }
 
 
@@ -62,7 +63,7 @@ class Unread(dict):
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory):
-    """A sweep of everything, one whose mask was made elsewhere, and one of another finder with an analysis of one's own."""
+    """A sweep of everything, one with a mask from elsewhere, and two of other finders, one with an analysis of one's own."""
     folder = tmp_path_factory.mktemp("masks")
     network = init_model(0, "mlp", width=0.25, num_classes=10, in_shape=(40,))
     weights = {name: torch.arange(t.numel()).sin().reshape(t.shape) for name, t in network.state_dict().items()}
@@ -82,6 +83,7 @@ def plans(tmp_path_factory):
         make_plan(tiny_sweep(**EVERYTHING)),
         make_plan(tiny_sweep(sparse=elsewhere, match={"epochs": [4]})),
         make_plan(tiny_sweep(**found, match={"epochs": [4]})),
+        make_plan(tiny_sweep(mask={"finder": "rigl", "updates": {"every": 5}}, match={"epochs": [4]})),
     ]
 
 
@@ -89,7 +91,7 @@ def test_golden_keys_of_every_kind(plans):
     keys: dict[str, set[str]] = {}
     for number, plan in enumerate(plans):
         for stage in plan.stages:
-            if number < 2 or stage.kind in ("find", "analysis"):
+            if number < 2 or stage.kind in ("find", "analysis", "dynamic"):
                 keys.setdefault(stage.kind, set()).update(stage.produces)
     assert set(keys) == set(KINDS)
     assert {kind: fingerprint(sorted(found))[:16] for kind, found in keys.items()} == GOLDEN, "in any order"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from raylth.core.modes import draws_numbers
 from raylth.core.training.data_parallel import ALONE, Team
+from raylth.core.training.dynamic import DynamicSteps, MaskUpdates
 from raylth.core.training.engines.captured import STREAMS, CapturedSteps, StepMaker
 from raylth.core.training.packing import NotPackable, Program
 from raylth.core.training.recipe import Recipe
@@ -98,8 +99,22 @@ def make_program(
     return Program(networks) if engine == "eager" else Members(networks, engine, wave, streams)
 
 
-def make_steps(program: Program, recipe: Recipe, masks: Masks, device: torch.device, team: Team = ALONE) -> Steps:
-    """Return what takes the training steps of a program; ValueError for a team, whose networks are trained by `eager`."""
+def make_steps(
+    program: Program,
+    recipe: Recipe,
+    masks: Masks,
+    device: torch.device,
+    team: Team = ALONE,
+    updates: Sequence[MaskUpdates] | None = None,
+) -> Steps:
+    """Return what takes the training steps of a program.
+
+    Raises ValueError for a team, and for masks that change, with another engine than `eager`.
+    """
+    if updates is not None:
+        if isinstance(program, Members):
+            raise ValueError(f"networks whose masks change are trained with the engine 'eager', not {program.engine!r}")
+        return DynamicSteps(program, recipe, [dict(mask or {}) for mask in masks], device, updates, team)
     if not isinstance(program, Members):
         return Steps(program, recipe, masks, device, team)
     if team.size > 1:
