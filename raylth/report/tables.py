@@ -1,6 +1,6 @@
 """The accuracy table: mean and standard deviation over replicates, by sparsity, rewind point and arm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -38,6 +38,7 @@ CELL = ("width", "sparsity", "rewind_epoch")
 SHORT = {"sparsity": "S", "rewind k": "k"}  # headings where there is little room, as in the paper
 MATCH = ["width", "match_method", "match_epoch", "match_samples", "sparsity", "mask_finder"]
 DIFFERENT = "differ in a setting"
+AXES: dict[str, Callable[[Any], str]] = {"mask_finder": short_name, "match_method": str, "match_epoch": lambda k: f"@{int(k)}"}
 
 
 def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -134,8 +135,7 @@ def _unlike(rows: pd.DataFrame, mixed: "pd.Series[bool]", cell: list[str], how: 
 def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
     """Return the name of each row's arm, with finder, matching method and epoch where a sweep has several."""
     labels = arms["arm"].astype(str).map(short_name)
-    shown = {"mask_finder": short_name, "match_method": str, "match_epoch": lambda epoch: f"@{int(epoch)}"}
-    for column, text in shown.items():
+    for column, text in AXES.items():
         if column in arms and arms[column].nunique() > 1:
             labels += [f" {text(value)}" if pd.notna(value) else "" for value in arms[column]]
     return labels
