@@ -4,6 +4,7 @@
 #   make ffcv         FFCV for ImageNet, and the system packages that it is built with
 #   make docs         install with the docs extra, build the documentation into site/
 #   make cluster-files  the wheel and the token that `ray up cluster.yaml` ships
+#   make dist         wheel and sdist, checked
 #   make test-faults  kill processes and harm files while sweeps run
 #   make test-cluster  ray up over SSH to two machines made of namespaces, a sweep on them, ray down (root)
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: quickstart test test-faults test-cluster lint docs ffcv ffcv-if-possible cluster-files bench clean
+.PHONY: quickstart test test-faults test-cluster lint docs ffcv ffcv-if-possible cluster-files dist bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -37,6 +38,11 @@ cluster-files: $(VENV)/.installed
 	sh scripts/install.sh $(VENV) clouds
 	rm -rf dist && $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
 	umask 077 && $(BIN)/ray get-auth-token --generate >/dev/null
+
+dist: $(VENV)/.installed-dev
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/uv build --quiet --out-dir dist
+	$(BIN)/python -m twine check --strict dist/*.whl dist/*.tar.gz
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

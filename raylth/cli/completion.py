@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Union, get_args, get_origin
 
 from raylth.cli.main import COMMANDS
 from raylth.common.exit_codes import ExitCode
+from raylth.common.shipped import sweep_names
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
-__all__ = ["main", "make_parser", "settings"]
+__all__ = ["main", "make_parser", "model_below", "settings"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,6 +52,8 @@ def whole_parser() -> argparse.ArgumentParser:
         for action in below._actions:
             if action.dest == "overrides":
                 action.choices = [f"{path}=" for path in settings(SweepConfig)]
+            elif action.dest == "start":
+                action.choices = sweep_names()
             elif action.dest in ("file", "cluster"):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
             elif action.dest in ("store", "place", "out", "source", "target"):
@@ -59,12 +63,17 @@ def whole_parser() -> argparse.ArgumentParser:
 
 def settings(model: "type[BaseModel]", before: str = "") -> list[str]:
     """Return the key paths of all settings, in the order of the schema."""
-    from pydantic import BaseModel
-
     found = []
     for name, field in model.model_fields.items():
-        is_one_of = get_origin(field.annotation) in (Union, UnionType)  # a dictionary's keys are the user's own
-        kinds = get_args(field.annotation) if is_one_of else (field.annotation,)
-        below = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        below = model_below(field)
         found += [f"{before}{name}"] if below is None else settings(below, f"{before}{name}.")
     return found
+
+
+def model_below(field: "FieldInfo") -> "type[BaseModel] | None":
+    """Return the model of a section's settings; None for a setting that is none."""
+    from pydantic import BaseModel
+
+    is_one_of = get_origin(field.annotation) in (Union, UnionType)  # a dictionary's keys are the user's own
+    kinds = get_args(field.annotation) if is_one_of else (field.annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -12,6 +12,8 @@ from raylth.common.importing import uncollected
 __all__ = ["COMMANDS", "entry", "main"]
 
 COMMANDS = {  # name -> (module with a `main`, what it does)
+    "quickstart": ("raylth.cli.quickstart", "show the paper's finding on embedded data, in minutes"),
+    "new": ("raylth.cli.new", "write a sweep file of your own, with comments"),
     "sweep": ("raylth.cli.sweep", "run a sweep file"),
     "report": ("raylth.report.command", "write the report of a sweep"),
     "cluster": ("raylth.cluster.nodes.down", "shut down a cluster, and list what is left of it"),

@@ -38,7 +38,11 @@ CELL = ("width", "sparsity", "rewind_epoch")
 SHORT = {"sparsity": "S", "rewind k": "k"}  # headings where there is little room, as in the paper
 MATCH = ["width", "match_method", "match_epoch", "match_samples", "sparsity", "mask_finder"]
 DIFFERENT = "differ in a setting"
-AXES: dict[str, Callable[[Any], str]] = {"mask_finder": short_name, "match_method": str, "match_epoch": lambda k: f"@{int(k)}"}
+AXES: dict[str, Callable[[Any], str]] = {
+    "mask_finder": short_name,
+    "match_method": str,
+    "match_epoch": lambda k: f"@{int(k)}",
+}
 
 
 def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
