@@ -122,8 +122,9 @@ class SparseConfig(TrainingConfig):
 
     arms: Annotated[list[ArmName], AfterValidator(unique)] = Field(
         ["lth", "naive", "permuted"],
-        description="Which weights and which mask: lth, permuted, naive, random_permutation, random, an installed "
-        "package's entry point, or the import path package.module:object of a custom raylth.arms.Arm.",
+        description="Which weights and which mask: lth, permuted, naive, random_permutation, random, permuted_signs, signs, "
+        "signs_only, an installed package's entry point, or the import path package.module:object of a custom "
+        "raylth.arms.Arm.",
     )
     sparsities: Annotated[list[Sparsity], Field(min_length=1), AfterValidator(unique)] = Field(
         [0.8, 0.9, 0.95, 0.97], description="Target mask sparsities (paper: 0.80, 0.90, 0.95, 0.97)."

@@ -4,14 +4,14 @@ import operator
 from bisect import bisect_right
 from dataclasses import replace
 
-from raylth.arms import ARMS
+from raylth.arms import ARMS, Arm
 from raylth.config.analyses import ConnectConfig
 from raylth.config.sweep import SweepConfig
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.core.pruning.finder import ITERATIVE
 from raylth.stages.planning.shapes import num_prunable
 from raylth.stages.planning.stage_maker import StageMaker
-from raylth.stages.settings import Amount
+from raylth.stages.settings import Amount, MaskSettings
 from raylth.stages.stage import Stage
 
 __all__ = ["Replicate"]
@@ -34,6 +34,7 @@ class Replicate(StageMaker):
         sparse, total = self.config.sparse, self.config.dense.epochs
         from_files = {sparsity: self.mask_file(sparsity) for sparsity in sparse.sparsities} if sparse.mask_from else {}
         self.has_network = any(stage.settings.has_network for stage in from_files.values())
+        self._check_signs(list(from_files.values()))
         dense = self._trained(are_masks_given=bool(from_files))
         for name, stage in dense.items():
             self.theta |= {(name, int(epoch)): key for epoch, key in stage.checkpoints.items()} | {(name, total): stage.key}
@@ -92,6 +93,8 @@ class Replicate(StageMaker):
         """Plan an arm in one cell: one network, or one for each match."""
         arm = ARMS[name]
         parents = {"weights": self.theta[arm.weights_from, rewind], "mask": mask}
+        if arm.signs == "A":
+            parents["signs"] = self._signs_of(arm, mask)
         if not arm.needs_match:
             stage = self.sparse(name, parents, sparsity, rewind, None)
             self.arms[name, sparsity, rewind] = stage.key
@@ -102,6 +105,29 @@ class Replicate(StageMaker):
             if self._is_best(match):
                 self.arms[name, sparsity, rewind] = planned[-1].key
         return planned
+
+    def _signs_of(self, arm: Arm, mask: str) -> str:
+        """Return the key of the network whose signs an arm takes: the one that A's mask was found with.
+
+        IMP's network is 0 where it is pruned, and a shuffled mask is alive there: such an arm takes the trained dense A's.
+        """
+        if self.config.sparse.mask_from is not None:
+            return mask
+        if self.config.mask.finder == ITERATIVE:
+            return self.theta["A", self.config.dense.epochs] if arm.transform == "shuffle" else mask
+        return self._start_of("A")
+
+    def _check_signs(self, from_files: list[Stage[MaskSettings]]) -> None:
+        """Raise ValueError where an arm takes signs from a file of masks that has no network."""
+        without = [stage.files["mask"] for stage in from_files if not stage.settings.has_network]
+        signed = [name for name in self.config.sparse.arms if ARMS[name].signs == "A"]
+        if without and signed:
+            takes = "takes" if len(signed) == 1 else "take"
+            raise ValueError(
+                f"sparse.arms: {' and '.join(signed)} {takes} the signs of A's trained network, and {without[0]} "
+                "(sparse.mask_from) has a mask only: give the state dict of a network that torch.nn.utils.prune pruned, or "
+                f"remove {' and '.join(signed)}"
+            )
 
     def _is_best(self, match: Stage) -> bool:
         """Whether a match is by the first method, to the trained B: what analyses mean by pi."""
@@ -127,9 +153,13 @@ class Replicate(StageMaker):
         """Plan the search for a network's masks: its stages, and by sparsity the key of the mask. KeyError as `find`."""
         if self.config.mask.finder == ITERATIVE:
             return self._imp(network, self.find(network, None, None))
-        start = self.theta[network, 0] if self.finder.network == "initial" else self.find(network, None, None)
+        start = self._start_of(network)
         found = [self.find_mask(network, start, sparsity) for sparsity in self.config.sparse.sparsities]
         return [*found], {stage.settings.sparsity: stage.key for stage in found}
+
+    def _start_of(self, network: str) -> str:
+        """Return the key of the weights that a finder other than IMP reads."""
+        return self.theta[network, 0] if self.finder.network == "initial" else self.find(network, None, None)
 
     def _imp(self, network: str, dense: str) -> tuple[list[Stage], dict[float, str]]:
         """Return the shared trunk with all landing rounds, and for each sparsity the key of the network's mask."""

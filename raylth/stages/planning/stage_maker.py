@@ -241,7 +241,7 @@ class StageMaker:
             transform = OwnTransformSettings(name=name, code=code_of(name, arm.transform), seed=drawn_from)
         else:
             transform = TransformSettings(name=arm.transform, seed=drawn_from)
-        settings = SparseSettings(**self._training(recipe, seed), mask_transform=transform)
+        settings = SparseSettings(**self._training(recipe, seed), mask_transform=transform, signs=arm.signs)
         named = {
             **self.labels,
             "network": arm.weights_from,
