@@ -233,7 +233,10 @@ class StageMaker:
         if sparse.schedule == "fresh":
             recipe = sparse.recipe(epochs, sparse.lr)
         else:
-            recipe = dense.recipe(epochs, dense.lr, schedule_epochs=dense.epochs, schedule_start=rewind)
+            is_scaled = sparse.optimizer.neuron_scaling  # which dense training cannot be
+            recipe = dense.recipe(
+                epochs, dense.lr, schedule_epochs=dense.epochs, schedule_start=rewind, neuron_scaling=is_scaled
+            )
         seed = self.order_seed if order_seed is None else order_seed
         drawn_from = self.control_seed if arm.needs_seed else None
         transform: TransformSettings
