@@ -25,6 +25,10 @@ class Arm:
     function of one's own, `transform(mask, given) -> mask`. A mask maps each prunable weight's name to a bool tensor of its
     shape, True where the weight is alive; `given` is a `raylth.stages.Given`.
 
+    With `signs="A"` each alive weight keeps its magnitude and gets the sign that its mask entry has in the network that A's
+    mask was found with; where that weight is 0 it keeps its own. A sign moves with the mask entry, except under "shuffle",
+    where signs stay where pi (with needs_match), or A itself, has them.
+
     Raises TypeError or ValueError for a field that is none of these, and for a transform without what it reads.
     """
 
@@ -35,6 +39,9 @@ class Arm:
     marker: str = "D"  # matplotlib's
     needs_match: bool = False  # whether it reads pi: one network for each way of matching and epoch of B
     needs_seed: bool = False  # whether it draws random numbers
+    signs: Literal["own", "A"] = (
+        "own"  # of the alive weights: their own, or those of the network that A's mask was found with
+    )
 
     def __post_init__(self) -> None:
         if self.weights_from not in ("A", "B"):
@@ -46,6 +53,8 @@ class Arm:
             raise ValueError("transform: 'permute' reads the permutation: set needs_match=True")
         if self.transform in DRAWN and not self.needs_seed:
             raise ValueError(f"transform: {self.transform!r} draws random numbers: set needs_seed=True")
+        if self.signs not in ("own", "A"):
+            raise ValueError(f"signs: should be 'own' or 'A', found {self.signs!r}")
         for name in ("summary", "colour", "marker"):
             if not isinstance(found := getattr(self, name), str):
                 raise TypeError(f"{name}: should be a string, found {found!r:.60}")
@@ -71,6 +80,26 @@ BUILT_IN = {  # in the order of tables and legends; colours of Okabe and Ito (20
         colour="#7F7F7F",
         marker="x",
         needs_seed=True,
+    ),
+    "permuted_signs": Arm(
+        weights_from="B",
+        transform="permute",
+        summary="B's early weights with A's signs, under A's mask, both permuted to B",
+        colour="#E69F00",
+        marker="p",
+        needs_match=True,
+        signs="A",
+    ),
+    "signs": Arm("B", "none", "B's early weights with A's signs, under A's mask as it is", "#56B4E9", "<", signs="A"),
+    "signs_only": Arm(
+        weights_from="B",
+        transform="shuffle",
+        summary="B's early weights with A's signs, permuted to B, under A's mask, shuffled inside each layer",
+        colour="#000000",
+        marker="h",
+        needs_match=True,
+        needs_seed=True,
+        signs="A",
     ),
 }
 for _name, _arm in BUILT_IN.items():

@@ -70,7 +70,7 @@ def test_an_arm_of_ones_own_is_trained_and_shown_like_any_other(own, tmp_path):
     assert set(table["label"]) == {"naive", "permuted", "flipped", "inverse"}
     page = write_report(run.folder, locate(tmp_path / "report")).read().decode()
     assert "flipped" in page
-    assert "#56b4e9" in next((tmp_path / "report").glob("figures/accuracy_vs_rewind*.svg")).read_text()
+    assert "#882255" in next((tmp_path / "report").glob("figures/accuracy_vs_rewind*.svg")).read_text()
     own.unlink()
     sys.modules.pop("own_arms", None)
     text = card(find_network(store, found["own_arms:flipped"].key), "safetensors")

@@ -5,7 +5,8 @@ from typing import Any
 
 __all__ = ["LATER", "omit_defaults", "without_later"]
 
-OPTIMIZER = {"optimizer": {"name": "sgd", "betas": [0.9, 0.999], "eps": 1e-8}}
+OPTIMIZER = {"optimizer": {"name": "sgd", "betas": [0.9, 0.999], "eps": 1e-8, "neuron_scaling": False}}
+LATER_WITHIN: dict[str, dict[str, Any]] = {"optimizer": {"neuron_scaling": False}}  # fields that were added to a field
 LATER: dict[str, dict[str, Any]] = {  # section of a sweep file -> fields that were added later, and their defaults
     "analyses": {"custom": {}},
     "dense": OPTIMIZER,
@@ -27,10 +28,19 @@ def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without(section: str, values: Any) -> Any:
-    defaults = LATER.get(section)
-    return (
-        omit_defaults(values, defaults, dict.fromkeys(defaults, ())) if defaults and isinstance(values, Mapping) else values
-    )
+    if section not in LATER or not isinstance(values, Mapping):
+        return values
+    defaults = _without_within(LATER[section])
+    return omit_defaults(_without_within(values), defaults, dict.fromkeys(defaults, ()))
+
+
+def _without_within(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: omit_defaults(value, LATER_WITHIN[name], dict.fromkeys(LATER_WITHIN[name], ()))
+        if name in LATER_WITHIN and isinstance(value, Mapping)
+        else value
+        for name, value in values.items()
+    }
 
 
 def omit_defaults(

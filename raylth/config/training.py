@@ -23,6 +23,12 @@ class OptimizerConfig(Settings):
     name: OptimizerName = Field("sgd", description="sgd with momentum, or adamw (Loshchilov and Hutter, 2019).")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adamw: decay rates of the gradient's two moments.")
     eps: Real = Field(1e-8, gt=0, description="adamw: added to the root of the second moment.")
+    neuron_scaling: bool = Field(
+        False,
+        description="imp and sparse: multiply the gradients of each neuron's incoming weights by sqrt(1 - s_i) / "
+        "sqrt(1 - s_mean), where s_i is the neuron's sparsity and s_mean its mean over the layer (SparseOpt: Adnan et al., "
+        "2026). adamw normalises gradients by their own scale, so there it acts through eps alone.",
+    )
 
 
 class TrainingConfig(Settings):
@@ -85,16 +91,18 @@ class TrainingConfig(Settings):
         assert self.precision != AUTO, "planning settles it"
         shared: dict[str, Any] = {name: getattr(self, name) for name in TrainingConfig.model_fields if name != "optimizer"}
         update = self.optimizer
+        if update.neuron_scaling:
+            shared["neuron_scaling"] = True
         if update.name == "adamw":
             shared |= {"optimizer": update.name, "betas": update.betas, "eps": update.eps, "momentum": 0.0}
-        return Recipe(epochs=epochs, lr=lr, **shared, **schedule)
+        return Recipe(epochs=epochs, lr=lr, **(shared | schedule))
 
     @model_validator(mode="after")
     def _names_what_applies(self) -> Self:
         """By values: a manifest has all fields."""
         if self.optimizer.name == "adamw" and self.momentum != TrainingConfig.model_fields["momentum"].default:
             raise ValueError("momentum is sgd's: adamw has optimizer.betas")
-        if self.optimizer.name == "sgd" and self.optimizer != OptimizerConfig():
+        if self.optimizer.name == "sgd" and self.optimizer != OptimizerConfig(neuron_scaling=self.optimizer.neuron_scaling):
             raise ValueError("optimizer.betas and optimizer.eps are adamw's: sgd has momentum")
         return self
 
@@ -104,6 +112,12 @@ class DenseConfig(TrainingConfig):
 
     epochs: Count = Field(200, description="T: epochs of dense training (paper: 200 on CIFAR).")
     lr: Rate = Field(0.08, description="Peak learning rate (paper: 0.08 on CIFAR).")
+
+    @model_validator(mode="after")
+    def _has_no_mask(self) -> Self:
+        if self.optimizer.neuron_scaling:
+            raise ValueError("optimizer.neuron_scaling is of networks with a mask, in imp and sparse: remove it")
+        return self
 
 
 class ImpConfig(TrainingConfig):
@@ -122,8 +136,9 @@ class SparseConfig(TrainingConfig):
 
     arms: Annotated[list[ArmName], AfterValidator(unique)] = Field(
         ["lth", "naive", "permuted"],
-        description="Which weights and which mask: lth, permuted, naive, random_permutation, random, an installed "
-        "package's entry point, or the import path package.module:object of a custom raylth.arms.Arm.",
+        description="Which weights and which mask: lth, permuted, naive, random_permutation, random, permuted_signs, signs, "
+        "signs_only, an installed package's entry point, or the import path package.module:object of a custom "
+        "raylth.arms.Arm.",
     )
     sparsities: Annotated[list[Sparsity], Field(min_length=1), AfterValidator(unique)] = Field(
         [0.8, 0.9, 0.95, 0.97], description="Target mask sparsities (paper: 0.80, 0.90, 0.95, 0.97)."

@@ -27,6 +27,7 @@ __all__ = [
     "num_pruned_units",
     "prunable_names",
     "shuffle_mask",
+    "with_signs",
 ]
 
 Mask = dict[str, Tensor]
@@ -136,6 +137,19 @@ def shuffle_mask(mask: Mapping[str, Tensor], seed: int) -> Mask:
         order = torch.randperm(alive.numel(), generator=generator).to(alive.device)
         shuffled[name] = alive.flatten()[order].reshape(alive.shape)
     return shuffled
+
+
+def with_signs(state: Mapping[str, Tensor], mask: Mapping[str, Tensor], signs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a copy of a state dict whose alive weights have the signs of `signs`, a real tensor for each entry of `mask`.
+
+    Magnitudes stay, to the bit. Where `signs` is 0 a weight keeps its own sign, as do pruned weights and all tensors that the
+    mask does not name. A weight of 0 stays 0.
+    """
+    signed = like(state, state)
+    for name, alive in mask.items():
+        weight, sign = state[name], signs[name].to(state[name])
+        signed[name] = torch.where(alive & (sign != 0), torch.copysign(weight, sign), weight)
+    return signed
 
 
 def num_pruned_units(alive: Tensor) -> int:

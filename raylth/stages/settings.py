@@ -180,6 +180,7 @@ class SparseSettings(TrainingSettings):
     """Stage `sparse`."""
 
     mask_transform: TransformSettings
+    signs: str = "own"  # of the alive weights: "own", or "A", those of the parent `signs`
 
 
 @dataclass(frozen=True, kw_only=True)

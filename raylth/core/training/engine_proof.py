@@ -140,8 +140,8 @@ def usable(
     """
     network, device = networks[0], next(networks[0].parameters()).device
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())
-    how = (recipe.precision, recipe.batch_size, recipe.label_smoothing, recipe.momentum > 0, recipe.optimizer, device)
-    key = (engine, type(network), repr(network), shapes, in_shape, how)
+    how = (recipe.precision, recipe.batch_size, recipe.label_smoothing, recipe.momentum > 0, recipe.optimizer)
+    key = (engine, type(network), repr(network), shapes, in_shape, how, recipe.neuron_scaling, device)
     notes: list[str] = []
     if key not in PROVED:
         PROVED[key] = _tried(engine, networks, recipe, in_shape, notes)

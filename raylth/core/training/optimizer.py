@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raylth.core.training.packing import Program
 
-__all__ = ["Masks", "Moved", "Optimizer"]
+__all__ = ["Masks", "Moved", "Optimizer", "neuron_factors"]
 
 Masks = Sequence[Mapping[str, Tensor] | None]  # of the members
 
@@ -47,6 +47,7 @@ class Optimizer(ABC):
         self.odd = [name for name, even in is_even.items() if not even]
         self.masked_names = [name for mask in masks[:1] if mask is not None for name in mask]
         self.masked, self.alive = self._prune(program, masks)
+        self.scaled: list[tuple[Tensor, Tensor]] = []  # parameters and the factors of their gradients (`scale_neurons`)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -63,6 +64,7 @@ class Optimizer(ABC):
             rate = float(rate)
         elif not isinstance(rate, Tensor):
             rate = self.rate.fill_(rate)
+        self._scale_gradients()
         self.begin()
         if (moved := self._with_gradients(self.even)).names:
             self.move(moved, rate)
@@ -87,6 +89,20 @@ class Optimizer(ABC):
     def state_of(self, name: str) -> list[Tensor]:
         """Return what is kept of one parameter, in its shape."""
 
+    @torch.no_grad()
+    def scale_neurons(self, program: Program, masks: Masks) -> None:
+        """Have each step multiply the gradients of masked parameters by their members' `neuron_factors`.
+
+        The factors are static tensors, laid out as the parameters. A layer whose factors are all 1 is left alone, so that its
+        bits are those of an optimizer without them.
+        """
+        given = [{name: neuron_factors(alive) for name, alive in mask.items()} for mask in masks if mask is not None]
+        self.scaled = []
+        for name, factors in program.of_members(given).items() if given else ():
+            if not bool((factors == 1).all()):
+                parameter = self.parameters[name]
+                self.scaled.append((parameter, torch.empty_like(parameter).copy_(factors)))
+
     def begin(self) -> None:  # noqa: B027  # most have nothing to do
         """Prepare a step."""
 
@@ -102,6 +118,14 @@ class Optimizer(ABC):
         """Set the state's buffers."""
         for name, buffer in self.buffers.items():
             buffer.copy_(state[name])
+
+    def _scale_gradients(self) -> None:
+        scaled = [(p, p.grad, factors) for p, factors in self.scaled if p.grad is not None]
+        if not scaled:
+            return
+        gradients = torch._foreach_mul([gradient for _, gradient, _ in scaled], [factors for _, _, factors in scaled])
+        for (parameter, _, _), gradient in zip(scaled, gradients, strict=True):
+            parameter.grad = gradient  # not in place: two parameters that are added up may have one gradient
 
     def _with_gradients(self, names: Sequence[str]) -> Moved:
         found = [(name, p, p.grad) for name in names if (p := self.parameters[name]).grad is not None]
@@ -132,3 +156,17 @@ class Optimizer(ABC):
             parameter.copy_(torch.where(alive, parameter, torch.zeros_like(parameter)))
             factors.append(torch.zeros_like(parameter).masked_fill_(alive, 1.0))
         return masked, factors
+
+
+def neuron_factors(alive: Tensor) -> Tensor:
+    """Return what SparseOpt multiplies the gradients of each neuron's incoming weights by: sqrt(1 - s_i) / sqrt(1 - s_mean).
+
+    `alive` is a layer's mask (neurons, ...), True where a weight is alive; s_i is the pruned share of neuron i, s_mean the
+    mean of s_i over the neurons of the layer. The factors are float32, (neurons, 1, ...), to be broadcast; the mean of their
+    squares is 1. A neuron without weights has the factor 0; where no neuron has any, all factors are 1. Source: Adnan et al.,
+    SparseOpt: Addressing Normalization-induced Gradient Skew in Sparse Training, ICML 2026, arXiv 2605.27541.
+    """
+    counts = alive.flatten(1).sum(1, dtype=torch.float64)  # of alive weights: (1 - s_i) x weights of a neuron
+    total = counts.sum()
+    ratios = torch.where(total > 0, counts * len(counts) / total.clamp(min=1), torch.ones_like(counts))  # exactly 1 if equal
+    return ratios.sqrt().to(torch.float32).view(-1, *(1,) * (alive.ndim - 1))

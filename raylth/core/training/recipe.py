@@ -38,6 +38,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW, by which its moments forget
     eps: float = 1e-8  # of AdamW
     unsynced_workers: int = 0  # processes whose batch norms see their own part of a batch each; 0: they see all of it
+    neuron_scaling: bool = False  # multiply gradients by `neuron_factors` of the mask
 
     def settings(self) -> dict[str, Any]:
         """Return the fields as plain data, as keys hold them; fields added later are omitted at their defaults."""
@@ -52,6 +53,7 @@ LATER = {  # field -> those that mean nothing while it has its default
     "first_resolution": ("resolution_ramp",),
     "unsynced_workers": (),
     "optimizer": ("betas", "eps"),
+    "neuron_scaling": (),
 }
 
 

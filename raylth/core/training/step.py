@@ -142,9 +142,14 @@ class Steps:
 
 
 def _optimizer(program: Program, recipe: Recipe, masks: Masks) -> Optimizer:
+    optimizer: Optimizer
     if recipe.optimizer == "adamw":
-        return AdamW(program, recipe.betas, recipe.eps, recipe.weight_decay, masks)
-    return SGD(program, recipe.momentum, recipe.weight_decay, masks)
+        optimizer = AdamW(program, recipe.betas, recipe.eps, recipe.weight_decay, masks)
+    else:
+        optimizer = SGD(program, recipe.momentum, recipe.weight_decay, masks)
+    if recipe.neuron_scaling:
+        optimizer.scale_neurons(program, masks)
+    return optimizer
 
 
 def cross_entropies(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

@@ -1,23 +1,26 @@
 """Stage `sparse`: one arm at one rewind point and one sparsity -> a trained sparse network.
 
-The arms are a table (`raylth.arms`): whose weights, and what happens to A's mask.
+The arms are a table (`raylth.arms`): whose weights, what happens to A's mask, and whose signs.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from raylth.arms import ARMS
-from raylth.core.masks import Mask, as_mask, shuffle_mask
+from raylth.core.masks import Mask, as_mask, num_alive, shuffle_mask, with_signs
 from raylth.core.models import check_code
 from raylth.core.permutation import Permutation, PermutationSpec, random_permutation
+from raylth.core.state import load_tensors
+from raylth.stages.arrays import to_torch
 from raylth.stages.context import Context
 from raylth.stages.endpoints import load_permutation
 from raylth.stages.kind import Finished, Rows, StageKind
 from raylth.stages.lineage import lineage
 from raylth.stages.network_rows import network_rows
-from raylth.stages.settings import OwnTransformSettings, SparseSettings
+from raylth.stages.settings import OwnTransformSettings, SparseSettings, TransformSettings
 from raylth.stages.stage import Stage
 from raylth.stages.symmetry import symmetry_of
 from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
@@ -36,19 +39,26 @@ class Given:
 
 
 def sparse(stage: Stage[SparseSettings], context: Context) -> Trainee:
-    """Train the arm's weights under the arm's mask."""
-    transform = stage.settings.mask_transform
+    """Train the arm's weights, with A's signs where it takes them, under the arm's mask."""
     network = load_network(stage.settings.model, context, stage.parents["weights"])
     given = Given(
         network,
         spec=lambda: symmetry_of(stage.settings.model, network, context),
         permutation=lambda: load_permutation(stage, context, network),
-        seed=transform.seed or 0,
+        seed=stage.settings.mask_transform.seed or 0,
     )
-    mask = load_mask(context, stage.parents["mask"])
-    if isinstance(transform, OwnTransformSettings):  # whose arm may have the name of one of the package's transforms
-        return masked_trainee(stage, network, _by_ones_own(transform, mask, given))
-    return masked_trainee(stage, network, TRANSFORMS[transform.name](mask, given))
+    found = load_mask(context, stage.parents["mask"])
+    mask = _transformed(stage.settings.mask_transform, found, given)
+    if stage.settings.signs == "A":
+        signs = _moved_signs(stage, to_torch(context.load(stage.parents["signs"], "weights"), context.device), found, given)
+        load_tensors(network, with_signs(network.state_dict(), mask, signs))
+    return masked_trainee(stage, network, mask)
+
+
+def _transformed(settings: TransformSettings, mask: Mask, given: Given) -> Mask:
+    if isinstance(settings, OwnTransformSettings):  # whose arm may have the name of one of the package's transforms
+        return _by_ones_own(settings, mask, given)
+    return TRANSFORMS[settings.name](mask, given)
 
 
 def _as_it_is(mask: Mask, given: Given) -> Mask:
@@ -81,6 +91,36 @@ def _moved(mask: Mask, permutation: Permutation) -> Mask:
         if int(moved[name].sum()) != int(alive.sum()):
             raise RuntimeError(f"{name}: pi(mask) keeps {int(moved[name].sum())} weights of {int(alive.sum())}")
     return moved
+
+
+def _moved_signs(stage: Stage[SparseSettings], weights: dict[str, Tensor], mask: Mask, given: Given) -> Mapping[str, Tensor]:
+    """Return tensors with the signs of `weights`, moved as the arm moves its mask; pi alone moves a shuffled mask's."""
+    transform = stage.settings.mask_transform
+    if isinstance(transform, OwnTransformSettings):
+        return _signs_by_ones_own(transform, weights, mask, given)
+    if transform.name == "random_permutation":
+        return random_permutation(given.spec(), given.seed).apply(weights)
+    is_permuted = transform.name == "permute" or (transform.name == "shuffle" and "permutation" in stage.parents)
+    return given.permutation().apply(weights) if is_permuted else weights
+
+
+def _signs_by_ones_own(
+    settings: OwnTransformSettings, weights: dict[str, Tensor], mask: Mask, given: Given
+) -> dict[str, Tensor]:
+    """Move the mask's positive and negative entries each as the mask; ValueError for a transform that moves no entries."""
+    parts = [{name: alive & (sign * weights[name] > 0) for name, alive in mask.items()} for sign in (1, -1)]
+    whole, positive, negative = (_by_ones_own(settings, part, given) for part in (mask, *parts))
+    counts = [num_alive(part) for part in parts]
+    is_moved = [num_alive(positive), num_alive(negative)] == counts and all(
+        not (positive[name] & negative[name]).any() and not ((positive[name] | negative[name]) & ~alive).any()
+        for name, alive in whole.items()
+    )
+    if not is_moved:
+        raise ValueError(
+            f"arm {settings.name}: signs='A' needs a transform that moves each entry of a mask whatever the others are, and "
+            "this one does not: signs cannot be moved with it"
+        )
+    return {name: positive[name].to(torch.int8) - negative[name].to(torch.int8) for name in mask}
 
 
 def _by_ones_own(settings: OwnTransformSettings, mask: Mask, given: Given) -> Mask:

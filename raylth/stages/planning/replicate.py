@@ -5,14 +5,14 @@ from bisect import bisect_right
 from dataclasses import replace
 from typing import Any
 
-from raylth.arms import ARMS
+from raylth.arms import ARMS, Arm
 from raylth.config.analyses import ConnectConfig
 from raylth.config.sweep import SweepConfig
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.core.pruning.finder import FINDERS, ITERATIVE, DynamicFinder, MaskFinder
 from raylth.stages.planning.shapes import num_prunable
 from raylth.stages.planning.stage_maker import StageMaker
-from raylth.stages.settings import Amount
+from raylth.stages.settings import Amount, MaskSettings
 from raylth.stages.stage import Stage
 
 __all__ = ["Replicate"]
@@ -37,6 +37,7 @@ class Replicate(StageMaker):
         sparse, total = self.config.sparse, self.config.dense.epochs
         from_files = {sparsity: self.mask_file(sparsity) for sparsity in sparse.sparsities} if sparse.mask_from else {}
         files_have_network = any(stage.settings.has_network for stage in from_files.values())
+        self._check_signs(list(from_files.values()))
         dense = self._trained(files_have_network=files_have_network)
         for name, stage in dense.items():
             self.theta |= {(name, int(epoch)): key for epoch, key in stage.checkpoints.items()} | {(name, total): stage.key}
@@ -114,6 +115,8 @@ class Replicate(StageMaker):
         arm, labels = ARMS[name], {"mask_finder": finder}
         weights = self.early_a(mask, rewind) if arm.weights_from == "A" else self.theta["B", rewind]
         parents = {"weights": weights, "mask": mask}
+        if arm.signs == "A":
+            parents["signs"] = self._signs_of(arm, finder, mask)
         planned: list[Stage] = []
         for match in matches if arm.needs_match else [None]:
             moved = {**parents, "permutation": match.key} if match else parents
@@ -126,6 +129,29 @@ class Replicate(StageMaker):
         """Return the key of A's weights at a rewind point: of the A that was trained to find this mask, or of the dense A."""
         found = self._early.get((mask, rewind))
         return found if found is not None else self.theta["A", rewind]
+
+    def _signs_of(self, arm: Arm, finder: str | None, mask: str) -> str:
+        """Return the key of the network whose signs an arm takes: the one that A's mask was found with.
+
+        IMP's network is 0 where it is pruned, and a shuffled mask is alive there: such an arm takes the trained dense A's.
+        """
+        if finder is None or is_dynamic(finder):
+            return mask
+        if finder == ITERATIVE:
+            return self.theta["A", self.config.dense.epochs] if arm.transform == "shuffle" else mask
+        return self._start_of(finder, "A")
+
+    def _check_signs(self, from_files: list[Stage[MaskSettings]]) -> None:
+        """Raise ValueError where an arm takes signs from a file of masks that has no network."""
+        without = [stage.files["mask"] for stage in from_files if not stage.settings.has_network]
+        signed = [name for name in self.config.sparse.arms if ARMS[name].signs == "A"]
+        if without and signed:
+            takes = "takes" if len(signed) == 1 else "take"
+            raise ValueError(
+                f"sparse.arms: {' and '.join(signed)} {takes} the signs of A's trained network, and {without[0]} "
+                "(sparse.mask_from) has a mask only: give the state dict of a network that torch.nn.utils.prune pruned, or "
+                f"remove {' and '.join(signed)}"
+            )
 
     def _is_best(self, match: Stage) -> bool:
         """Whether a match is by the first method, to the trained B: what analyses mean by pi."""
@@ -169,9 +195,13 @@ class Replicate(StageMaker):
             trained = [self.dynamic(finder, network, sparsity, rewinds) for sparsity in sparsities]
             self._early |= {(stage.key, int(epoch)): key for stage in trained for epoch, key in stage.checkpoints.items()}
             return [*trained], {stage.settings.sparsity: stage.key for stage in trained}
-        start = self.theta[network, 0] if _reads_initial(finder) else self.find(network, None, None)
+        start = self._start_of(finder, network)
         found = [self.find_mask(finder, network, start, sparsity) for sparsity in sparsities]
         return [*found], {stage.settings.sparsity: stage.key for stage in found}
+
+    def _start_of(self, finder: str, network: str) -> str:
+        """Return the key of the weights that a finder reads which trains nothing."""
+        return self.theta[network, 0] if _reads_initial(finder) else self.find(network, None, None)
 
     def _imp(self, network: str, dense: str) -> tuple[list[Stage], dict[float, str]]:
         """Return the shared trunk with all landing rounds, and for each sparsity the key of the network's mask."""

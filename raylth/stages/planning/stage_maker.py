@@ -270,7 +270,10 @@ class StageMaker:
         if sparse.schedule == "fresh":
             recipe = sparse.recipe(epochs, sparse.lr)
         else:
-            recipe = dense.recipe(epochs, dense.lr, schedule_epochs=dense.epochs, schedule_start=rewind)
+            is_scaled = sparse.optimizer.neuron_scaling  # which dense training cannot be
+            recipe = dense.recipe(
+                epochs, dense.lr, schedule_epochs=dense.epochs, schedule_start=rewind, neuron_scaling=is_scaled
+            )
         seed = self.order_seed if order_seed is None else order_seed
         drawn_from = self.control_seed if arm.needs_seed else None
         transform: TransformSettings
@@ -278,7 +281,7 @@ class StageMaker:
             transform = OwnTransformSettings(name=name, code=code_of(name, arm.transform), seed=drawn_from)
         else:
             transform = TransformSettings(name=arm.transform, seed=drawn_from)
-        settings = SparseSettings(**self._training(recipe, seed), mask_transform=transform)
+        settings = SparseSettings(**self._training(recipe, seed), mask_transform=transform, signs=arm.signs)
         named = {
             **self.labels,
             "network": arm.weights_from,
