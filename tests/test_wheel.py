@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+LENT = ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_ADDOPTS", "PYTHONDONTWRITEBYTECODE")  # each process would compile torch anew
 UV = Path(sys.executable).with_name("uv")
 REDUCED = ["seeds.replicates=1", "sparse.sparsities=[0.8]", "sparse.rewinds=[10]", "sparse.arms=[lth,permuted,naive]"]
 
 
 def run(*command, cwd, **environment):
     """Run a command without what a checkout or this environment would lend it."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_ADDOPTS")}
+    kept = {name: value for name, value in os.environ.items() if name not in LENT}
     found = subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, timeout=600, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
     return found.stdout

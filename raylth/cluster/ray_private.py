@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "live_trials",
     "num_idle_workers",
     "release_idle_workers",
+    "result_grid",
     "set_trial_attribute",
     "stop_trial",
     "take_event",
@@ -268,6 +270,30 @@ def tell_pruned(searcher: Any, trial_id: str) -> None:
 
 
 # What Ray raises.
+
+
+def result_grid(folder: str, filesystem: Any, networks: list[Any]) -> Any:
+    """Return a `ray.tune.ResultGrid` of what was trained already; its constructor is private, and no public way makes one.
+
+    Each of `networks` has `id`, `path` in a pyarrow `filesystem`, `config`, `results` by epoch and `error`, or None.
+    """
+    from ray.train._internal.session import _TrainingResult
+    from ray.tune import Checkpoint, ExperimentAnalysis, ResultGrid
+    from ray.tune.experiment import Trial
+
+    trials: dict[str, Any] = {each.id: Trial("raylth", config=each.config, trial_id=each.id, stub=True) for each in networks}
+    for network, trial in zip(networks, trials.values(), strict=True):
+        trial.storage = SimpleNamespace(trial_fs_path=network.path, storage_filesystem=filesystem)
+        for result in network.results:
+            trial.update_last_result(dict(result))
+        trial.status = Trial.ERROR if network.error else Trial.TERMINATED
+        if not network.error:
+            saved = _TrainingResult(Checkpoint(network.path, filesystem), trial.last_result)
+            trial.run_metadata.checkpoint_manager.register_checkpoint(saved)
+    errors, frames = ({network.id: getattr(network, name) for network in networks} for name in ("error", "frame"))
+    analysis = type("Analysis", (ExperimentAnalysis,), {"_fetch_trial_dataframes": lambda self: frames})
+    grid = type("Grid", (ResultGrid,), {"_populate_exception": staticmethod(lambda trial: errors[trial.trial_id])})
+    return grid(analysis(f"{folder}/experiment.json", storage_filesystem=filesystem, trials=list(trials.values())))
 
 
 def is_never_started(error: BaseException | None) -> bool:

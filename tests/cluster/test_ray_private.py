@@ -16,10 +16,13 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
+import pandas as pd
 import pytest
 import ray
+from pyarrow.fs import LocalFileSystem
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
@@ -475,6 +478,23 @@ PRIVATE = {
     "_trial_to_actor",
 }
 INTERNAL = ("ray.core", "ray.experimental", "ray.scripts", "ray.autoscaler", "ray.train.v2")  # without an underscore
+
+
+def test_a_result_grid_is_made_of_what_was_trained_already(tmp_path):
+    results = [{"training_iteration": epoch, "accuracy": 50.0 + epoch, "config": {"arm": "lth"}} for epoch in (1, 2)]
+    frame = pd.DataFrame({"accuracy": [51.0, 52.0]})
+    networks = [
+        SimpleNamespace(id="a", path=str(tmp_path), config={"arm": "lth"}, results=results, frame=frame, error=None),
+        SimpleNamespace(id="b", path="", config={}, results=results[:1], frame=frame[:1], error=RuntimeError("diverged")),
+    ]
+    grid = ray_private.result_grid(str(tmp_path), LocalFileSystem(), networks)
+    assert isinstance(grid, tune.ResultGrid)
+    best = grid.get_best_result("accuracy", "max")
+    assert (best.metrics["accuracy"], best.config, best.checkpoint.path) == (52.0, {"arm": "lth"}, str(tmp_path))
+    assert best.metrics_dataframe is frame
+    assert [str(error) for error in grid.errors] == ["diverged"]
+    assert grid[1].checkpoint is None
+    assert grid.get_dataframe()["accuracy"].tolist() == [52.0, 51.0]
 
 
 def uses(text: str) -> list[str]:
