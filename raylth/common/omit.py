@@ -5,15 +5,20 @@ from typing import Any
 
 __all__ = ["LATER", "omit_defaults", "without_later"]
 
+LINE = {"temperature": False}
 OPTIMIZER = {"optimizer": {"name": "sgd", "betas": [0.9, 0.999], "eps": 1e-8}}
-LATER: dict[str, dict[str, Any]] = {  # section of a sweep file -> fields that were added later, and their defaults
+LATER: dict[str, dict[str, Any]] = {  # key path in a sweep file -> fields that were added later, and their defaults
+    "": {"mask": {"finder": "imp"}},
     "analyses": {"custom": {}},
+    "analyses.imp_line": LINE,
+    "analyses.lines": LINE,  # of each
+    "analyses.match_quality.line": LINE,
+    "connect": LINE,
     "dense": OPTIMIZER,
     "imp": OPTIMIZER,
     "model": {"options": {}},
     "sparse": OPTIMIZER,
 }
-LATER_SECTIONS: dict[str, Any] = {"mask": {"finder": "imp"}}
 
 
 def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,15 +26,17 @@ def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Earlier runs keep their names, and count as equal to later ones in settings that they do not mention.
     """
-    kept = {section: _without(section, values) for section, values in settings.items()}
-    return omit_defaults(kept, LATER_SECTIONS, dict.fromkeys(LATER_SECTIONS, ()))
+    return dict(_without("", settings))
 
 
-def _without(section: str, values: Any) -> Any:
-    defaults = LATER.get(section)
-    return (
-        omit_defaults(values, defaults, dict.fromkeys(defaults, ())) if defaults and isinstance(values, Mapping) else values
-    )
+def _without(path: str, values: Any) -> Any:
+    if isinstance(values, list):
+        return [_without(path, each) for each in values]
+    if not isinstance(values, Mapping):
+        return values
+    kept = {name: _without(f"{path}.{name}" if path else name, value) for name, value in values.items()}
+    defaults = LATER.get(path, {})
+    return omit_defaults(kept, defaults, dict.fromkeys(defaults, ()))
 
 
 def omit_defaults(

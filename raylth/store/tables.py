@@ -115,6 +115,8 @@ DATASETS = {
             ("plain_loss_b", pa.float64()),
             ("plain_error_a", pa.float64()),
             ("plain_error_b", pa.float64()),
+            ("scaled_loss_barrier", pa.float64()),  # nats, of the losses at fitted temperatures; null: not asked for
+            ("scaled_loss_mid", pa.float64()),  # nats half-way above the chord, at fitted temperatures
         ]
     ),
     "lines": pa.schema(
@@ -127,6 +129,8 @@ DATASETS = {
             ("alpha", pa.float64()),  # from the first network (0) to the second (1)
             ("loss", pa.float64()),  # nats
             ("error", pa.float64()),  # percent
+            ("temperature", pa.float64()),  # fitted, geometric mean of two halves of the split; null: not asked for
+            ("scaled_loss", pa.float64()),  # nats, each half's at the temperature that was fitted on the other
         ]
     ),
     "planes": pa.schema(
