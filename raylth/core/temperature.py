@@ -37,8 +37,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     z = logits.double()
     z = z - z.gather(1, labels[:, None])  # (N, classes), how far each class is above the label
     size = z.square().mean().sqrt().item()
-    if size == 0:
-        return 1.0
     lowest, highest = min(LOWEST * size, 1.0), max(HIGHEST * size, 1.0)
     if _derivatives(z, 1 / highest)[0] >= 0:
         return highest

@@ -20,7 +20,7 @@ from raylth.stages.stage import Artefact, Stage
 
 __all__ = ["KIND", "connect"]
 
-SCALED = 70  # bytes of a point's temperature and loss at it in the manifest, for one split
+SCALED = 80  # bytes of a point's temperature and loss at it in the manifest, for one split
 
 
 def connect(stage: Stage[ConnectSettings], context: Context) -> dict[str, Artefact]:
