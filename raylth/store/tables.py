@@ -65,6 +65,9 @@ DATASETS = {
             ("mask_sparsity", pa.float64()),  # reached, of the prunable weights
             ("model_sparsity", pa.float64()),  # reached, of all parameters
             ("epochs", pa.int64()),
+            ("lr", pa.float64()),  # peak learning rate of its own training; null: not trained, or an earlier version
+            ("batch_size", pa.int64()),
+            ("optimizer", pa.string()),  # sgd or adamw
             ("test_accuracy", pa.float64()),  # percent
             ("test_top5", pa.float64()),  # percent, the class among the five likeliest
             ("test_loss", pa.float64()),  # nats
