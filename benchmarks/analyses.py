@@ -92,7 +92,7 @@ def measure_line(images: int) -> dict[str, Any]:
         start = time.perf_counter()
         plain_point(network_at(state, fast=False), x, y, BATCH)
         middle = time.perf_counter()
-        loss, error = reset(network_at(state, fast=True), 0.5)["train"]
+        loss, error = reset(network_at(state, fast=True), 0.5)["train"][:2]
         seconds["plain"].append(middle - start)
         seconds["ours"].append(time.perf_counter() - middle)
         losses.append(loss)

@@ -5,17 +5,25 @@ from typing import Any
 
 __all__ = ["LATER", "omit_defaults", "without_later"]
 
-OPTIMIZER = {"optimizer": {"name": "sgd", "betas": [0.9, 0.999], "eps": 1e-8, "neuron_scaling": False}}
-LATER_WITHIN: dict[str, dict[str, Any]] = {"optimizer": {"neuron_scaling": False}}  # fields that were added to a field
-LATER: dict[str, dict[str, Any]] = {  # section of a sweep file -> fields that were added later, and their defaults
+LINE = {"temperature": False}
+OPTIMIZER = {"optimizer": {"name": "sgd", "betas": [0.9, 0.999], "eps": 1e-8}}
+SCALING = {"neuron_scaling": False}
+LATER: dict[str, dict[str, Any]] = {  # key path in a sweep file -> fields that were added later, and their defaults
+    "": {"mask": {"finder": "imp"}},
     "analyses": {"custom": {}},
+    "analyses.imp_line": LINE,
+    "analyses.lines": LINE,  # of each
+    "analyses.match_quality.line": LINE,
+    "connect": LINE,
     "dense": OPTIMIZER,
+    "dense.optimizer": SCALING,
     "imp": OPTIMIZER,
+    "imp.optimizer": SCALING,
     "mask": {"updates": {"every": None, "until": None, "fraction": None}},
     "model": {"options": {}},
     "sparse": OPTIMIZER,
+    "sparse.optimizer": SCALING,
 }
-LATER_SECTIONS: dict[str, Any] = {"mask": {"finder": "imp"}}
 
 
 def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,24 +31,17 @@ def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Earlier runs keep their names, and count as equal to later ones in settings that they do not mention.
     """
-    kept = {section: _without(section, values) for section, values in settings.items()}
-    return omit_defaults(kept, LATER_SECTIONS, dict.fromkeys(LATER_SECTIONS, ()))
+    return dict(_without("", settings))
 
 
-def _without(section: str, values: Any) -> Any:
-    if section not in LATER or not isinstance(values, Mapping):
+def _without(path: str, values: Any) -> Any:
+    if isinstance(values, list):
+        return [_without(path, each) for each in values]
+    if not isinstance(values, Mapping):
         return values
-    defaults = _without_within(LATER[section])
-    return omit_defaults(_without_within(values), defaults, dict.fromkeys(defaults, ()))
-
-
-def _without_within(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: omit_defaults(value, LATER_WITHIN[name], dict.fromkeys(LATER_WITHIN[name], ()))
-        if name in LATER_WITHIN and isinstance(value, Mapping)
-        else value
-        for name, value in values.items()
-    }
+    kept = {name: _without(f"{path}.{name}" if path else name, value) for name, value in values.items()}
+    defaults = LATER.get(path, {})
+    return omit_defaults(kept, defaults, dict.fromkeys(defaults, ()))
 
 
 def omit_defaults(

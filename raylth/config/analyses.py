@@ -102,6 +102,11 @@ class ConnectConfig(Settings):
     samples: Count | None = Field(
         2000, description="Training samples (classes in proportion) for corrections and training loss; null is all."
     )
+    temperature: bool = Field(
+        False,
+        description="Also measure the loss after dividing each point's logits by the temperature that gives the smallest, "
+        "fitted on one half of the split for the other (Ito et al. 2025, arXiv 2510.08023); the error is the same.",
+    )
 
 
 SetName = Literal["imp", "lth", "permuted", "naive"]

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 
 from raylth.common.omit import without_later
-from raylth.config.analyses import AnalysesConfig, Cells, MatchedLineConfig
+from raylth.config.analyses import AnalysesConfig, Cells, ConnectConfig, MatchedLineConfig
 from raylth.config.budget import BudgetConfig, PricesConfig
 from raylth.config.data import DataConfig
 from raylth.config.matching import MatchConfig
@@ -140,12 +140,28 @@ class SweepConfig(Settings):
         num_train = (self.data.num_train or DATASETS[self.data.name].num_train) - self.data.holdout
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
+        self._check_temperatures(num_train)
         for kind in ("dense", "imp", "sparse"):
             self._check_workers(kind, kind)
             self._check_resolution(kind)
         if any(isinstance(FINDERS[name], DynamicFinder) for name in self.mask.finders):
             self._check_workers("dense", "dynamic")
         return self
+
+    def _check_temperatures(self, num_train: int) -> None:
+        """Raise ValueError for temperatures on fewer samples than have two halves."""
+        asked = self.analyses
+        lines: dict[str, ConnectConfig | None] = {"connect": self.connect, "analyses.imp_line": asked.imp_line}
+        lines |= {f"analyses.lines.{number}": line for number, line in enumerate(asked.lines)}
+        lines["analyses.match_quality.line"] = asked.match_quality.line if asked.match_quality else None
+        num_test = self.data.holdout or self.data.num_test or DATASETS[self.data.name].num_test
+        for path, line in lines.items():
+            if line is not None and line.temperature:
+                for split, count in (("training", min(line.samples or num_train, num_train)), ("test", num_test)):
+                    if count < 2:
+                        raise ValueError(
+                            f"{path}.temperature: needs at least 2 {split} samples, one to fit on; found {count}"
+                        )
 
     def _check_network(self) -> None:
         """Raise ValueError for a network that cannot be built for these data at one of its widths."""

@@ -9,13 +9,14 @@ __all__ = ["compact_barriers", "compact_contrasts", "compact_ensembles", "compac
 
 def compact_barriers(table: pd.DataFrame) -> pd.DataFrame:
     """Return barriers for the page: a value and its interval in one column, without columns that say nothing."""
-    labels = [name for name in table if not name.startswith(("error_", "loss_")) and name != "n"]
+    labels = [name for name in table if not name.startswith(("error_", "loss_", "scaled_")) and name != "n"]
     labels = [name for name in labels if table[name].notna().any() and (name != "width" or table[name].nunique() > 1)]
     shown = table[labels].copy()
     for column, digits in (
-        ("error_barrier", 1), ("error_mid", 1), ("loss_barrier", 3), ("loss_mid", 3),
+        ("error_barrier", 1), ("error_mid", 1), ("loss_barrier", 3), ("loss_mid", 3), ("scaled_loss_barrier", 3),
+        ("scaled_loss_mid", 3),
     ):  # fmt: skip
-        if table[column].notna().any():
+        if column in table and table[column].notna().any():
             is_signed = column.endswith("_mid")
             rows = table.to_dict("records")
             shown[column] = [with_interval_text(row, column, digits=digits, signed=is_signed) for row in rows]

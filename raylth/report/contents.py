@@ -115,6 +115,18 @@ BIASED = (
     "line's middle over the chord, beside it, has no such bias."
 )
 
+AT_TEMPERATURES = (
+    "At fitted temperatures: each point's logits are divided by the temperature of the smallest loss, fitted on one half "
+    "of the split for the other. What this takes from the loss barrier, or adds to it, is miscalibration of the points "
+    "between or of the ends; the error is the same."
+)
+
+
+def _scaled(table: pd.DataFrame) -> list[str]:
+    """Return what must be known of the columns at fitted temperatures, where a table of barriers has them."""
+    return [AT_TEMPERATURES] if "scaled_loss_barrier" in table else []
+
+
 TABLES: tuple[TableEntry, ...] = (
     Entry(
         "accuracy",
@@ -199,6 +211,7 @@ TABLES: tuple[TableEntry, ...] = (
         f"The most that the test error (points) and loss (nats) on the line rise above the chord between its ends. {BIASED}",
         lambda frames: barrier_table(frames.barriers),
         shown=lambda frames, table: compact_barriers(table),
+        notes=lambda frames: _scaled(barrier_table(frames.barriers)),
         lacks=("dense",),
         nothing="no line from pi(A) to B was measured (connect asks for them)",
     ),
@@ -208,6 +221,7 @@ TABLES: tuple[TableEntry, ...] = (
         f"As above, between the networks that the sweep names. {MAXIMA}",
         lambda frames: line_table(frames.barriers),
         shown=lambda frames, table: compact_barriers(table),
+        notes=lambda frames: _scaled(line_table(frames.barriers)),
         lacks=NETWORKS,
         nothing="no such line was measured (analyses.lines asks for them)",
     ),
@@ -217,6 +231,7 @@ TABLES: tuple[TableEntry, ...] = (
         f"As above, without a permutation: both are in one basin when the barrier is low. {MAXIMA}",
         lambda frames: imp_barrier_table(frames.barriers),
         shown=lambda frames, table: compact_barriers(table),
+        notes=lambda frames: _scaled(imp_barrier_table(frames.barriers)),
         lacks=("dense", "imp"),
         nothing="no such line was measured (analyses.imp_line asks for them)",
     ),

@@ -81,6 +81,8 @@ COLUMNS = {  # "table.column" where one name means two things
     "error_mid": Column("error at the middle, points (95 % interval)"),
     "loss_barrier": Column("loss barrier, nats (95 % interval)"),
     "loss_mid": Column("loss at the middle, nats (95 % interval)"),
+    "scaled_loss_barrier": Column("loss barrier at fitted temperatures, nats (95 % interval)"),
+    "scaled_loss_mid": Column("loss at the middle at fitted temperatures, nats (95 % interval)"),
     "mean": Column("mean (%)", 1),
     "std": Column("standard deviation (points)", 1),
     "table": Column("paper's table"),

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from raylth.common.omit import LATER_SECTIONS, without_later
+from raylth.common.omit import LATER, without_later
 from raylth.report.measurements import wide_measurements
 from raylth.store import Location, locate
 from raylth.store.tables import read_table
@@ -121,7 +121,7 @@ def _science(config: dict[str, Any] | None, run: str, finder: object, *, is_matc
     if config is None:
         return run
     config = without_later(config)
-    mask = config.get("mask") or LATER_SECTIONS["mask"]
+    mask = config.get("mask") or LATER[""]["mask"]
     found = mask["finder"] if finder is None or pd.isna(finder) else finder
     kept = {
         section: {name: value for name, value in (config.get(section) or {}).items() if name not in left_out}

@@ -224,11 +224,10 @@ def permutation_table(permutations: pd.DataFrame) -> pd.DataFrame:
 def barrier_table(barriers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (width, match method, epoch and samples, correction, split) of the lines from pi(A) to B, and n.
 
-    Each of `error_barrier` (points), `error_mid` (the signed height of the middle over the chord), `loss_barrier` and
-    `loss_mid` (nats) is a mean over replicates, with its 95 % confidence interval in `_low` and `_high`. That is Student's t:
-    the bootstrap of n = 3 has ten samples, and its intervals are too short by far; where t would go below 0, which no barrier
-    can, it is cut there. A barrier is a maximum, clipped at 0, so noise raises it; the middle has no such bias. Where masks
-    provide their own network, there is a match, and a row, per sparsity.
+    Each of `error_barrier` (points), `error_mid` (the signed height of the middle over the chord), `loss_barrier`, `loss_mid`
+    (nats) and, where asked for, `scaled_loss_barrier`, `scaled_loss_mid` is a mean over replicates, with its 95 % confidence
+    interval in `_low` and `_high`: Student's t (the bootstrap's of n = 3 is far too short), cut at 0 for barriers. A barrier
+    is a maximum, clipped at 0: noise raises it, not the middle. Where masks provide their network, a row is of one sparsity.
     """
     cell = [*MATCH, "correction", "split"]
     return barrier_means(matched_lines(barriers), cell)
@@ -305,7 +304,9 @@ def ensemble_table(ensembles: pd.DataFrame) -> pd.DataFrame:
 def barrier_means(barriers: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
     """Return what `barrier_table` says of the lines of each cell, cells as they come."""
     barriers = alike(barriers, cell).drop_duplicates(["key", "correction", "split"])  # sweeps of one store may share a line
-    measures = ["error_barrier", "error_mid", "loss_barrier", "loss_mid"]
+    has_scaled = "scaled_loss_barrier" in barriers and barriers["scaled_loss_barrier"].notna().any()
+    values = ["error", "loss", *(["scaled_loss"] if has_scaled else [])]
+    measures = [f"{value}_{height}" for value in values for height in ("barrier", "mid")]
     barriers = barriers.reindex(columns=[*dict.fromkeys([*barriers.columns, *measures])])  # older runs have no middle
     rows = []
     for name, group in barriers.groupby(cell, observed=True, sort=False, dropna=False):

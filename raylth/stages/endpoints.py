@@ -1,16 +1,19 @@
 """What lines and planes have in common: the networks that they go through, and how one of their points is measured."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raylth.config.analyses import PI
+from raylth.core.data import Split
 from raylth.core.layerwise import reset_and_predict
 from raylth.core.permutation import Permutation
 from raylth.core.repair import repair, site_statistics
-from raylth.core.training.loop import evaluate, score
+from raylth.core.temperature import cross_fitted
+from raylth.core.training.loop import evaluate, evaluate_and_predict, score
 from raylth.core.training.schedule import even_batch_size
 from raylth.stages.context import Context
 from raylth.stages.settings import EndsSettings
@@ -19,13 +22,23 @@ from raylth.stages.symmetry import symmetry_of
 from raylth.stages.training import load_network
 from raylth.store import BrokenArtefact
 
-__all__ = ["Evaluator", "Measured", "load_ends", "load_permutation"]
+__all__ = ["Evaluator", "Measured", "Values", "load_ends", "load_permutation"]
 
 IMAGES = 125  # of one forward pass: their activations stay in a CPU's cache; no result depends on it
 SIGNALS = 1000  # of one forward pass, where samples are vectors
 REPAIR_BATCH = 500  # samples whose statistics correct the layers before the one that is measured
 
-Measured = dict[str, tuple[float, float]]  # split -> (loss in nats, error in percent)
+
+class Values(NamedTuple):
+    """What is measured of a network on one split."""
+
+    loss: float  # nats
+    error: float  # percent
+    temperature: float | None = None  # where it is asked for: geometric mean of the two halves' (`cross_fitted`)
+    scaled_loss: float | None = None  # nats, at the temperature
+
+
+Measured = dict[str, Values]  # by split, "train" and "test"
 
 
 def load_permutation(stage: Stage, context: Context, network: nn.Module) -> Permutation:
@@ -59,10 +72,13 @@ def load_ends(stage: Stage[EndsSettings], context: Context) -> list[nn.Module]:
 
 
 class Evaluator:
-    """Measures networks on training samples, classes in proportion, and on the test split, as they are or corrected."""
+    """Measures networks on training samples, classes in proportion, and on the test split, as they are or corrected.
 
-    def __init__(self, context: Context, samples: int) -> None:
-        self.train, self.test = context.train.take(samples), context.test
+    With `temperature` also at the temperature of the smallest loss, from the same forward pass.
+    """
+
+    def __init__(self, context: Context, samples: int, *, temperature: bool = False) -> None:
+        self.train, self.test, self.temperature = context.train.take(samples), context.test, temperature
         self.chunk = IMAGES if self.train.is_images else SIGNALS
 
     def inputs(self, size: int) -> list[Tensor]:
@@ -72,8 +88,14 @@ class Evaluator:
 
     def plain(self, network: nn.Module) -> Measured:
         """Measure a network as it is."""
-        found = {name: evaluate(network, split, self.chunk) for name, split in (("train", self.train), ("test", self.test))}
-        return {name: (score.loss, 100.0 - score.accuracy) for name, score in found.items()}
+        return {"train": self._on(network, self.train), "test": self._on(network, self.test)}
+
+    def _on(self, network: nn.Module, split: Split) -> Values:
+        if not self.temperature:
+            found = evaluate(network, split, self.chunk)
+            return Values(found.loss, 100.0 - found.accuracy)
+        found, logits = evaluate_and_predict(network, split, self.chunk)
+        return Values(found.loss, 100.0 - found.accuracy, *cross_fitted(logits, split.y))
 
     def reset(self) -> Callable[[nn.Module, float], Measured]:
         """Return what measures a network's batch-norm statistics anew, on the training samples, and then the network."""
@@ -82,9 +104,10 @@ class Evaluator:
         def measure(network: nn.Module, alpha: float) -> Measured:
             if not any(isinstance(module, _BatchNorm) for module in network.modules()):
                 return self.plain(network)
-            loss, accuracy = score(reset_and_predict(network, inputs), self.train.y)
-            test = evaluate(network, self.test, self.chunk)
-            return {"train": (loss, 100.0 - accuracy), "test": (test.loss, 100.0 - test.accuracy)}
+            logits = reset_and_predict(network, inputs)
+            loss, accuracy = score(logits, self.train.y)
+            scaled = cross_fitted(logits, self.train.y) if self.temperature else ()
+            return {"train": Values(loss, 100.0 - accuracy, *scaled), "test": self._on(network, self.test)}
 
         return measure
 

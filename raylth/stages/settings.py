@@ -248,6 +248,7 @@ class ConnectSettings(EndsSettings):
 
     points: int
     corrections: tuple[str, ...]
+    temperature: bool = False  # whether losses are also measured at the temperature of the smallest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,9 @@ DATASETS = {
             ("mask_sparsity", pa.float64()),  # reached, of the prunable weights
             ("model_sparsity", pa.float64()),  # reached, of all parameters
             ("epochs", pa.int64()),
+            ("lr", pa.float64()),  # peak learning rate of its own training; null: not trained, or an earlier version
+            ("batch_size", pa.int64()),
+            ("optimizer", pa.string()),  # sgd or adamw
             ("test_accuracy", pa.float64()),  # percent
             ("test_top5", pa.float64()),  # percent, the class among the five likeliest
             ("test_loss", pa.float64()),  # nats
@@ -116,6 +119,8 @@ DATASETS = {
             ("plain_loss_b", pa.float64()),
             ("plain_error_a", pa.float64()),
             ("plain_error_b", pa.float64()),
+            ("scaled_loss_barrier", pa.float64()),  # nats, of the losses at fitted temperatures; null: not asked for
+            ("scaled_loss_mid", pa.float64()),  # nats half-way above the chord, at fitted temperatures
         ]
     ),
     "lines": pa.schema(
@@ -128,6 +133,8 @@ DATASETS = {
             ("alpha", pa.float64()),  # from the first network (0) to the second (1)
             ("loss", pa.float64()),  # nats
             ("error", pa.float64()),  # percent
+            ("temperature", pa.float64()),  # fitted, geometric mean of two halves of the split; null: not asked for
+            ("scaled_loss", pa.float64()),  # nats, each half's at the temperature that was fitted on the other
         ]
     ),
     "planes": pa.schema(

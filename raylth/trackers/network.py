@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylth.stages import Graph
-from raylth.stages.network_rows import MEASURED
+from raylth.stages.network_rows import MEASURED, RECIPE
 from raylth.stages.result_rows import LABELS
 
 __all__ = ["Network", "networks"]
@@ -19,7 +19,7 @@ class Network:
     key: str  # of its stage
     kind: str  # of the stage that trained it
     name: str  # its arm and cell, for people
-    labels: dict[str, Any]  # those that it has
+    labels: dict[str, Any]  # those that it has, and its training's epochs, learning rate, batch size and optimizer
     curve: list[tuple[int, dict[str, float]]]  # (epoch, what was measured after it)
     final: dict[str, Any]  # numbers of the trained network, and its status
 
@@ -35,7 +35,8 @@ def networks(rows: dict[str, list[dict[str, Any]]], graph: Graph) -> list[Networ
         stage = graph.stages[row["key"]]
         if stage.epochs and row["status"] in ("done", "diverged"):
             name = stage.name.partition("(")[2].removesuffix(")")
-            labels = {label: row[label] for label in ("dataset", "model", *LABELS) if row.get(label) is not None}
+            labels = {label: row[label] for label in ("dataset", "model", *LABELS, *RECIPE) if row.get(label) is not None}
+            labels["epochs"] = stage.epochs
             final = {name: row[name] for name in (*MEASURED, "status", "error") if row.get(name) is not None}
             found.append(Network(stage.key, stage.kind, name, labels, curves.get(stage.key, []), final))
     return found

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from raylth.cli import sweep
-from raylth.common.omit import LATER
+from raylth.common.omit import LATER, _without
 from raylth.config.load import BadSweep, read_sweep, read_sweep_and_places
 from raylth.config.sweep import SweepConfig
 from raylth.core import precision
@@ -30,6 +30,8 @@ BAD_OVERRIDES = [
     ("dense.epochs=2.5", "dense.epochs: should be a whole number, found 2.5"),
     ("dense.epochs=", "dense.epochs: should be a whole number, found nothing"),
     ("dense.lr=fast", "dense.lr: should be a number, found 'fast'"),
+    ("connect.temperature=2", "connect.temperature: should be true or false, found 2"),
+    ("analyses.lines=[{temprature: true}]", "analyses.lines.0.temprature: unknown key, did you mean 'temperature'?"),
     ("dense=3", "dense: expected settings below this key, found 3"),
     ("dense=", "dense: expected settings below this key, found nothing"),
     ("name=2024", "name: should be text (in quotes, if need be), found 2024"),
@@ -81,7 +83,7 @@ BAD_OVERRIDES = [
     ("dense.lr=[", "the value is not YAML"),
     (
         "connect.pionts=3",
-        "connect.pionts: unknown key, did you mean 'points'? (known: points, corrections, samples, unmatched)",
+        "connect.pionts: unknown key, did you mean 'points'? (known: points, corrections, samples, temperature, unmatched)",
     ),
 ]
 
@@ -109,14 +111,29 @@ def test_a_bad_option_of_a_network_is_named(override, message):
     assert message in str(caught.value)
 
 
+def at(settings, path):
+    """Return the settings below a key path: of a list, those of each."""
+    found = [settings]
+    for name in path.split(".") if path else []:
+        below = [each[name] for each in found if name in each]  # a section of which all was omitted is not there
+        found = [one for each in below for one in (each if isinstance(each, list) else [each])]
+    return found
+
+
 def test_settings_that_were_added_later_are_omitted_at_their_defaults():
     """So that runs made before keep their names."""
     config = read_sweep(QUICKSTART)
     science, dumped = config.science(), config.model_dump(mode="json")
-    for section, defaults in LATER.items():
-        for field, default in defaults.items():
-            assert dumped[section][field] == default, (section, field)
-            assert field not in science.get(section, {}), (section, field)
+    for path, defaults in LATER.items():
+        assert at(dumped, path)
+        for names in at(science, path):
+            assert not set(defaults) & set(names), path
+        for found in at(dumped, path):
+            kept = {field: _without(f"{path}.{field}".removeprefix("."), found[field]) for field in defaults}
+            assert kept == defaults, path
+    lines = read_sweep(QUICKSTART, ["analyses.lines=[{temperature: true}]", "connect.temperature=true"]).science()
+    assert lines["analyses"]["lines"][0]["temperature"]
+    assert lines["connect"]["temperature"]
     changed = read_sweep(QUICKSTART, ["dense.optimizer={name: adamw}"])
     assert changed.science()["dense"]["optimizer"]["name"] == "adamw"
 

@@ -48,6 +48,7 @@ def test_every_network_has_a_run_with_its_labels_curve_and_numbers(uri, finished
             value = stage.labels.get(label)
             assert told.data.params.get(label) == (None if value is None else str(value))
         assert (told.data.params["model"], told.data.params["dataset"]) == ("mlp", "mnist1d")
+        assert (told.data.params["lr"], told.data.params["optimizer"]) == (str(stage.settings.recipe.lr), "sgd")
         for name in ("train_loss", "test_loss", "test_accuracy"):
             assert points(client, told, name) == [(p["epoch"], p[name]) for p in metrics["curve"] if name in p]
             assert told.data.metrics[name] == metrics[name]

@@ -14,6 +14,9 @@ def test_what_was_trained_is_recorded_and_nothing_else(finished, trained):
         assert f"{network.kind}({network.name})" == stage.name
         assert len(network.curve) == stage.epochs == network.final["epochs"]
         assert None not in [*network.labels.values(), *network.final.values()]
+        recipe = stage.settings.recipe
+        labels = [network.labels[name] for name in ("epochs", "lr", "batch_size", "optimizer")]
+        assert labels == [recipe.epochs, recipe.lr, recipe.batch_size, "sgd"]
 
 
 def test_a_supplied_mask_is_no_network(finished):

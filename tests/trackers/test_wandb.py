@@ -77,6 +77,7 @@ def test_every_network_has_a_run_with_its_labels_curve_and_numbers(finished, tmp
         for label in ("arm", "sparsity", "rewind_epoch", "width", "replicate", "match_method"):
             assert labels.get(label) == stage.labels.get(label)
         assert (labels["model"], labels["dataset"]) == ("mlp", "mnist1d")
+        assert (labels["lr"], labels["batch_size"]) == (stage.settings.recipe.lr, stage.settings.recipe.batch_size)
         metrics = store.metrics(stage.key)
         curve = [{name: value for name, value in point.items() if name != "test_top5"} for point in metrics["curve"]]
         told = [{"epoch": point["_step"], **{k: v for k, v in point.items() if not k.startswith("_")}} for point in history]

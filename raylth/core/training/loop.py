@@ -31,6 +31,7 @@ __all__ = [
     "Snapshot",
     "TrainState",
     "evaluate",
+    "evaluate_and_predict",
     "evaluate_together",
     "evaluation_batch",
     "score",
@@ -265,6 +266,13 @@ def evaluate(model: nn.Module, split: Split, batch_size: int | None = None) -> S
     return found
 
 
+def evaluate_and_predict(model: nn.Module, split: Split, batch_size: int | None = None) -> tuple[Score, Tensor]:
+    """Return what `evaluate` returns, to the bit, and the logits (N, classes) that it is of, in the order of `split.y`."""
+    logits: list[Tensor] = []
+    (found,) = _evaluated(Program([model]), split, batch_size, ALONE, logits)
+    return found, torch.cat(logits)
+
+
 def evaluate_together(program: Program, split: Split, batch_size: int | None = None, team: Team = ALONE) -> list[Score]:
     """Return for every member of a program what `evaluate` returns for it alone, to rounding.
 
@@ -275,12 +283,17 @@ def evaluate_together(program: Program, split: Split, batch_size: int | None = N
 
 
 @torch.inference_mode()
-def _evaluated(program: Program, split: Split, batch_size: int | None, team: Team) -> list[Score]:
+def _evaluated(
+    program: Program, split: Split, batch_size: int | None, team: Team, keep: list[Tensor] | None = None
+) -> list[Score]:
+    """Score the members; `keep`, if it is given, receives the first member's logits (B, classes) of every batch."""
     loss = torch.zeros(program.size, dtype=torch.float64, device=split.y.device)
     correct, among5 = (torch.zeros(program.size, dtype=torch.int64, device=split.y.device) for _ in range(2))
     with in_mode(program.network, training=False), precision("float32"):
         for x, y in split.batches(batch_size or evaluation_batch(split, program.size), team.part):
             logits = program(program.spread(x), len(y))  # (K, B, classes)
+            if keep is not None:
+                keep.append(logits[0])
             for number in range(program.size):
                 loss[number] += F.cross_entropy(logits[number], y, reduction="sum")
             correct += (logits.argmax(2) == y).sum(1)

@@ -20,6 +20,8 @@ from raylth.stages.stage import Artefact, Stage
 
 __all__ = ["KIND", "connect"]
 
+SCALED = 80  # bytes of a point's temperature and loss at it in the manifest, for one split
+
 
 def connect(stage: Stage[ConnectSettings], context: Context) -> dict[str, Artefact]:
     """Walk the line from `a` to `b`, moved as the stage says; measure loss (nats) and error (percent).
@@ -27,34 +29,38 @@ def connect(stage: Stage[ConnectSettings], context: Context) -> dict[str, Artefa
     Corrections use training samples without augmentation, and correct the ends as they do the points between: a line from A
     to A is flat under each. Barriers: paper, equation 3, for each correction on the training samples and on the test split,
     with the signed rise half-way and the ends without correction beside them; none where a loss on the line is infinite.
+    Where the settings ask for a temperature, the same of the losses at each point's own.
     """
     start = time.perf_counter()
     settings = stage.settings
     a, b = load_ends(stage, context)
-    evaluator = Evaluator(context, settings.samples)
+    evaluator = Evaluator(context, settings.samples, temperature=settings.temperature)
     corrected = {
         "plain": lambda: lambda network, alpha: evaluator.plain(network),
         "reset": evaluator.reset,
         "repair": lambda: evaluator.repair(a, b),
     }
-    points = settings.points
-    alphas = [number / (points - 1) for number in range(points)]
+    alphas = [number / (settings.points - 1) for number in range(settings.points)]
+    columns = ["loss", "error", *(("temperature", "scaled_loss") if settings.temperature else ())]
+    measures = [column for column in columns if column != "temperature"]
     plain_ends = evaluator.plain(a), evaluator.plain(b)
     found, barriers = [], []
     for name in settings.corrections:
         walked = _walk(a, b, alphas, corrected[name]())
         for split in ("train", "test"):
-            losses, errors = ([measured[split][place] for measured in walked] for place in (0, 1))
+            points = [measured[split]._asdict() for measured in walked]
+            own: dict[str, Any] = {"correction": name, "split": split}
             found += [
-                {"correction": name, "split": split, "alpha": alpha, "loss": loss, "error": error}
-                for alpha, loss, error in zip(alphas, losses, errors, strict=True)
+                {**own, "alpha": alpha, **{column: point[column] for column in columns}}
+                for alpha, point in zip(alphas, points, strict=True)
             ]
-            row: dict[str, Any] = {"correction": name, "split": split}
-            for place, (measure, values) in enumerate((("loss", losses), ("error", errors))):
+            for measure in measures:
+                values = [point[measure] for point in points]
                 if all(map(math.isfinite, values)):
-                    row |= {f"{measure}_barrier": barrier(values, alphas), f"{measure}_mid": middle_rise(values, alphas)}
-                row |= {f"plain_{measure}_{end}": plain[split][place] for end, plain in zip("ab", plain_ends, strict=True)}
-            barriers.append(row)
+                    own |= {f"{measure}_barrier": barrier(values, alphas), f"{measure}_mid": middle_rise(values, alphas)}
+            for end, plain in zip("ab", plain_ends, strict=True):
+                own |= {f"plain_loss_{end}": plain[split].loss, f"plain_error_{end}": plain[split].error}
+            barriers.append(own)
     metrics = {"line": found, "barriers": barriers, "seconds": time.perf_counter() - start, "epochs": 0}
     return {stage.key: Artefact({}, metrics)}
 
@@ -84,11 +90,16 @@ def _rows(finished: Finished) -> Rows:
     }
 
 
+def _point_bytes(settings: ConnectSettings) -> int:
+    """Return the bytes of one point on both splits under all corrections."""
+    return (PER_POINT + (SCALED if settings.temperature else 0)) * 2 * len(settings.corrections)
+
+
 KIND = StageKind(
     name="connect",
     settings=ConnectSettings,
     rank=60,
     compute=connect,
     rows=_rows,
-    num_bytes=lambda stage, network: PER_POINT * 2 * stage.settings.points * len(stage.settings.corrections),
+    num_bytes=lambda stage, network: _point_bytes(stage.settings) * stage.settings.points,
 )

@@ -7,7 +7,7 @@ import torch
 
 from raylth.core.interpolate import Plane
 from raylth.stages.context import Context
-from raylth.stages.endpoints import Evaluator, load_ends
+from raylth.stages.endpoints import Evaluator, Measured, load_ends
 from raylth.stages.kind import PER_POINT, Finished, Rows, StageKind
 from raylth.stages.settings import PlaneSettings
 from raylth.stages.stage import Artefact, Stage
@@ -37,8 +37,8 @@ def plane(stage: Stage[PlaneSettings], context: Context) -> dict[str, Artefact]:
         between.load_state_dict(network.state_dict())
         plain = evaluator.plain(between)
         for row in _rows(x, y, measure(between, 0.0), role):
-            loss, error = plain[str(row["split"])]
-            points.append({**row, "plain_loss": loss, "plain_error": error})
+            own = plain[str(row["split"])]
+            points.append({**row, "plain_loss": own.loss, "plain_error": own.error})
     for y in found.ticks(1, settings.resolution, settings.margin):
         for x in found.ticks(0, settings.resolution, settings.margin):
             with torch.no_grad():
@@ -48,10 +48,10 @@ def plane(stage: Stage[PlaneSettings], context: Context) -> dict[str, Artefact]:
     return {stage.key: Artefact({}, metrics)}
 
 
-def _rows(x: float, y: float, measured: dict[str, tuple[float, float]], corner: str | None) -> list[dict[str, object]]:
+def _rows(x: float, y: float, measured: Measured, corner: str | None) -> list[dict[str, object]]:
     return [
-        {"corner": corner, "split": split, "x": x, "y": y, "loss": loss, "error": error}
-        for split, (loss, error) in measured.items()
+        {"corner": corner, "split": split, "x": x, "y": y, "loss": found.loss, "error": found.error}
+        for split, found in measured.items()
     ]
 
 

@@ -244,7 +244,11 @@ class StageMaker:
     ) -> Stage[ConnectSettings]:
         """Plan a line between two networks; `moves` says which is moved how, where not the first by pi."""
         settings = ConnectSettings(
-            **self.evaluation(asked.samples), points=asked.points, corrections=tuple(asked.corrections), moves=moves
+            **self.evaluation(asked.samples),
+            points=asked.points,
+            corrections=tuple(asked.corrections),
+            temperature=asked.temperature,
+            moves=moves,
         )
         return Stage("connect", stage_key("connect", settings, parents), settings, parents, {**labels, "between": between})
 
