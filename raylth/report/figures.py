@@ -7,9 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from raylth.arms import short_name
 from raylth.report.statistics import CONFIDENCE, contrast
 from raylth.report.style import (
     ARM_COLOURS,
+    MOST_PANELS,
     PER_ROW,
     SINGLE,
     legend_below,
@@ -19,7 +21,7 @@ from raylth.report.style import (
     spread,
     tidy,
 )
-from raylth.report.tables import accuracy_table, dense_networks
+from raylth.report.tables import accuracy_table, dense_networks, finished_arms
 
 __all__ = ["accuracy_vs_rewind", "accuracy_vs_sparsity", "difference_plot"]
 
@@ -28,42 +30,56 @@ LONG_NAME = 24  # characters of a cell's name that leave a single panel too litt
 
 
 def accuracy_vs_rewind(results: pd.DataFrame, title: str) -> Figure:
-    """Draw test accuracy against the rewind point, one panel per sparsity and, in rows of their own, width.
+    """Draw test accuracy against the rewind point, one panel per sparsity and finder and, in rows of their own, width.
 
     Points are means over replicates, bars one standard deviation; the dashed line is the dense networks' mean (paper,
     Figures 5, 6 and 8). Of many sparsities some are drawn. Raises ValueError when no sparse network has finished, and for
     runs that `accuracy_table` refuses.
     """
-    cells = accuracy_table(results)
+    cells = _with_finder(accuracy_table(results), results)
     dense = dense_networks(results).groupby("width")["test_accuracy"].mean()
     return _accuracy_panels(cells, title, "sparsity", "rewind_epoch", dense)
 
 
 def accuracy_vs_sparsity(results: pd.DataFrame, title: str) -> Figure:
-    """Draw test accuracy against the mask's sparsity, one panel per rewind point and, in rows of their own, width.
+    """Draw test accuracy against the mask's sparsity, one panel per rewind point and finder and, in rows of their own, width.
 
     Points are means over replicates, bars one standard deviation (paper, Figures 9 and 10). Of many rewind points some are
     drawn. Raises ValueError as `accuracy_vs_rewind` does.
     """
-    return _accuracy_panels(accuracy_table(results), title, "rewind_epoch", "sparsity")
+    return _accuracy_panels(_with_finder(accuracy_table(results), results), title, "rewind_epoch", "sparsity")
+
+
+def _with_finder(cells: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """Return an accuracy table with the mask's `finder`, "" where there is one only, and labels that do not name it."""
+    arms = finished_arms(results).reindex(columns=["arm", "label", "mask_finder"]).drop_duplicates()
+    if arms["mask_finder"].nunique() < 2:
+        return cells.assign(finder="")
+    cells = cells.merge(arms, on=["arm", "label"], how="left")
+    finders = cells["mask_finder"].fillna("").map(short_name)
+    labels = [label.replace(f" {finder}", "", 1) for label, finder in zip(cells["label"], finders, strict=True)]
+    return cells.assign(finder=finders, label=labels)
 
 
 def _accuracy_panels(
     cells: pd.DataFrame, title: str, by: str, against: str, dense: "pd.Series[float] | None" = None
 ) -> Figure:
-    """Draw accuracy against one column of the cells, a panel per value of another one; of one width in rows of three."""
+    """Draw accuracy against one column of the cells, a panel per finder and value of another; of one width in rows of three."""
     if cells.empty:
         raise ValueError("no sparse network has finished")
     widths, values = sorted(cells["width"].unique()), spread(sorted(cells[by].unique()))
-    columns = len(values) if len(widths) > 1 else min(len(values), PER_ROW)
-    figure, axes = new_panels(len(widths) * len(values), columns, title, sharey="row" if len(widths) > 1 else True)
-    places = [(width, value) for width in widths for value in values]
+    beside = [(finder, value) for finder in dict.fromkeys(cells["finder"]) for value in values]
+    columns = len(beside) if len(widths) > 1 and len(beside) <= MOST_PANELS else min(len(beside), PER_ROW)
+    figure, axes = new_panels(len(widths) * len(beside), columns, title, sharey="row" if len(widths) > 1 else True)
+    places = [(width, *place) for width in widths for place in beside]
     looks = looks_of(zip(cells["arm"], cells["label"], strict=True))
-    for number, (axis, (width, value)) in enumerate(zip(axes, places, strict=True)):
+    for number, (axis, (width, finder, value)) in enumerate(zip(axes, places, strict=True)):
         if dense is not None:
             axis.axhline(dense.get(width, float("nan")), color="black", linestyle="--", linewidth=1, label="dense")
-        _draw_arms(axis, cells[(cells["width"] == width) & (cells[by] == value)], against, looks)
+        shown = (cells["width"] == width) & (cells["finder"] == finder) & (cells[by] == value)
+        _draw_arms(axis, cells[shown], against, looks)
         name = f"sparsity {value:g}" if by == "sparsity" else f"k = {value}"
+        name = f"{finder}, {name}" if finder else name
         axis.set_title(name + (f", width {width:g}" if len(widths) > 1 else ""), fontsize=10)
         if against == "rewind_epoch":
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -99,7 +99,7 @@ def recovered(results: pd.DataFrame, *, by_cell: bool = False) -> pd.DataFrame:
     rows = []
     is_known = above.is_paired and below.is_paired and above.repeats == 1
     for part in above.parts() if is_known else []:
-        tables = [_differences(part), _differences(below)]
+        tables = [_differences(part), _differences(below.under(part.first[FINDER]))]
         shared = tables[0].columns.intersection(tables[1].columns)
         if by_cell:
             for cell in shared:
@@ -138,6 +138,11 @@ class _Arms:
             for against, second in self.second.groupby("label", observed=True):
                 if not self.pairs(first, second).empty:
                     yield _Arms(first, second, self.lost[self.lost["label"].isin([label, against])])
+
+    def under(self, finders: "pd.Series[str]") -> "_Arms":
+        """Return the arms under the masks of these finders; older results name none."""
+        first, second = (arm[arm[FINDER].isin(finders.unique())] for arm in (self.first, self.second))
+        return _Arms(first, second, self.lost)
 
     @staticmethod
     def pairs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

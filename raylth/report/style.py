@@ -18,6 +18,7 @@ __all__ = [
     "CORRECTION_STYLES",
     "DASHES",
     "MARKERS",
+    "MOST_PANELS",
     "PER_ROW",
     "SINGLE",
     "interval_bars",
@@ -32,6 +33,7 @@ __all__ = [
 ARM_COLOURS = {name: arm.colour for name, arm in BUILT_IN.items()}
 CORRECTION_STYLES = {"plain": ("black", "o", "-"), "reset": ("#2E8BC0", "s", "--"), "repair": ("#B97A00", "^", "-.")}
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+LEGEND = 1.0  # inches: the height of a legend that figures have room for
 MARKERS = "osv^Dx"
 MOST_PANELS = 6  # of many, so many are drawn
 PER_ROW = 3  # panels beside each other: as many as stay readable on a page
@@ -99,6 +101,9 @@ def legend_below(figure: Figure, axes: Iterable[Axes], caption: str, order: Iter
         if columns == 1 or legend.get_window_extent(renderer).width <= room:
             break
         legend.remove()
+    if names:
+        height = legend.get_window_extent(renderer).height / figure.dpi
+        figure.set_figheight(figure.get_figheight() + max(0.0, height - LEGEND))  # the panels keep their room
 
 
 def tidy(axis: Axes) -> None:

@@ -1,12 +1,16 @@
 """Every built-in finder in a whole study."""
 
-import pandas as pd
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from raylth.config.pruning import MaskConfig
 from raylth.core.pruning import FINDERS, DynamicFinder
-from raylth.report.statistics import contrast
+from raylth.driver.run_record import Run
+from raylth.report import load_results, write_report
+from raylth.report.statistics import contrast, recovered
 from raylth.report.tables import accuracy_table
 from raylth.stages import load_data, make_context, make_plan, result_rows, run_plan
 from raylth.stages.kinds import find
@@ -82,19 +86,30 @@ def test_a_checkpoint_has_the_weights_of_its_epoch(tmp_path):
 
 
 def test_a_list_of_finders_is_an_axis(tmp_path):
-    plan, store, graph = study(["imp", "erk", "rigl"], tmp_path, mask={"updates": {"every": 5}}, sparse={"sparsities": [0.5]})
-    results = pd.DataFrame(result_rows(plan, graph, store, "run")["results"])
+    sections = {"sparse": {"sparsities": [0.5]}, "seeds": {"replicates": 2}, "storage": str(tmp_path)}
+    plan, store, graph = study(["imp", "erk", "rigl"], tmp_path, mask={"updates": {"every": 5}}, **sections)
+    run = Run.open(plan.config, store)
+    run.write(result_rows(plan, graph, store, run.name), graph)
+    page = Path(str(write_report(run.folder, run.folder / "report"))).read_text()
+    assert "permuted rigl" in page
+    results = load_results(run.folder)
     arms = results[results["stage"] == "sparse"]
-    assert len(arms) == 3 * len(ARMS)
+    assert len(arms) == 2 * 3 * len(ARMS)
     table = accuracy_table(results)
     assert set(table["label"]) == {f"{arm} {finder}" for arm in ARMS for finder in ("imp", "erk", "rigl")}
     compared = contrast(results, "permuted", "naive")
     assert {(row.label, row.against) for row in compared.itertuples()} == {
         (f"permuted {finder}", f"naive {finder}") for finder in ("imp", "erk", "rigl")
     }
-    (own,) = [stage for stage in plan.stages if stage.kind == "dynamic"]
+    for finder in ("imp", "erk", "rigl"):  # each share is of its own finder's distance from naive to lth
+        alone = recovered(results[results["mask_finder"].isna() | (results["mask_finder"] == finder)])
+        together = recovered(results).pipe(lambda rows, name=finder: rows[rows["label"] == f"permuted {name}"])
+        np.testing.assert_array_equal(alone["share"], together["share"])
+    own = next(stage for stage in plan.stages if stage.kind == "dynamic" and stage.labels["replicate"] == 0)
     starts = {
-        stage.labels["mask_finder"]: stage.parents["weights"] for stage in plan.stages if stage.labels.get("arm") == "lth"
+        stage.labels["mask_finder"]: stage.parents["weights"]
+        for stage in plan.stages
+        if stage.labels.get("arm") == "lth" and stage.labels["replicate"] == 0
     }
     assert starts["rigl"] == own.checkpoints["0"]
     assert starts["imp"] == starts["erk"] != starts["rigl"]
