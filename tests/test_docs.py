@@ -199,7 +199,7 @@ def test_files_that_pages_include_exist():
 def test_the_reference_has_every_setting_command_and_column_with_its_meaning():
     settings = GENERATED["reference/settings.md"]
     assert "| `lr` | number > 0, < 1000 | `0.02` | Peak learning rate of a fresh schedule (paper: 0.02). |" in settings
-    assert "`resources.dense`, `resources.imp`, `resources.sparse`" in settings
+    assert "`resources.dense`, `resources.dynamic`, `resources.imp`, `resources.sparse`" in settings
     assert not re.findall(r"^\| `\w+` \|  \|", settings, re.MULTILINE), "every setting has a type"
     commands = GENERATED["reference/commands.md"]
     for name in COMMANDS:

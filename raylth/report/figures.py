@@ -64,7 +64,7 @@ def _with_finder(cells: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
 def _accuracy_panels(
     cells: pd.DataFrame, title: str, by: str, against: str, dense: "pd.Series[float] | None" = None
 ) -> Figure:
-    """Draw accuracy against one column of the cells, a panel per finder and value of another; of one width in rows of three."""
+    """Draw accuracy against one column, a panel per finder and value of another one; of one width in rows of three."""
     if cells.empty:
         raise ValueError("no sparse network has finished")
     widths, values = sorted(cells["width"].unique()), spread(sorted(cells[by].unique()))
