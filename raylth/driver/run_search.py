@@ -245,6 +245,7 @@ def _search(
         status.update(graph, 0, meter.used, note=line)
         console.print(line, highlight=False, soft_wrap=True)
 
+    run.keep_needs(shared.stages)
     try:
         if not graph.finished:
             compute(shared, graph, run, dataset, console, command, joining, meter, on_update)
