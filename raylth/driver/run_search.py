@@ -66,6 +66,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
         try:
             with opened_journal(folder, lambda line: console.print(Text(line, style="yellow"), soft_wrap=True)) as journal:
                 run = Run(judged, store, folder.name)
+                run.keep_needs(shared.stages)
                 studies = _search(repeats, dataset, run, *journal, console, command, joining, meter)
         except KeyboardInterrupt:
             console.print(
@@ -245,7 +246,6 @@ def _search(
         status.update(graph, 0, meter.used, note=line)
         console.print(line, highlight=False, soft_wrap=True)
 
-    run.keep_needs(shared.stages)
     try:
         if not graph.finished:
             compute(shared, graph, run, dataset, console, command, joining, meter, on_update)

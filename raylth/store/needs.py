@@ -13,6 +13,7 @@ from raylth.store.store import MANIFEST, Store
 __all__ = ["NeedsUnknown", "Usage", "keep_needs", "remove_run"]
 
 RECORD = "artefacts.json"
+BEFORE = {"settled.json"}  # files of a run that has computed nothing yet
 
 
 class NeedsUnknown(ValueError):
@@ -98,8 +99,11 @@ def remove_run(store: Store, run: str, keys: Set[str]) -> None:
 
 
 def _needs(store: Store, run: str) -> frozenset[str] | None:
-    """Return what a run recorded; None where it recorded nothing that can be read."""
+    """Return what a run recorded; None where it recorded nothing that can be read, and has begun."""
+    folder = store.root / "runs" / run
     try:
-        return frozenset(map(str, json.loads((store.root / "runs" / run / RECORD).read())["keys"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return frozenset(map(str, json.loads((folder / RECORD).read())["keys"]))
+    except FileNotFoundError:
+        return frozenset() if set(folder.names()) <= BEFORE else None
+    except (ValueError, KeyError, TypeError):
         return None

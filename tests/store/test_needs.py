@@ -137,6 +137,16 @@ def test_where_a_run_does_not_say_what_it_needs_nothing_is_unneeded(record, tmp_
     assert Usage.read(store).unneeded() == {OTHER, LOST}
 
 
+def test_a_run_that_has_not_begun_needs_nothing(tmp_path):
+    """A search leaves such a folder where it settles what `precision: auto` is."""
+    store = filled(tmp_path)
+    (store.root / "runs/three-3/settled.json").write(b"{}")
+    assert Usage.read(store).unneeded() == {LOST}
+    (store.root / "runs/three-3/status.json").write(b"{}")
+    with pytest.raises(NeedsUnknown, match=r"^three-3: "):
+        Usage.read(store).unneeded()
+
+
 def test_a_record_is_written_once_and_follows_its_plan(tmp_path, monkeypatch):
     store = filled(tmp_path)
     with monkeypatch.context() as patch:
