@@ -16,7 +16,7 @@ from raylth.driver.progress import STATES, duration, read_status, speed
 from raylth.store import locate
 from raylth.store.process import has_ended
 
-__all__ = ["main", "make_parser"]
+__all__ = ["main", "make_parser", "state_of"]
 
 SILENCE = 150.0  # seconds without a word after which a running sweep's driver counts as gone
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     newest_last = sorted(found.items(), key=lambda item: item[1]["time"])
     if options.json:
         for name, status in newest_last:
-            print(json.dumps({"run": name, **status, "state": _state(status)}))
+            print(json.dumps({"run": name, **status, "state": state_of(status)}))
         return ExitCode.OK
     console = Console()
     for name, status in newest_last:
@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitCode.OK
 
 
-def _state(status: dict[str, Any]) -> str:
-    """A sweep that says it is running is lost when its process has ended, as far as this machine knows, or is silent."""
+def state_of(status: dict[str, Any]) -> str:
+    """Return a sweep's state: one that is "running" is "lost" when its process is known to have ended, or is silent."""
     is_lost = status["state"] == "running" and (_has_ended(status) or time.time() - status["time"] > SILENCE)
     return "lost" if is_lost else str(status["state"])
 
@@ -70,7 +70,7 @@ def _has_ended(status: dict[str, Any]) -> bool:
 
 
 def _show(console: Console, name: str, status: dict[str, Any]) -> None:
-    state, ago = _state(status), duration(max(0.0, time.time() - status["time"]))
+    state, ago = state_of(status), duration(max(0.0, time.time() - status["time"]))
     table = Table(title=f"{name}: {state}, reported {ago} ago by {status['host']}", title_justify="left")
     table.add_column("stage")
     for heading in STATES:

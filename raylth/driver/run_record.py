@@ -8,7 +8,7 @@ import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any, get_args
 from raylth.config.load import BadSweep
 from raylth.config.sweep import SweepConfig
 from raylth.core.precision import Precision
-from raylth.stages import Graph, Plan, precisions_of_auto, result_rows, settle
+from raylth.stages import Graph, Plan, Stage, precisions_of_auto, result_rows, settle
 from raylth.store import Location, Store, fingerprint
+from raylth.store.needs import keep_needs
 from raylth.store.tables import DATASETS, append_rows, compact_table, set_aside_harmed, write_table
 from raylth.trackers import Background, make_exporters, networks
 
@@ -85,6 +86,17 @@ class Run:
             return False
         return True
 
+    def keep_needs(self, stages: Iterable[Stage]) -> bool:
+        """Record which artefacts the run needs, so that none of them is removed as another's (`raylth store`).
+
+        Returns False where the store does not answer, for another try later.
+        """
+        try:
+            keep_needs(self.store, self.name, [key for stage in stages for key in stage.produces])
+        except OSError:
+            return False
+        return True
+
     def _recorded(self) -> dict[str, Precision]:
         place = self.folder / SETTLED
         try:
@@ -103,6 +115,7 @@ class Run:
     def write(self, tables: Mapping[str, list[dict[str, Any]]], graph: Graph) -> None:
         """Write the run's rows and its manifest, each in one step; whatever was there is replaced."""
         manifest = self._manifest(graph)
+        keep_needs(self.store, self.name, [key for stage in graph.stages.values() for key in stage.produces])
         for dataset, rows in tables.items():
             write_table(self.store.root, dataset, self.name, rows, manifest)
         (self.folder / "manifest.json").write(json.dumps(manifest, indent=1).encode())

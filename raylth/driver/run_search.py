@@ -66,6 +66,7 @@ def run_search(config: SweepConfig, command: Sequence[str], joining: Joining) ->
         try:
             with opened_journal(folder, lambda line: console.print(Text(line, style="yellow"), soft_wrap=True)) as journal:
                 run = Run(judged, store, folder.name)
+                run.keep_needs(shared.stages)
                 studies = _search(repeats, dataset, run, *journal, console, command, joining, meter)
         except KeyboardInterrupt:
             console.print(

@@ -13,10 +13,11 @@ import uuid
 from types import TracebackType
 from typing import Any
 
+from raylth.store.location import Location
 from raylth.store.process import has_ended, this_process
 from raylth.store.store import Store
 
-__all__ = ["Lease"]
+__all__ = ["Lease", "leased"]
 
 DURATION = 30.0  # seconds that a lease outlives its last renewal
 
@@ -70,13 +71,23 @@ class Lease:
     def _is_live(self, name: str) -> bool:
         """Whether a claim counts: it has not ended, and its process is not a dead one of this machine. If not, remove it."""
         claim = self.folder / name
-        try:
-            found: dict[str, Any] = json.loads(claim.read())
-            is_over = found["until"] < time.time() or has_ended(found)
-        except FileNotFoundError:  # given back just now
-            return False
-        except (ValueError, KeyError, TypeError):  # cut off by a power failure: a claim that is written appears whole
-            is_over = True
+        is_over = _is_over(claim)
         if is_over:
             claim.remove()
         return not is_over
+
+
+def leased(store: Store) -> set[str]:
+    """Return the keys that living processes hold, as far as this machine knows; nothing is written."""
+    folder = store.root / "leases"
+    return {path.rpartition("/")[2].partition(".")[0] for path in folder.files() if not _is_over(folder / path)}
+
+
+def _is_over(claim: Location) -> bool:
+    try:
+        found: dict[str, Any] = json.loads(claim.read())
+        return bool(found["until"] < time.time() or has_ended(found))
+    except FileNotFoundError:  # given back just now
+        return True
+    except (ValueError, KeyError, TypeError):  # cut off by a power failure: a claim that is written appears whole
+        return True

@@ -95,6 +95,15 @@ class Store:
         """
         self._write(self.folder(key), key, kind, tensors, metrics)
 
+    def remove(self, key: str) -> None:
+        """Remove an artefact and the state of its training, whether or not they are there; its manifest goes first.
+
+        Wherever it is interrupted, the artefact is whole or not there.
+        """
+        (self.folder(key) / MANIFEST).remove()
+        self.folder(key).remove()
+        self.drop_state(key)
+
     def save_state(self, key: str, tensors: Mapping[str, Mapping[str, np.ndarray]], numbers: Any) -> None:
         """Save the state of the training that is to publish `key`, in place of the one before; as atomic as `publish`."""
         folder = self._state_folder(key)

@@ -20,6 +20,7 @@ __all__ = [
     "append_rows",
     "compact_table",
     "read_table",
+    "remove_tables",
     "set_aside_harmed",
     "write_table",
 ]
@@ -259,6 +260,14 @@ def _read(path: Location) -> pa.Table | None:
         raise HarmedTable(f"{path}: not a complete Parquet table ({str(error).splitlines()[0][:80]})") from error
     names = [RENAMED.get(name, name) for name in table.column_names]
     return table.rename_columns(names).replace_schema_metadata(table.schema.metadata)  # which the renaming drops
+
+
+def remove_tables(root: Location, run: str) -> None:
+    """Remove a run's rows of all datasets."""
+    for dataset in DATASETS:
+        for name in (root / dataset).names():
+            if name == f"{run}.parquet" or name.startswith(run + PART):
+                (root / dataset / name).remove()
 
 
 def set_aside_harmed(root: Location, run: str) -> list[str]:

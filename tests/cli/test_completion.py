@@ -39,7 +39,7 @@ def complete(script: Path, *words: str) -> list[str]:
 
 def test_bash_completes_commands_options_and_settings(script):
     assert set(complete(script, "raylth", "")) >= set(COMMANDS)
-    assert complete(script, "raylth", "st") == ["status"]
+    assert complete(script, "raylth", "sta") == ["status"]
     assert "--dry-run" in complete(script, "raylth", "sweep", "--d")
     assert "sparse.lr=" in complete(script, "raylth", "sweep", "a.yaml", "sparse.l")
 

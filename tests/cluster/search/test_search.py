@@ -17,6 +17,7 @@ import yaml
 from optuna.storages.journal import JournalFileBackend
 from ray import cloudpickle, tune
 
+from raylth.cli.store import main as clean
 from raylth.cli.sweep import main
 from raylth.cluster.address import Joining
 from raylth.cluster.nodes.budget_meter import Meter
@@ -32,6 +33,7 @@ from raylth.report import load_results
 from raylth.report.searches import COLUMNS, load_search, search_figure, search_findings, search_table
 from raylth.stages import run_plan
 from raylth.store import Lease, Store, locate
+from raylth.store.needs import Usage
 from tests.conftest import tiny_sweep
 
 LR = {"type": "float", "low": 1e-3, "high": 1.0, "log": True}
@@ -209,6 +211,12 @@ def test_a_killed_search_resumes_and_ends_with_a_report(one_ray, tmp_path, capsy
     page = (runs[0] / "report/report.html").read_text()
     assert "Best of 3 trials each on 100 held-out training samples" in page
     assert not list((tmp_path / "store/states").rglob("*.safetensors")), "nothing is left of trainings that were stopped"
+    store = Store(config.storage)
+    assert clean(["gc", config.storage, "--yes"]) == 0
+    needs = Usage.read(store).needs
+    assert set(needs) == {runs[0].name, journal.parent.name}, "the winners' run and the search record what they need"
+    assert set(store.held()) == frozenset().union(*needs.values()), "and nothing is left of the other trials"
+    assert set(rows["key"]) <= needs[runs[0].name]
     assert main([str(file)]) == 0
     assert "nothing to train" in capsys.readouterr().out
 
