@@ -7,11 +7,13 @@ from dataclasses import replace
 from raylth.arms import ARMS
 from raylth.config.analyses import ConnectConfig
 from raylth.config.sweep import SweepConfig
+from raylth.core.matching.matcher import MATCHERS
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.core.pruning.finder import ITERATIVE
 from raylth.stages.planning.shapes import num_prunable
 from raylth.stages.planning.stage_maker import StageMaker
-from raylth.stages.settings import Amount
+from raylth.stages.planning.universes import Universes, through_universe
+from raylth.stages.settings import Amount, MatchSettings
 from raylth.stages.stage import Stage
 
 __all__ = ["Replicate"]
@@ -20,8 +22,9 @@ __all__ = ["Replicate"]
 class Replicate(StageMaker):
     """Plans one pair of networks. After `stages`, its dictionaries say where networks and masks are; `find` reads them."""
 
-    def __init__(self, config: SweepConfig, width: float, replicate: int) -> None:
+    def __init__(self, config: SweepConfig, width: float, replicate: int, universes: Universes | None = None) -> None:
         super().__init__(config, width, replicate)
+        self.universes = universes or Universes(config, width)  # of this width, shared by its replicates
         self.theta: dict[tuple[str, int], str] = {}  # (network, epoch) -> key
         self.masks: dict[float, str] = {}  # sparsity -> key of A's mask, with A pruned where IMP made it
         self.rounds: list[Stage] = []  # of A's pruning
@@ -32,7 +35,7 @@ class Replicate(StageMaker):
     def stages(self) -> list[Stage]:
         """Return all stages of the pair, parents before children; ValueError as `make_plan` says."""
         sparse, total = self.config.sparse, self.config.dense.epochs
-        from_files = {sparsity: self.mask_file(sparsity) for sparsity in sparse.sparsities} if sparse.mask_from else {}
+        from_files = self.mask_files
         self.has_network = any(stage.settings.has_network for stage in from_files.values())
         dense = self._trained(are_masks_given=bool(from_files))
         for name, stage in dense.items():
@@ -88,6 +91,15 @@ class Replicate(StageMaker):
         ]
         return [replace(match, labels={**match.labels, **own}) for match in found]
 
+    def match(
+        self, method: str, dense_a: str, dense_b: str, epoch: int, *, samples: int | None = None
+    ) -> Stage[MatchSettings]:
+        """Plan the permutation from A to B; by a matcher of many networks it follows from those of all networks."""
+        match = super().match(method, dense_a, dense_b, epoch, samples=samples)
+        if MATCHERS[method].match_many is None:
+            return match
+        return through_universe(match, self.universes.of(method, dense_a, epoch, samples))
+
     def _arm(self, name: str, sparsity: float, mask: str, rewind: int, matches: list[Stage]) -> list[Stage]:
         """Plan an arm in one cell: one network, or one for each match."""
         arm = ARMS[name]
@@ -118,10 +130,14 @@ class Replicate(StageMaker):
             return self.arms[base, sparsity, rewind]
         raise KeyError(f"this sweep trains no network {base!r}: no arm starts from it, or sparse.mask_from replaces it")
 
+    def trained(self, network: str, sparsity: float) -> str:
+        """Return the key of the dense A or B at T; A may be in the mask's file of a sparsity. KeyError as `find`."""
+        return self.masks[sparsity] if network == "A" and self.has_network else self.find(network, None, None)
+
     def best_match(self, sparsity: float) -> Stage:
         """Plan the match that analyses mean by pi; KeyError as `find`."""
-        a = self.masks[sparsity] if self.has_network else self.find("A", None, None)
-        return self.match(self.config.match.method[0], a, self.find("B", None, None), self.config.dense.epochs)
+        a, b = (self.trained(name, sparsity) for name in "AB")
+        return self.match(self.config.match.method[0], a, b, self.config.dense.epochs)
 
     def masks_of(self, network: str) -> tuple[list[Stage], dict[float, str]]:
         """Plan the search for a network's masks: its stages, and by sparsity the key of the mask. KeyError as `find`."""
