@@ -6,6 +6,7 @@ C2M3 (Crisostomi et al. 2024), equation 5 and Algorithm 1: all groups of all net
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -19,15 +20,14 @@ from raylth.core.matching.relaxed import Soft, as_soft, blocks_of, moved_softly
 from raylth.core.matching.units import compared, inner_product
 from raylth.core.matching.weight import match_weights
 from raylth.core.permutation import Permutation, PermutationSpec, identity_permutation
-from raylth.core.permutation.permutation import permute
 from raylth.core.precision import precision
 
 __all__ = ["Relaxation", "Universe", "ascend", "match_cycle_consistent", "pairwise_product"]
 
 State = Mapping[str, Tensor]
 BLENDS = (0.5, 0.9)  # shares of the barycentre in what Frank-Wolfe starts from
-PROGRESS = 1e-6  # of the objective: a step of Frank-Wolfe that gains less is the last
-MOST_STEPS = 200
+PROGRESS = 1e-5  # of the objective: a step of Frank-Wolfe that gains less is the last
+MOST_STEPS = 100
 MOST_SWEEPS = 100
 
 
@@ -141,9 +141,8 @@ class Relaxation:
         soft = {name: matrix.to(device) for name, matrix in soft.items()}
         for _ in range(max_steps):
             value, slopes, moved = self._slopes(soft)
-            ends = self._best(slopes)
-            towards = {name: matrix.to(device) for name, matrix in as_soft(ends).items()}
-            step, rise = self._line(soft, towards, ends, moved)
+            towards = {name: matrix.to(device) for name, matrix in as_soft(self._best(slopes)).items()}
+            step, rise = self._line(soft, towards, moved)
             if rise <= PROGRESS * abs(value):
                 break
             soft = _between(soft, towards, step)
@@ -182,33 +181,33 @@ class Relaxation:
             value += _pairs(moved[name], moved[name])
         return value, {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, moved
 
-    def _line(
-        self, soft: Soft, towards: Soft, ends: Sequence[Mapping[str, Tensor]], moved: Mapping[str, Tensor]
-    ) -> tuple[float, float]:
+    def _line(self, soft: Soft, towards: Soft, moved: Mapping[str, Tensor]) -> tuple[float, float]:
         """Return the step in [0, 1] at which the objective is largest, and by how much it rises.
 
         A moved tensor is a polynomial in the step, of as many degrees as matrices move it: it is known at as many points.
         """
-        total = Polynomial([0.0])
+        total = np.zeros(2 * max(self.degrees.values(), default=0) + 1)
         for name, blocks in self.blocks.items():
-            points = np.linspace(0, 1, self.degrees[name] + 1)
+            degree, tensors = self.degrees[name], self.tensors[name]
             along = [moved[name]]
-            for point in points[1:-1]:
-                along.append(moved_softly(self.tensors[name], blocks, _between(soft, towards, float(point))))
-            last = [permute(self.spec, name, each, perms) for each, perms in zip(self.tensors[name], ends, strict=True)]
-            along.append(torch.stack(last))
-            basis = [Polynomial.fromroots(rest) / np.prod(at - rest) for at, rest in _each_and_rest(points)]
-            for i, one in enumerate(along):
-                for j in range(i + 1):
-                    total = total + (1 if i == j else 2) * _pairs(one, along[j]) * basis[i] * basis[j]
-        roots = np.asarray(total.deriv().roots(), dtype=np.complex128)
+            for place in range(1, degree + 1):
+                along.append(moved_softly(tensors, blocks, _between(soft, towards, place / degree)))
+            gram = [[_pairs(one, other) for other in along] for one in along]
+            total[: 2 * degree + 1] += np.einsum("ij,ijk->k", gram, _products(degree))
+        rise = Polynomial(total) - total[0]
+        roots = np.asarray(rise.deriv().roots(), dtype=np.complex128)
         inner = [float(root) for root in roots.real[np.abs(roots.imag) < 1e-9] if 0 < root < 1]
-        step = max([*inner, 1.0], key=lambda at: float(total(at)))
-        return step, float(total(step) - total(0.0))
+        step = max([*inner, 1.0], key=lambda at: float(rise(at)))
+        return step, float(rise(step))
 
 
-def _each_and_rest(points: np.ndarray) -> list[tuple[float, np.ndarray]]:
-    return [(float(point), np.delete(points, place)) for place, point in enumerate(points)]
+@lru_cache
+def _products(degree: int) -> np.ndarray:
+    """Return the products of Lagrange's polynomials of `degree` + 1 equal steps from 0 to 1: (i, j, coefficient)."""
+    points = np.linspace(0, 1, degree + 1)
+    rest = [np.delete(points, place) for place in range(degree + 1)]
+    basis = [Polynomial.fromroots(each) / np.prod(at - each) for at, each in zip(points, rest, strict=True)]
+    return np.array([[(one * other).coef for other in basis] for one in basis])
 
 
 def _between(one: Soft, other: Soft, step: float) -> dict[str, Tensor]:
