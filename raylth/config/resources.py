@@ -77,6 +77,7 @@ class ResourcesConfig(Settings):
     imp: TrainingShare = TrainingShare()
     find: Share = Share()
     mask: Share = Share()
+    universe: Share = Field(Share(), description="Resources of each match of all networks at once (match.method: c2m3).")
     match: Share = Share()
     connect: Share = Share()
     sparse: TrainingShare = TrainingShare()

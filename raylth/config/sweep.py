@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 
+from raylth.arms import ARMS
 from raylth.common.omit import without_later
 from raylth.config.analyses import AnalysesConfig, Cells, ConnectConfig, MatchedLineConfig
 from raylth.config.budget import BudgetConfig, PricesConfig
@@ -22,8 +23,9 @@ from raylth.config.tracking import LogConfig
 from raylth.config.training import DenseConfig, ImpConfig, SparseConfig
 from raylth.config.types import AUTO, Count, Integer, Settings, is_place
 from raylth.core.data import DATASETS
+from raylth.core.matching.matcher import MATCHERS
 from raylth.core.models import build_shapes
-from raylth.core.pruning.finder import FINDERS, ITERATIVE, DynamicFinder
+from raylth.core.pruning.finder import ITERATIVE, is_dynamic
 
 __all__ = ["NOT_SCIENCE", "SeedsConfig", "SweepConfig"]
 
@@ -141,10 +143,11 @@ class SweepConfig(Settings):
         if self.match.samples is not None and self.match.samples > num_train:
             raise ValueError(f"match.samples: {self.match.samples} asked for, the training split has {num_train}")
         self._check_temperatures(num_train)
+        self._check_matchers()
         for kind in ("dense", "imp", "sparse"):
             self._check_workers(kind, kind)
             self._check_resolution(kind)
-        if any(isinstance(FINDERS[name], DynamicFinder) for name in self.mask.finders):
+        if any(is_dynamic(name) for name in self.mask.finders):
             self._check_workers("dense", "dynamic")
         return self
 
@@ -162,6 +165,23 @@ class SweepConfig(Settings):
                         raise ValueError(
                             f"{path}.temperature: needs at least 2 {split} samples, one to fit on; found {count}"
                         )
+
+    def _check_matchers(self) -> None:
+        """Raise ValueError for too few networks for a matcher of many at once."""
+        many = [name for name in self.match.method if MATCHERS[name].match_many is not None]
+        if not many or not any(ARMS[name].needs_match for name in self.sparse.arms):
+            return
+        replicates = {"seeds.replicates": self.seeds.replicates}
+        if self.search is not None:
+            replicates["search.replicates"] = self.search.replicates
+            if self.search.final is not None:
+                replicates["search.final.replicates"] = self.search.final.replicates
+        for field, count in replicates.items():
+            if count < 2:
+                raise ValueError(
+                    f"{field}: {count}, and match.method: {many[0]} matches three networks or more at once, A and B of all "
+                    "replicates: should be 2 or more"
+                )
 
     def _check_network(self) -> None:
         """Raise ValueError for a network that cannot be built for these data at one of its widths."""

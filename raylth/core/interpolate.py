@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raylth.core.state import like
 
-__all__ = ["Plane", "barrier", "interpolate", "line", "middle_rise"]
+__all__ = ["Plane", "average", "barrier", "interpolate", "line", "middle_rise"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,25 @@ def interpolate(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], al
         for name, tensor in state_b.items()
     }
     return like(between, state_b, state_a)
+
+
+def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of several state dicts, which loads where they do; integers are the first's.
+
+    Raises ValueError when names or shapes differ, or there is none.
+    """
+    if not states:
+        raise ValueError("a mean is of one network or more, found none")
+    first = states[0]
+    for other in states[1:]:
+        interpolate(first, other, 0.0)  # it checks names and shapes
+    mean = {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor.clone()
+        for name, tensor in first.items()
+    }
+    return like(mean, *states)
 
 
 def line(

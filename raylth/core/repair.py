@@ -6,7 +6,7 @@ it the layer's own weight and bias, so nothing is left over that was not in the 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from raylth.core.batchnorm import Moments, set_statistics
 from raylth.core.modes import in_mode
 from raylth.core.precision import precision
 
-__all__ = ["Statistics", "repair", "repair_sites", "site_statistics"]
+__all__ = ["Statistics", "mean_statistics", "repair", "repair_sites", "repair_to", "site_statistics"]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.MultiheadAttention)
@@ -136,8 +136,6 @@ def site_statistics(model: nn.Module, batches: Batches) -> dict[str, Statistics]
     return {name: Statistics(mean, variance.sqrt()) for name, (mean, variance) in results.items()}
 
 
-@precision("float32")
-@torch.no_grad()
 def repair(
     model: nn.Module,
     statistics_a: dict[str, Statistics],
@@ -147,13 +145,44 @@ def repair(
 ) -> None:
     """Set every site's mean and standard deviation to (1 - alpha) A's + alpha B's, in place and in one pass.
 
-    `model` is the network at alpha between A and B; the statistics come from `site_statistics` of the end points;
+    `model` is the network at alpha between A and B; the statistics come from `site_statistics` of the end points. All else is
+    as in `repair_to`. Jordan et al. (2023), equations 4 and 5.
+    Raises ValueError for no data, or statistics of another architecture.
+    """
+    repair_to(model, mean_statistics([statistics_a, statistics_b], [1 - alpha, alpha]), batches)
+
+
+def mean_statistics(
+    statistics: Sequence[dict[str, Statistics]], shares: Sequence[float] | None = None
+) -> dict[str, Statistics]:
+    """Return the weighted mean of several networks' means and of their deviations, site by site; unsaid, all count the same.
+
+    Raises ValueError for statistics of different architectures.
+    """
+    first = statistics[0]
+    if any(set(each) != set(first) for each in statistics):
+        raise ValueError("the statistics belong to networks of another architecture")
+    weights = shares or [1 / len(statistics)] * len(statistics)
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum(0)
+
+    return {
+        name: Statistics(mean([each[name].mean for each in statistics]), mean([each[name].deviation for each in statistics]))
+        for name in first
+    }
+
+
+@precision("float32")
+@torch.no_grad()
+def repair_to(model: nn.Module, targets: dict[str, Statistics], batches: Batches) -> None:
+    """Set every site's mean and standard deviation to given ones, in place and in one pass.
+
     `batches` yields network inputs (B, *in_shape), or (inputs, labels) as a DataLoader does. While a layer is measured, those
-    before it are corrected already, by the statistics of the batch, so that of one batch A between A and A is A again. A
-    batch norm's weight keeps its sign. A unit that never varies is only shifted, so a weight of 0 stays 0. Batch norms that
-    are not a site have their statistics re-estimated, except those with a module or tensor that is used twice, which are
-    unchanged, statistics included.
-    Jordan et al. (2023), equations 4 and 5.
+    before it are corrected already, by the statistics of the batch, so that of one batch a network with its own statistics as
+    targets is itself again. A batch norm's weight keeps its sign. A unit that never varies is only shifted, so a weight of 0
+    stays 0. Batch norms that are not a site have their statistics re-estimated, except those with a module or tensor that is
+    used twice, which are unchanged, statistics included.
     Raises ValueError for no data, or statistics of another architecture.
     """
     inputs, first = _with_first(batches, model)
@@ -161,7 +190,8 @@ def repair(
         raise ValueError("no samples: statistics need at least one batch")
     seen = _Pass(model, first)
     sites, shared = seen.sites(), seen.shared()
-    targets = _targets(sites, statistics_a, statistics_b, alpha)
+    if set(sites) != set(targets):
+        raise ValueError("the statistics belong to networks of another architecture")
     norms = {n: module for n, module in model.named_modules() if isinstance(module, _BatchNorm) and module not in shared}
     modules = {name: model.get_submodule(name) for name in sites} | norms
     moments = {name: Moments() for name in modules}
@@ -192,21 +222,6 @@ def _with_first(batches: Batches, model: nn.Module) -> tuple[Iterator[Tensor], T
     inputs = iter(inputs_of(batches, model))
     first = next(inputs, None)
     return (iter(()), None) if first is None else (chain([first], inputs), first[:2])
-
-
-def _targets(
-    sites: list[str], statistics_a: dict[str, Statistics], statistics_b: dict[str, Statistics], alpha: float
-) -> dict[str, Statistics]:
-    """Return every site's statistics at alpha between A's and B's; ValueError where these are of other sites."""
-    if set(sites) != set(statistics_a) or set(sites) != set(statistics_b):
-        raise ValueError("the statistics belong to networks of another architecture")
-    return {
-        name: Statistics(
-            torch.lerp(statistics_a[name].mean, statistics_b[name].mean, alpha),
-            torch.lerp(statistics_a[name].deviation, statistics_b[name].deviation, alpha),
-        )
-        for name in sites
-    }
 
 
 def _slope(module: _BatchNorm) -> Tensor:

@@ -180,7 +180,8 @@ def _provenance(network: Network) -> str:
     entries = {role: _named(origin, key) for role, key in origin.stage.parents.items()}
     if origin.match is not None:
         lines.append(_table(_permutation(origin)))
-        entries |= {f"{end.upper()}, as it was matched": _named(origin, key) for end, key in origin.match.parents.items()}
+        ends = {"a": "A, as it was matched", "b": "B, as it was matched"}
+        entries |= {ends.get(role, role): _named(origin, key) for role, key in origin.match.parents.items()}
     if entries:
         lines.append("Parents, by their keys in the store:\n\n" + _table(entries))
     settings = origin.stage.settings

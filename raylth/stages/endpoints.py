@@ -1,8 +1,9 @@
 """What lines and planes have in common: the networks that they go through, and how one of their points is measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -10,19 +11,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from raylth.config.analyses import PI
 from raylth.core.data import Split
 from raylth.core.layerwise import reset_and_predict
-from raylth.core.permutation import Permutation
+from raylth.core.permutation import Permutation, PermutationSpec
 from raylth.core.repair import repair, site_statistics
 from raylth.core.temperature import cross_fitted
 from raylth.core.training.loop import evaluate, evaluate_and_predict, score
 from raylth.core.training.schedule import even_batch_size
+from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
-from raylth.stages.settings import EndsSettings
+from raylth.stages.settings import AnalysisSettings, EndsSettings
 from raylth.stages.stage import Stage
 from raylth.stages.symmetry import symmetry_of
 from raylth.stages.training import load_network
 from raylth.store import BrokenArtefact
 
-__all__ = ["Evaluator", "Measured", "Values", "load_ends", "load_permutation"]
+__all__ = [
+    "Evaluator",
+    "Measured",
+    "Values",
+    "load_ends",
+    "load_members",
+    "load_permutation",
+    "load_universe",
+    "universe_arrays",
+]
 
 IMAGES = 125  # of one forward pass: their activations stay in a CPU's cache; no result depends on it
 SIGNALS = 1000  # of one forward pass, where samples are vectors
@@ -55,6 +66,24 @@ def load_permutation(stage: Stage, context: Context, network: nn.Module) -> Perm
         raise BrokenArtefact(key, f"the permutation is not of the network's symmetry as it is known now ({error})") from error
 
 
+def universe_arrays(permutations: Sequence[Permutation]) -> dict[str, np.ndarray]:
+    """Return the permutations of several networks as named arrays; `load_universe` reads them."""
+    moves = {f"{number}/{group}": perm for number, each in enumerate(permutations) for group, perm in each.perms.items()}
+    return state_arrays(moves)
+
+
+def load_universe(key: str, spec: PermutationSpec, context: Context) -> list[Permutation]:
+    """Return the permutations of a stage `universe`, one for each of its networks; BrokenArtefact as `load_permutation`."""
+    perms: dict[int, dict[str, torch.Tensor]] = {}
+    for name, perm in context.load(key, "permutations").items():
+        number, _, group = name.partition("/")
+        perms.setdefault(int(number), {})[group] = torch.tensor(perm)
+    try:
+        return [Permutation(spec, perms[number]) for number in sorted(perms)]
+    except ValueError as error:
+        raise BrokenArtefact(key, f"the permutation is not of the network's symmetry as it is known now ({error})") from error
+
+
 def load_ends(stage: Stage[EndsSettings], context: Context) -> list[nn.Module]:
     """Load the networks `a`, `b`, ... of a stage, moved by pi or pi^-1 as its settings say; unsaid, pi moves `a`."""
     moves = stage.settings.moves
@@ -69,6 +98,21 @@ def load_ends(stage: Stage[EndsSettings], context: Context) -> list[nn.Module]:
             network.load_state_dict(permutation.apply(network.state_dict()))
         networks.append(_channels_last(network) if context.train.is_images else network)
     return networks
+
+
+def load_members(
+    stage: Stage[AnalysisSettings], context: Context, names: Sequence[str]
+) -> tuple[dict[str, list[nn.Module]], dict[str, list[Permutation]]]:
+    """Load the named networks of all replicates, and the permutations of each to the universe among the parents."""
+    places, model = stage.settings.places, stage.settings.model
+    assert places is not None
+    count = len(places) // len(names)
+    networks = {
+        name: [load_network(model, context, stage.parents[f"{name} {number}"]) for number in range(count)] for name in names
+    }
+    spec = symmetry_of(model, networks[names[0]][0], context)
+    found = load_universe(stage.parents["universe"], spec, context)
+    return networks, {name: [found[places[f"{name} {number}"]] for number in range(count)] for name in names}
 
 
 class Evaluator:

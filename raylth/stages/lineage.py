@@ -30,7 +30,7 @@ def lineage(stage: Stage, graph: Graph) -> dict[str, Any]:
 
 
 def _epochs(stage: Stage, graph: Graph) -> dict[str, float]:
-    dense, imp, match = {"A": 0, "B": 0}, 0, 0.0
+    dense, imp, match = dict[tuple[str, str], int](), 0, 0.0
     ahead, seen = list(stage.parents.values()), set[str]()
     while ahead:
         key = ahead.pop()
@@ -41,21 +41,22 @@ def _epochs(stage: Stage, graph: Graph) -> dict[str, float]:
         ahead += parent.parents.values()
         if parent.kind == "dense":
             early = {checkpoint: int(epoch) for epoch, checkpoint in parent.checkpoints.items()}
-            network = parent.labels["network"]
-            dense[network] = max(dense[network], early.get(key, parent.epochs))
+            network = parent.labels["network"], parent.key
+            dense[network] = max(dense.get(network, 0), early.get(key, parent.epochs))
         elif parent.kind == "dynamic":
             early = {checkpoint: int(epoch) for epoch, checkpoint in parent.checkpoints.items()}
             imp = max(imp, early.get(key, parent.epochs))
         elif parent.kind == "imp":
             imp += parent.epochs
         elif isinstance(parent.settings, MatchSettings):
-            match += _match_epochs(parent.settings)
-    return {"epochs_a": dense["A"], "epochs_imp": imp, "epochs_b": dense["B"], "epochs_match": match}
+            match += _match_epochs(parent.settings, len(parent.parents))
+    of_a, of_b = (sum(epochs for (name, _), epochs in dense.items() if name == network) for network in "AB")
+    return {"epochs_a": of_a, "epochs_imp": imp, "epochs_b": of_b, "epochs_match": match}
 
 
-def _match_epochs(settings: MatchSettings) -> float:
-    """Passes over the training split: those of a learned match, or a forward pass of A and of B."""
+def _match_epochs(settings: MatchSettings, networks: int) -> float:
+    """Passes over the training split: those of a learned match, or a forward pass of each of so many networks."""
     if settings.samples is None:
         return 0.0  # from weights alone, or from nothing
     share = settings.samples / settings.data.num_train
-    return float(share * (settings.own["epochs"] if settings.method == "learned" else 2 * FORWARD))
+    return float(share * (settings.own["epochs"] if settings.method == "learned" else networks * FORWARD))

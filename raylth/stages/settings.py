@@ -205,7 +205,7 @@ class MaskSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class MatchSettings(StageSettings):
-    """Stage `match`."""
+    """Stages `match` and `universe`."""
 
     method: str
     code: str | None = None
@@ -213,6 +213,7 @@ class MatchSettings(StageSettings):
     augment: str | None = None  # None: as they are
     own: Mapping[str, Any]  # those that `Matcher.settings` names; they lie beside the others in keys
     seed: int | None = None  # for random numbers, where any are drawn
+    places: Mapping[str, int] | None = None  # "a" and "b" -> which network of the universe, where there is one
 
     def plain(self) -> dict[str, Any]:
         """As those of any settings."""
@@ -262,12 +263,13 @@ class PlaneSettings(EndsSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSettings(EndsSettings):
-    """Stage `analysis`."""
+    """Stage `analysis`; `places` is of one that spans replicates."""
 
     analysis: str
     settings: Mapping[str, Any]  # the plug-in's, which its own class reads
     seed: int
     code: str | None = None
+    places: Mapping[str, int] | None = None  # role of a network -> which network of the universe has the same order of units
 
 
 @dataclass(frozen=True, kw_only=True)

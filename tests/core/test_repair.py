@@ -11,14 +11,14 @@ from torch import nn
 
 from raylth.core.batchnorm import reset_bn_stats
 from raylth.core.data import load_dataset
-from raylth.core.interpolate import barrier, interpolate, line
+from raylth.core.interpolate import average, barrier, interpolate, line
 from raylth.core.layerwise import reset_and_predict
 from raylth.core.matching import match_activations
 from raylth.core.matching.weight import match_weights
 from raylth.core.models import init_model
 from raylth.core.modes import freeze_dropout
 from raylth.core.permutation import derive_spec, random_permutation
-from raylth.core.repair import repair, repair_sites, site_statistics
+from raylth.core.repair import mean_statistics, repair, repair_sites, repair_to, site_statistics
 from raylth.core.training.loop import Recipe, train
 from raylth.stages import make_context
 from raylth.store import Store
@@ -396,3 +396,21 @@ def test_a_batch_norm_with_a_forward_pass_of_its_own_is_reset_layer_by_layer_too
     torch.testing.assert_close(model.norm.running_mean, by_hand.norm.running_mean)
     torch.testing.assert_close(model.norm.running_var, by_hand.norm.running_var)
     torch.testing.assert_close(found, by_hand.eval()(x))
+
+
+def test_a_mean_of_several_networks_gets_the_mean_of_their_statistics():
+    """Three ends as one: means and deviations of each channel are the ends' means."""
+    torch.manual_seed(0)
+    ends = [disturb(init_model(0, "vgg11", width=0.125, num_classes=10, in_shape=(3, 32, 32)), 0.2) for _ in range(3)]
+    x = torch.randn(64, 3, 32, 32)
+    statistics = [site_statistics(end, [x]) for end in ends]
+    merged = copy.deepcopy(ends[0])
+    merged.load_state_dict(average([end.state_dict() for end in ends]))
+    repair_to(merged, mean_statistics(statistics), [x])
+    for name, found in site_statistics(merged, [x]).items():
+        for part in ("mean", "deviation"):
+            wanted = sum(getattr(each[name], part) for each in statistics) / 3
+            torch.testing.assert_close(getattr(found, part), wanted, rtol=2e-3, atol=2e-3)
+    first = next(iter(statistics[0]))
+    with pytest.raises(ValueError, match="another architecture"):
+        mean_statistics([statistics[0], {first: statistics[1][first]}])

@@ -16,7 +16,7 @@ from raylth.core.pruning import num_landing_alive
 from raylth.stages import Stage, load_data, make_context, make_plan, result_rows, run_plan, scan
 from raylth.stages.execute import run_stage
 from raylth.stages.kinds import KINDS
-from raylth.stages.kinds.match import PermutationBroken, _prove
+from raylth.stages.matching import PermutationBroken, prove
 from raylth.store import Store
 from tests.conftest import tiny_sweep
 
@@ -240,10 +240,10 @@ def test_a_permutation_that_changes_the_function_is_not_published_and_its_group_
     model, moved = (init_model(seed, "mlp", width=0.25, num_classes=10, in_shape=(40,)) for seed in (1, 2))
     x = torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
     spec = derive_spec(model, x)
-    _prove(model, moved, random_permutation(spec, 0), x)
+    prove(model, moved, random_permutation(spec, 0), x)
     wrong = PermutationSpec(spec.groups, {**spec.axes, "fc3.weight": (spec.axes["fc3.weight"][0], None)})
     with pytest.raises(PermutationBroken, match=r"group 'fc2' alone by .*fc2.weight, fc2.bias. pi was not published"):
-        _prove(model, moved, random_permutation(wrong, 0), x)
+        prove(model, moved, random_permutation(wrong, 0), x)
 
 
 def test_the_identity_method_is_the_naive_arm_to_the_bit(tmp_path):

@@ -9,12 +9,31 @@ from raylth.core.permutation import PermutationSpec
 from raylth.core.permutation.permutation import permute
 from raylth.core.permutation.spec import Part
 
-__all__ = ["Place", "as_matrix", "by_block", "by_unit", "entries_of", "inner_product", "moved_by", "num_at_once", "taken"]
+__all__ = [
+    "Place",
+    "as_matrix",
+    "by_block",
+    "by_unit",
+    "compared",
+    "entries_of",
+    "inner_product",
+    "moved_by",
+    "num_at_once",
+    "taken",
+]
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of the data, not of the weights
 
 ENTRIES = 2**24  # of a tensor that are copied at a time
 LARGE = 2**16  # entries of a tensor that is not copied without need
 
 Place = tuple[str, int, Part]  # tensor, axis, part with the units of one group in front
+
+
+def compared(spec: PermutationSpec) -> list[str]:
+    """Return the tensors by which weights are matched: those that hold units, tied ones once, without statistics."""
+    once = [name for name in spec.axes if name not in spec.tied]
+    return [name for name in once if not name.endswith(STATISTICS) and any(spec.axes[name])]
 
 
 def as_matrix(tensor: Tensor) -> Tensor:

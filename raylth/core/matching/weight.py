@@ -18,6 +18,7 @@ from raylth.core.matching.units import (
     as_matrix,
     by_block,
     by_unit,
+    compared,
     entries_of,
     inner_product,
     moved_by,
@@ -30,7 +31,6 @@ from raylth.core.precision import precision
 
 __all__ = ["match_weights"]
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of the data, not of the weights
 PROGRESS = 1e-4  # of the inner product of the tensors that a step touches; one unit of 2,000 in its place is worth more
 
 
@@ -100,8 +100,7 @@ class _Descent:
         state_b: Mapping[str, Tensor],
         start: Permutation,
     ) -> None:
-        once = [name for name in spec.axes if name not in spec.tied]
-        names = [name for name in once if not name.endswith(STATISTICS) and any(spec.axes[name])]
+        names = compared(spec)
         self.a, self.b = ({name: as_matrix(state[name]) for name in names} for state in (state_a, state_b))
         self.spec, self.perms, self.trees = spec, dict(start.perms), trees(spec)
         self.norms = {

@@ -24,6 +24,7 @@ __all__ = [
     "StartInputs",
     "UpdateInputs",
     "finder_summary",
+    "is_dynamic",
 ]
 
 ITERATIVE = "imp"  # which is a chain of trainings, so that every sparsity shares their trunk
@@ -128,6 +129,11 @@ class DynamicFinder:
 
 
 FINDERS: Registry[MaskFinder | DynamicFinder] = Registry("mask finder", group="raylth.finders")
+
+
+def is_dynamic(name: str | None) -> bool:
+    """Whether a finder trains a network of its own to find the mask; False for None, which is masks from files."""
+    return name is not None and isinstance(FINDERS[name], DynamicFinder)
 
 
 def finder_summary(name: str) -> str:

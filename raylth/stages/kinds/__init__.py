@@ -4,14 +4,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from raylth.stages.kind import StageKind
-from raylth.stages.kinds import analysis, connect, dense, dynamic, ensemble, find, imp, mask, match, overlap, plane, sparse
+from raylth.stages.kinds import (
+    analysis,
+    connect,
+    dense,
+    dynamic,
+    ensemble,
+    find,
+    imp,
+    mask,
+    match,
+    overlap,
+    plane,
+    sparse,
+    universe,
+)
 from raylth.stages.stage import Stage
 
 __all__ = ["KINDS", "kind_of", "read_stage"]
 
 KINDS: dict[str, StageKind[Any]] = {
     module.KIND.name: module.KIND
-    for module in (dense, dynamic, imp, find, mask, match, sparse, connect, plane, overlap, ensemble, analysis)
+    for module in (dense, dynamic, imp, find, mask, universe, match, sparse, connect, plane, overlap, ensemble, analysis)
 }
 
 

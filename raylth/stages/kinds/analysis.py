@@ -8,7 +8,7 @@ from raylth.analyses import ANALYSES, MeasureInputs
 from raylth.core.models import check_code
 from raylth.core.modes import in_mode
 from raylth.stages.context import Context
-from raylth.stages.endpoints import load_ends
+from raylth.stages.endpoints import load_ends, load_members
 from raylth.stages.kind import Finished, Rows, StageKind
 from raylth.stages.settings import AnalysisSettings
 from raylth.stages.stage import Artefact, Stage, finite
@@ -30,9 +30,14 @@ def analysis(stage: Stage[AnalysisSettings], context: Context) -> dict[str, Arte
     plugin = ANALYSES[name]
     check_code("analysis", name, plugin.measure, stage.settings.code)
     settings = plugin.settings.model_validate(stage.settings.settings)  # type: ignore[attr-defined]
-    networks = dict(zip(settings.networks, load_ends(stage, context), strict=True))
-    inputs = MeasureInputs(context.train, context.test, context.device, stage.settings.seed)
-    with in_mode(*networks.values(), training=False):
+    networks: dict[str, Any]
+    if plugin.across_replicates:
+        networks, permutations = load_members(stage, context, settings.networks)
+    else:
+        networks, permutations = dict(zip(settings.networks, load_ends(stage, context), strict=True)), {}
+    inputs = MeasureInputs(context.train, context.test, context.device, stage.settings.seed, permutations)
+    loaded = [each for found in networks.values() for each in (found if isinstance(found, list) else [found])]
+    with in_mode(*loaded, training=False):
         rows = [_plain(name, row) for row in plugin.measure(networks, settings, inputs)]
     return {stage.key: Artefact({}, {"rows": rows, "seconds": time.perf_counter() - start, "epochs": 0})}
 

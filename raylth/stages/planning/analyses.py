@@ -6,12 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from raylth.analyses import ANALYSES
+from raylth.arms import ARMS
 from raylth.common.seeding import derive_seed
-from raylth.config.analyses import EnsembleConfig, NetworksConfig, parse_end
+from raylth.config.across import AcrossConfig
+from raylth.config.analyses import BASES, EnsembleConfig, NetworksConfig, parse_end
 from raylth.config.sweep import SweepConfig
 from raylth.core.matching.matcher import MATCHERS
 from raylth.core.models import code_of
 from raylth.stages.planning.replicate import Replicate
+from raylth.stages.planning.universes import universe
 from raylth.stages.settings import AnalysisSettings, EnsembleSettings, OverlapSettings, PlaneSettings, StageSettings
 from raylth.stages.stage import Stage, stage_key
 
@@ -25,6 +28,8 @@ def measures(config: SweepConfig, pairs: Sequence[Replicate]) -> list[Stage]:
     """
     asked = config.measured
     planned = [stage for pair in pairs for stage in _of_pair(config, pair)]
+    for name, own in asked.custom.items():
+        planned += _across(name, own, pairs) if ANALYSES[name].across_replicates else []
     return planned + (_ensembles(config, asked.ensemble, pairs) if asked.ensemble else [])
 
 
@@ -64,7 +69,7 @@ def _of_pair(config: SweepConfig, pair: Replicate) -> list[Stage]:
     if asked.match_quality:
         planned += _match_quality(config, pair)
     for name, own in asked.custom.items():
-        planned += _custom(name, own, pair)
+        planned += [] if ANALYSES[name].across_replicates else _custom(name, own, pair)
     return planned
 
 
@@ -73,6 +78,54 @@ def _custom(name: str, asked: NetworksConfig, pair: Replicate) -> list[Stage]:
     assert asked.sparsity is not None
     assert asked.rewind is not None
     moves, parents, needed = _ends(pair, f"custom.{name}.networks", asked.networks, asked.sparsity, asked.rewind)
+    return [*needed, _analysis(name, asked, pair, parents, pair.labels, moves=moves)]
+
+
+def _across(name: str, asked: NetworksConfig, pairs: Sequence[Replicate]) -> list[Stage]:
+    """Plan a custom analysis of the networks of all replicates, and the universe whose order of units they are moved to."""
+    field, first = f"analyses.custom.{name}", pairs[0]
+    if not isinstance(asked, AcrossConfig):
+        raise ValueError(f"{field}: its settings are not a subclass of {AcrossConfig.__module__}.{AcrossConfig.__name__}")
+    assert asked.sparsity is not None
+    assert asked.rewind is not None
+    if len(pairs) < 2:
+        raise ValueError(f"{field}: needs the networks of two replicates or more, and seeds.replicates is {len(pairs)}")
+    parents, homes = {}, {}
+    try:
+        for number, pair in enumerate(pairs):
+            for base in asked.networks:
+                role = f"{base} {number}"
+                parents[role] = pair.find(base, asked.sparsity, asked.rewind)
+                homes[role] = pair.trained(_origin(base), asked.sparsity)
+        has_both = all(("B", first.config.dense.epochs) in pair.theta for pair in pairs)
+        dense = [pair.trained(one, asked.sparsity) for pair in pairs for one in ("AB" if has_both else "A")]
+    except KeyError as error:
+        raise ValueError(f"{field}.networks: {error.args[0]}") from error
+    dense = list(dict.fromkeys(dense))
+    found = universe(first, asked.method, dense, first.config.dense.epochs)
+    places = {role: dense.index(key) for role, key in homes.items()}
+    labels = {"width": first.labels["width"]}
+    parents["universe"] = found.key
+    return [found, _analysis(name, asked, first, parents, labels, places=places)]
+
+
+def _origin(base: str) -> str:
+    """Return the dense network, A or B, whose order of units a network has: its weights are that one's, trained on."""
+    if base in BASES:
+        return "B" if base == "B" else "A"
+    return ARMS[base].weights_from
+
+
+def _analysis(
+    name: str,
+    asked: NetworksConfig,
+    pair: Replicate,
+    parents: dict[str, str],
+    labels: Mapping[str, Any],
+    *,
+    moves: Mapping[str, str | None] | None = None,
+    places: Mapping[str, int] | None = None,
+) -> Stage:
     settings = AnalysisSettings(
         **pair.evaluation(None),
         moves=moves,
@@ -80,14 +133,11 @@ def _custom(name: str, asked: NetworksConfig, pair: Replicate) -> list[Stage]:
         settings=asked.model_dump(mode="json"),
         seed=pair.analysis_seed,
         code=code_of(name, ANALYSES[name].measure),
+        places=places,
     )
-    labels = {
-        **pair.labels,
-        "sparsity": asked.sparsity,
-        "rewind_epoch": asked.rewind,
-        "between": f"{name} of {', '.join(asked.networks)}",
-    }
-    return [*needed, _stage("analysis", settings, parents, labels)]
+    cell = {"sparsity": asked.sparsity, "rewind_epoch": asked.rewind}
+    between = f"{name} of {', '.join(asked.networks)}"
+    return _stage("analysis", settings, parents, {**labels, **cell, "between": between})
 
 
 def _stage(kind: str, settings: StageSettings, parents: dict[str, str], labels: dict[str, Any]) -> Stage:
@@ -211,7 +261,7 @@ def _members(
             parents = {"weights": pair.theta["B", asked.rewind], "mask": mask}
             match = None
             if name == "permuted":
-                match = pair.match(config.match.method[0], first.matched_a(asked.sparsity), pair.theta["B", total], total)
+                match = pair.match(config.match.method[0], first.trained("A", asked.sparsity), pair.theta["B", total], total)
                 match = replace(match, labels={**match.labels, **labels})
                 needed.append(match)
                 parents["permutation"] = match.key

@@ -9,6 +9,7 @@ from raylth.stages.planning.analyses import measures
 from raylth.stages.planning.replicate import Replicate
 from raylth.stages.planning.settle import settle
 from raylth.stages.planning.shapes import check_stream_site
+from raylth.stages.planning.universes import Universes
 from raylth.stages.stage import Stage
 
 __all__ = ["MOST_STAGES", "Plan", "make_plan"]
@@ -39,18 +40,19 @@ def make_plan(config: SweepConfig) -> Plan:
     _check_number(config, _fewest(config))
     stages: dict[str, Stage] = {}
     for width in config.model.widths:
-        pairs, planned = [], list[Stage]()
+        pairs, planned, universes = [], list[Stage](), Universes(config, width)
         for replicate in range(config.seeds.replicates):
-            pairs.append(Replicate(config, width, replicate))
+            pairs.append(Replicate(config, width, replicate, universes))
             if replicate == 0:  # the networks of the others have the same units
                 check_stream_site(pairs[0].model, config.match)
             planned += pairs[-1].stages()
             if not stages and replicate == 0:
                 _check_number(config, len({stage.key for stage in planned}))
-        for stage in [*planned, *measures(config, pairs)]:
+        for stage in [*planned, *measures(config, pairs), *universes.stages.values()]:
             stages.setdefault(stage.key, stage)
-    ahead = _epochs_ahead(list(stages.values()))
-    ordered = sorted(stages.values(), key=lambda stage: (kind_of(stage.kind).rank, -ahead[stage.key]))
+    by_rank = sorted(stages.values(), key=lambda stage: kind_of(stage.kind).rank)  # parents before children
+    ahead = _epochs_ahead(by_rank)
+    ordered = sorted(by_rank, key=lambda stage: (kind_of(stage.kind).rank, -ahead[stage.key]))
     return Plan(config, tuple(ordered))
 
 

@@ -8,11 +8,13 @@ from typing import Any
 from raylth.arms import ARMS, Arm
 from raylth.config.analyses import ConnectConfig
 from raylth.config.sweep import SweepConfig
+from raylth.core.matching.matcher import MATCHERS
 from raylth.core.pruning import num_landing_alive, trunk_counts
-from raylth.core.pruning.finder import FINDERS, ITERATIVE, DynamicFinder, MaskFinder
+from raylth.core.pruning.finder import FINDERS, ITERATIVE, MaskFinder, is_dynamic
 from raylth.stages.planning.shapes import num_prunable
 from raylth.stages.planning.stage_maker import StageMaker
-from raylth.stages.settings import Amount, MaskSettings
+from raylth.stages.planning.universes import Universes, through_universe
+from raylth.stages.settings import Amount, MaskSettings, MatchSettings
 from raylth.stages.stage import Stage
 
 __all__ = ["Replicate"]
@@ -21,9 +23,10 @@ __all__ = ["Replicate"]
 class Replicate(StageMaker):
     """Plans one pair of networks. After `stages`, its dictionaries say where networks and masks are; `find` reads them."""
 
-    def __init__(self, config: SweepConfig, width: float, replicate: int) -> None:
+    def __init__(self, config: SweepConfig, width: float, replicate: int, universes: Universes | None = None) -> None:
         super().__init__(config, width, replicate)
         self.finders: list[str | None] = [None] if config.sparse.mask_from else [*config.mask.finders]  # None: files
+        self.universes = universes or Universes(config, width)  # of this width, shared by its replicates
         self.theta: dict[tuple[str, int], str] = {}  # (network, epoch) -> key
         self.masks: dict[float, str] = {}  # sparsity -> key of A's mask by the first finder, perhaps with A pruned
         self.rounds: list[Stage] = []  # of A's pruning
@@ -34,8 +37,7 @@ class Replicate(StageMaker):
 
     def stages(self) -> list[Stage]:
         """Return all stages of the pair, parents before children; ValueError as `make_plan` says."""
-        sparse, total = self.config.sparse, self.config.dense.epochs
-        from_files = {sparsity: self.mask_file(sparsity) for sparsity in sparse.sparsities} if sparse.mask_from else {}
+        total, from_files = self.config.dense.epochs, self.mask_files
         files_have_network = any(stage.settings.has_network for stage in from_files.values())
         self._check_signs(list(from_files.values()))
         dense = self._trained(files_have_network=files_have_network)
@@ -108,6 +110,15 @@ class Replicate(StageMaker):
         ]
         return [replace(match, labels={**match.labels, "carries_masks": True, **labels}) for match in found]
 
+    def match(
+        self, method: str, dense_a: str, dense_b: str, epoch: int, *, samples: int | None = None
+    ) -> Stage[MatchSettings]:
+        """Plan the permutation from A to B; by a matcher of many networks it follows from those of all networks."""
+        match = super().match(method, dense_a, dense_b, epoch, samples=samples)
+        if MATCHERS[method].match_many is None:
+            return match
+        return through_universe(match, self.universes.of(method, dense_a, epoch, samples))
+
     def _arm(
         self, name: str, finder: str | None, sparsity: float, mask: str, rewind: int, matches: list[Stage]
     ) -> list[Stage]:
@@ -170,14 +181,14 @@ class Replicate(StageMaker):
             return self.arms[base, sparsity, rewind]
         raise KeyError(f"this sweep trains no network {base!r}: no arm starts from it, or its masks come from elsewhere")
 
-    def matched_a(self, sparsity: float) -> str:
-        """Return the key of the A that is matched for the masks of the first finder; KeyError as `find`."""
-        return self.masks[sparsity] if self.has_network else self.find("A", None, None)
+    def trained(self, network: str, sparsity: float) -> str:
+        """Return the key of the A or B that is matched; A may come with the first finder's masks. KeyError as `find`."""
+        return self.masks[sparsity] if network == "A" and self.has_network else self.find(network, None, None)
 
     def best_match(self, sparsity: float) -> Stage:
         """Plan the match that analyses mean by pi; KeyError as `find`."""
-        b = self.find("B", None, None)
-        return self.match(self.config.match.method[0], self.matched_a(sparsity), b, self.config.dense.epochs)
+        a, b = (self.trained(name, sparsity) for name in "AB")
+        return self.match(self.config.match.method[0], a, b, self.config.dense.epochs)
 
     def masks_of(self, network: str) -> tuple[list[Stage], dict[float, str]]:
         """Plan the search for a network's masks by the first finder: as `_masks`."""
@@ -232,11 +243,6 @@ class Replicate(StageMaker):
         """Plan the line from pi(A) to the trained B, for a pi that was found at any epoch of B."""
         parents = {"a": match.parents["a"], "b": self.find("B", None, None), "permutation": match.key}
         return self.line(asked, parents, match.labels, "pi(A) - B")
-
-
-def is_dynamic(finder: str | None) -> bool:
-    """Whether masks are found while A is trained, so that they come with a network of their own."""
-    return finder is not None and isinstance(FINDERS[finder], DynamicFinder)
 
 
 def _reads_initial(finder: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from string import Formatter
 from typing import Any, TypedDict
@@ -212,27 +213,36 @@ class StageMaker:
         key = stage_key("mask", settings, {})
         return Stage("mask", key, settings, parents={}, labels=labels, files={"mask": str(path)})
 
+    @cached_property
+    def mask_files(self) -> dict[float, Stage[MaskSettings]]:
+        """The stages that read A's masks from files, by sparsity; none where A's own are found."""
+        sparse = self.config.sparse
+        return {sparsity: self.mask_file(sparsity) for sparsity in sparse.sparsities} if sparse.mask_from else {}
+
     def match(
         self, method: str, dense_a: str, dense_b: str, epoch: int, *, samples: int | None = None
     ) -> Stage[MatchSettings]:
         """Plan the permutation from A's weights to those of B at an epoch, on `samples` if not on what the sweep says."""
-        match = self.config.match
-        matcher = MATCHERS[method]
-        is_augmented = matcher.reads_samples and match.augment
-        settings = MatchSettings(
-            model=self.model,
-            data=self.train_data,
-            method=method,
-            code=code_of(method, matcher.match),
-            samples=(samples or match.samples or self.train_data.num_train) if matcher.reads_samples else None,
-            augment=self.augment if is_augmented else None,
-            own={name: getattr(match, field) for name, field in matcher.settings.items()},
-            seed=self.match_seed if matcher.needs_seed or is_augmented else None,
-        )
+        settings = self.match_settings(method, samples, self.match_seed)
         parents = {"a": dense_a, "b": dense_b}
         labels = {**self.labels, "match_epoch": epoch, "match_method": method, "carries_masks": False}
         labels["match_samples"] = settings.samples
         return Stage("match", stage_key("match", settings, parents), settings, parents, labels)
+
+    def match_settings(self, method: str, samples: int | None, seed: int) -> MatchSettings:
+        """Return the settings of a match by a method, on `samples` if not on what the sweep says."""
+        match, matcher = self.config.match, MATCHERS[method]
+        is_augmented = matcher.reads_samples and match.augment
+        return MatchSettings(
+            model=self.model,
+            data=self.train_data,
+            method=method,
+            code=code_of(method, matcher.function),
+            samples=(samples or match.samples or self.train_data.num_train) if matcher.reads_samples else None,
+            augment=self.augment if is_augmented else None,
+            own={name: getattr(match, field) for name, field in matcher.settings.items()},
+            seed=seed if matcher.needs_seed or is_augmented else None,
+        )
 
     def line(
         self,

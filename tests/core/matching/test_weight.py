@@ -13,6 +13,7 @@ from raylth.common.seeding import derive_seed
 from raylth.core.data import load_dataset
 from raylth.core.matching import match_activations, weight
 from raylth.core.matching.straight_through import _mean_loss, match_straight_through
+from raylth.core.matching.units import STATISTICS
 from raylth.core.matching.weight import match_weights
 from raylth.core.models import init_model
 from raylth.core.permutation import Permutation, derive_spec, identity_permutation, random_permutation
@@ -119,7 +120,7 @@ def test_a_group_on_both_axes_of_a_tensor_is_still_monotone():
 
 def match_plainly(state_a, state_b, spec, seed):
     """The same descent without anything kept: A's weights are moved anew before each step, and multiplied in float64."""
-    names = [name for name in spec.axes if not name.endswith(weight.STATISTICS) and any(spec.axes[name])]
+    names = [name for name in spec.axes if not name.endswith(STATISTICS) and any(spec.axes[name])]
     perms = dict(identity_permutation(spec).perms)
 
     def moved():
@@ -200,7 +201,7 @@ def products_once(spec, state):
     """Operations of one product for each place of a tensor that a group owns: two for each of its weights and units."""
     total = 0
     for name, axes in spec.axes.items():
-        if name.endswith(weight.STATISTICS):
+        if name.endswith(STATISTICS):
             continue
         for dim, axis in enumerate(axes):
             for part in axis.parts if axis else ():

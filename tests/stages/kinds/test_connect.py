@@ -10,7 +10,7 @@ from raylth.core.matching import match_activations
 from raylth.core.permutation import derive_spec
 from raylth.stages import load_data, make_context, make_plan, run_plan, run_stage
 from raylth.stages.endpoints import Evaluator
-from raylth.stages.kinds.match import _batches
+from raylth.stages.matching import batches_of
 from raylth.stages.stage import stage_key
 from raylth.stages.training import load_network
 from raylth.store import Store
@@ -78,7 +78,7 @@ def test_units_are_compared_on_augmented_images_where_that_is_asked_for(finished
     stage = only(make_plan(asked), "match")
     assert stage.settings.augment == "flip_crop"
     context = make_context(store, load_data(plan.config.data))
-    images, again, others = (torch.cat([x for x, _ in _batches(s.settings, context)]) for s in (stage, stage, plain))
+    images, again, others = (torch.cat([x for x, _ in batches_of(s.settings, context)]) for s in (stage, stage, plain))
     assert torch.equal(images, again), "they follow from the seed"
     assert images.shape == others.shape
     assert torch.equal(others, context.train.x)
@@ -99,5 +99,5 @@ def test_no_statistics_are_those_of_a_few_left_over_samples(finished):
     assert [len(x) for x in Evaluator(context, 256).inputs(255)] == [170, 86]
     settings = dataclasses.replace(only(plan, "match").settings, samples=256)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raylth.stages.kinds.match.BATCH_SIZE", 255)
-        assert [len(x) for x, _ in _batches(settings, context)] == [170, 86]
+        patch.setattr("raylth.stages.matching.BATCH_SIZE", 255)
+        assert [len(x) for x, _ in batches_of(settings, context)] == [170, 86]

@@ -40,6 +40,7 @@ GOLDEN = {
     "dense": "c64dd303495a476b",
     "imp": "6a87c66f37534439",
     "mask": "3bd441e68fce996c",
+    "universe": "6656ef696b96c61e",
     "match": "d31c9d73960071db",
     "sparse": "467b2d818b353dfe",
     "connect": "cfce7709e0d01392",
@@ -63,7 +64,8 @@ class Unread(dict):
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory):
-    """A sweep of everything, one with a mask from elsewhere, and two of other finders, one with an analysis of one's own."""
+    """A sweep of everything, one with a mask from elsewhere, two of other finders, one with an analysis of one's own, and one
+    that matches all networks at once and merges them."""
     folder = tmp_path_factory.mktemp("masks")
     network = init_model(0, "mlp", width=0.25, num_classes=10, in_shape=(40,))
     weights = {name: torch.arange(t.numel()).sin().reshape(t.shape) for name, t in network.state_dict().items()}
@@ -79,11 +81,17 @@ def plans(tmp_path_factory):
         "mask": {"finder": "oneshot"},
         "analyses": {"custom": {"tests.stages.kinds.own_analysis:norms": {"networks": ["lth", "pi(A)"]}}},
     }
+    together = {
+        "match": {"method": "c2m3", "epochs": [2, 4]},
+        "sparse": {"arms": ["lth", "permuted"], "sparsities": [0.5], "rewinds": [1]},
+        "analyses": {"custom": {"merge": {"samples": 60}}},
+    }
     return [
         make_plan(tiny_sweep(**EVERYTHING)),
         make_plan(tiny_sweep(sparse=elsewhere, match={"epochs": [4]})),
         make_plan(tiny_sweep(**found, match={"epochs": [4]})),
         make_plan(tiny_sweep(mask={"finder": "rigl", "updates": {"every": 5}}, match={"epochs": [4]})),
+        make_plan(tiny_sweep(**together, seeds={"replicates": 2})),
     ]
 
 
@@ -91,7 +99,7 @@ def test_golden_keys_of_every_kind(plans):
     keys: dict[str, set[str]] = {}
     for number, plan in enumerate(plans):
         for stage in plan.stages:
-            if number < 2 or stage.kind in ("find", "analysis", "dynamic"):
+            if number < 2 or stage.kind in {2: ("find", "analysis"), 3: ("dynamic",), 4: ("universe",)}[number]:
                 keys.setdefault(stage.kind, set()).update(stage.produces)
     assert set(keys) == set(KINDS)
     assert {kind: fingerprint(sorted(found))[:16] for kind, found in keys.items()} == GOLDEN, "in any order"
