@@ -75,7 +75,7 @@ class Placeholders:
 
 def load_authors(folder: Path) -> tuple[Any, Any]:
     """Return the authors' modules of the matching of many networks, and of permutation specs."""
-    sys.meta_path.insert(0, Placeholders())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Placeholders())
     for name in ("ccmm", "ccmm.matching"):  # whose own __init__ sets up logging
         module = types.ModuleType(name)
         module.__path__ = [str(folder / "src" / name.replace(".", "/"))]
