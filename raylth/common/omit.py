@@ -10,6 +10,7 @@ LATER: dict[str, dict[str, Any]] = {  # section of a sweep file -> fields that w
     "analyses": {"custom": {}},
     "dense": OPTIMIZER,
     "imp": OPTIMIZER,
+    "mask": {"structure": {"pattern": "unstructured"}},
     "model": {"options": {}},
     "sparse": OPTIMIZER,
 }

@@ -23,7 +23,7 @@ from raylth.config.training import DenseConfig, ImpConfig, SparseConfig
 from raylth.config.types import AUTO, Count, Integer, Settings, is_place
 from raylth.core.data import DATASETS
 from raylth.core.models import build_shapes
-from raylth.core.pruning.finder import ITERATIVE
+from raylth.core.pruning.finder import FINDERS, ITERATIVE
 
 __all__ = ["NOT_SCIENCE", "SeedsConfig", "SweepConfig"]
 
@@ -124,6 +124,7 @@ class SweepConfig(Settings):
             raise ValueError("budget.usd: needs prices, and the file has none")
         if self.sparse.mask_from is not None and self.mask.finder != ITERATIVE:
             raise ValueError("mask.finder: sparse.mask_from replaces it: remove one of them")
+        self._check_structure()
         for rewind in self.sparse.rewinds:
             if rewind >= total:
                 raise ValueError(f"sparse.rewinds: {rewind} is not below dense.epochs = {total}: no epoch would be left")
@@ -144,6 +145,17 @@ class SweepConfig(Settings):
             self._check_workers(kind)
             self._check_resolution(kind)
         return self
+
+    def _check_structure(self) -> None:
+        """Raise ValueError for a pattern that the mask's finder cannot make."""
+        structure, finder = self.mask.structure.structure, self.mask.finder
+        if structure.pattern == "unstructured" or self.sparse.mask_from is not None:
+            return
+        if not FINDERS[finder].has_structure:
+            able = ", ".join(name for name in FINDERS if FINDERS[name].has_structure)
+            raise ValueError(f"mask.structure: mask.finder {finder} makes unstructured masks only (with patterns: {able})")
+        if structure.pattern == "nm" and finder == ITERATIVE:
+            raise ValueError(f"mask.structure: {structure} has one sparsity, and {finder} prunes in rounds: use oneshot")
 
     def _check_network(self) -> None:
         """Raise ValueError for a network that cannot be built for these data at one of its widths."""

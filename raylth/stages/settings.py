@@ -6,9 +6,10 @@ valid.
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, get_args, get_type_hints
 
 from raylth.common.omit import omit_defaults
+from raylth.core.pruning.structure import Structure
 from raylth.core.training.recipe import Recipe
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Serializable",
     "SparseSettings",
     "StageSettings",
+    "StructureSettings",
     "TrainingSettings",
     "TransformSettings",
 ]
@@ -85,6 +87,23 @@ class DataSettings(Serializable):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StructureSettings(Serializable):
+    """The pattern of A's mask."""
+
+    pattern: str
+    n: int | None = None
+    m: int | None = None
+    rows: int | None = None
+    columns: int | None = None
+    prune_shortcuts: bool = False  # whether residual shortcuts have it, too
+
+    @property
+    def structure(self) -> Structure:
+        """The pattern as the numerics have it."""
+        return Structure(self.pattern, self.n, self.m, self.rows, self.columns)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageSettings(Serializable):
     """What every stage has."""
 
@@ -127,6 +146,7 @@ class ImpSettings(TrainingSettings):
 
     amount: Amount
     prune_shortcuts: bool
+    structure: StructureSettings | None = None  # None: any weights
 
     @property
     def program(self) -> tuple[object, ...]:
@@ -159,6 +179,7 @@ class SparseSettings(TrainingSettings):
     """Stage `sparse`."""
 
     mask_transform: TransformSettings
+    structure: StructureSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +191,7 @@ class FindSettings(StageSettings):
     prune_shortcuts: bool
     code: str | None = None
     seed: int | None = None  # for random numbers, where the finder draws any
+    structure: StructureSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +213,7 @@ class MatchSettings(StageSettings):
     augment: str | None = None  # None: as they are
     own: Mapping[str, Any]  # those that `Matcher.settings` names; they lie beside the others in keys
     seed: int | None = None  # for random numbers, where any are drawn
+    structure: StructureSettings | None = None  # which permutations keep
 
     def plain(self) -> dict[str, Any]:
         """As those of any settings."""
@@ -266,8 +289,9 @@ def _plain(value: Any) -> Any:
 
 
 def _read(declared: Any, value: Any) -> Any:
-    if isinstance(declared, type) and issubclass(declared, Serializable):
-        return declared.read(value)
+    for each in (declared, *get_args(declared)):
+        if isinstance(each, type) and issubclass(each, Serializable) and isinstance(value, Mapping):
+            return each.read(value)
     if declared is Recipe:
         return Recipe(**{name: _read(None, each) for name, each in value.items()})
     return tuple(_read(None, each) for each in value) if isinstance(value, list) else value

@@ -22,12 +22,12 @@ def compact(network: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, spec: 
     """Return a copy of `network` under `mask` without the units that are not used, dense and with smaller layers.
 
     A unit is removed where no weight reads it. One that no weight writes still has a constant value, that of its bias and
-    batch norm in evaluation: where every layer that reads it can hold that in its bias (also a new one), it is removed, too; a
-    convolution that pads cannot, unless the constant is 0. Both are repeated until nothing changes, and one unit of a layer
+    batch norm in evaluation: where every layer that reads it can hold that in its bias (also a new one), it is removed, too;
+    a convolution that pads cannot, unless the constant is 0. Both are repeated until nothing changes, and one unit of a layer
     stays. Which tensors a unit has follows from the symmetry `spec`, which is derived where it is not given: a unit of a
     residual stream is removed only where it is dead in the whole stream, and heads of attention and streams with layer norms
-    stay whole (`unit_groups`). The result computes the same function in evaluation, which is tried in float64 to 1e-9, and in training
-    where no constant was moved. `x` is a batch (B, *in_shape) that the network accepts.
+    stay whole (`unit_groups`). The result computes the same function in evaluation, which is tried in float64 to 1e-9, and
+    in training where no constant was moved. `x` is a batch (B, *in_shape) that the network accepts.
 
     Raises ValueError, one line, for a smaller network that does not run (a forward pass with sizes of its own) or computes
     something else.
@@ -47,19 +47,17 @@ def compact(network: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, spec: 
 
 
 def _drop_unread(network: nn.Module, groups: Sequence[UnitGroup], gone: dict[str, Tensor]) -> bool:
-    """Set to zero what writes units that no weight reads, and note them; returns whether there were any."""
+    """Note the units that no weight reads, and set to zero what writes them; returns whether that was anything."""
     state, found = network.state_dict(), False
     for group in groups:
-        unread = ~_is_any(state, group.reads, group.size) & ~gone[group.name]
-        if bool((gone[group.name] | unread).all()):
+        unread = ~_is_any(state, group.reads, group.size)
+        found |= bool((unread & _is_any(state, group.writes, group.size)).any())
+        for place in group.writes:
+            state[place.tensor].index_fill_(place.axis, place.entries[unread].flatten().to(state[place.tensor].device), 0.0)
+        if bool(unread.all()):
             unread[(~gone[group.name]).nonzero()[0]] = False  # a layer has at least one unit
-        if bool(unread.any()):
-            found = True
-            gone[group.name] |= unread
-            for place in group.writes:
-                state[place.tensor].index_fill_(
-                    place.axis, place.entries[unread].flatten().to(state[place.tensor].device), 0.0
-                )
+        found |= bool((unread & ~gone[group.name]).any())
+        gone[group.name] |= unread
     return found
 
 

@@ -87,7 +87,7 @@ def units_mask(mask: Mapping[str, Tensor], groups: Iterable[UnitGroup], out: Map
 
 
 def unit_scores(weights: Mapping[str, Tensor], group: UnitGroup) -> Tensor:
-    """Return the sum of the magnitudes of the weights that write each unit, (units,) float64 (Li et al. 2017, section 3.1)."""
+    """Return the sum of the magnitudes of what writes each unit, (units,) float64 (Li et al. 2017, section 3.1)."""
     total = torch.zeros(group.size, dtype=torch.float64)
     for place in group.writes:
         rows = weights[place.tensor].detach().abs().movedim(place.axis, 0).flatten(1).sum(1, dtype=torch.float64).cpu()

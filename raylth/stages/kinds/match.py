@@ -15,6 +15,7 @@ from raylth.core.permutation import (
     Permutation,
     PermutationSpec,
     identity_permutation,
+    unrestricted,
 )
 from raylth.core.training.schedule import even_batch_size
 from raylth.stages.arrays import state_arrays
@@ -40,7 +41,7 @@ def match(stage: Stage[MatchSettings], context: Context) -> dict[str, Artefact]:
     start, settings = time.perf_counter(), stage.settings
     network_a = load_network(settings.model, context, stage.parents["a"])
     network_b = load_network(settings.model, context, stage.parents["b"])
-    spec = symmetry_of(settings.model, network_a, context)
+    spec = symmetry_of(settings.model, network_a, context, settings.structure)
     matcher, plain = MATCHERS[settings.method], settings.plain()
     check_code("matcher", settings.method, matcher.match, settings.code)
     own = {name: plain[name] for name in matcher.settings}
@@ -48,6 +49,9 @@ def match(stage: Stage[MatchSettings], context: Context) -> dict[str, Artefact]:
     with in_mode(network_a, training=False), in_mode(network_b, training=False):
         result = matcher.match(network_a, network_b, spec, inputs)
     permutation, objective = _checked(f"matcher {settings.method}", result, spec)
+    if settings.structure is not None:  # what reads it need not know the structure
+        permutation = unrestricted(permutation, symmetry_of(settings.model, network_a, context))
+        objective = {name: value for name, value in objective.items() if name in permutation.perms}
     moved = new_network(settings.model, 0, context.device)
     _prove(network_a, moved, permutation, context.train.probe(64))
     metrics = {

@@ -12,6 +12,7 @@ from raylth.arms import ARMS
 from raylth.core.masks import Mask, as_mask, shuffle_mask
 from raylth.core.models import check_code
 from raylth.core.permutation import Permutation, PermutationSpec, random_permutation
+from raylth.core.pruning import UNSTRUCTURED, Structure, keeps, shuffle_structured
 from raylth.stages.context import Context
 from raylth.stages.endpoints import load_permutation
 from raylth.stages.kind import Finished, Rows, StageKind
@@ -19,7 +20,7 @@ from raylth.stages.lineage import lineage
 from raylth.stages.network_rows import network_rows
 from raylth.stages.settings import OwnTransformSettings, SparseSettings
 from raylth.stages.stage import Stage
-from raylth.stages.symmetry import symmetry_of
+from raylth.stages.symmetry import structure_units, symmetry_of
 from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
 
 __all__ = ["KIND", "Given", "sparse"]
@@ -30,25 +31,33 @@ class Given:
     """What a transform of a mask may read: the network that it will be trained with, and what its arm asks for."""
 
     network: nn.Module  # with its weights at the rewind point; not to be changed
-    spec: Callable[[], PermutationSpec]  # derives the network's symmetry
+    spec: Callable[[], PermutationSpec]  # derives the network's symmetry, as far as it keeps the mask's pattern
     permutation: Callable[[], Permutation]  # loads pi, from A to B, where the arm says `needs_match`
     seed: int  # for random numbers, where the arm says `needs_seed`
+    structure: Structure = UNSTRUCTURED  # the pattern that the mask has, and is to keep
 
 
 def sparse(stage: Stage[SparseSettings], context: Context) -> Trainee:
     """Train the arm's weights under the arm's mask."""
-    transform = stage.settings.mask_transform
+    transform, structure = stage.settings.mask_transform, stage.settings.structure
     network = load_network(stage.settings.model, context, stage.parents["weights"])
     given = Given(
         network,
-        spec=lambda: symmetry_of(stage.settings.model, network, context),
+        spec=lambda: symmetry_of(stage.settings.model, network, context, structure),
         permutation=lambda: load_permutation(stage, context, network),
         seed=transform.seed or 0,
+        structure=structure.structure if structure else UNSTRUCTURED,
     )
     mask = load_mask(context, stage.parents["mask"])
     if isinstance(transform, OwnTransformSettings):  # whose arm may have the name of one of the package's transforms
-        return masked_trainee(stage, network, _by_ones_own(transform, mask, given))
-    return masked_trainee(stage, network, TRANSFORMS[transform.name](mask, given))
+        found = _by_ones_own(transform, mask, given)
+    else:
+        found = TRANSFORMS[transform.name](mask, given)
+    if structure is not None:
+        units = structure_units(stage.settings.model, network, context, structure)
+        if (violation := keeps(found, structure.structure, units)) is not None:
+            raise ValueError(f"the transform {transform.name!r} breaks the mask's structure: {violation}")
+    return masked_trainee(stage, network, found)
 
 
 def _as_it_is(mask: Mask, given: Given) -> Mask:
@@ -56,6 +65,10 @@ def _as_it_is(mask: Mask, given: Given) -> Mask:
 
 
 def _shuffle(mask: Mask, given: Given) -> Mask:
+    if given.structure.pattern == "units":
+        return _permute_randomly(mask, given)
+    if given.structure.pattern != "unstructured":
+        return shuffle_structured(mask, given.structure, given.seed)
     return shuffle_mask(mask, given.seed)
 
 

@@ -3,13 +3,14 @@
 import operator
 from bisect import bisect_right
 from dataclasses import replace
+from functools import partial
 
 from raylth.arms import ARMS
 from raylth.config.analyses import ConnectConfig
 from raylth.config.sweep import SweepConfig
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.core.pruning.finder import ITERATIVE
-from raylth.stages.planning.shapes import num_prunable
+from raylth.stages.planning.shapes import landing, nearest, num_prunable
 from raylth.stages.planning.stage_maker import StageMaker
 from raylth.stages.settings import Amount
 from raylth.stages.stage import Stage
@@ -135,9 +136,14 @@ class Replicate(StageMaker):
         """Return the shared trunk with all landing rounds, and for each sparsity the key of the network's mask."""
         imp = self.config.imp
         total = num_prunable(self.model, prune_shortcuts=self.config.imp.prune_shortcuts)
-        alive = {sparsity: num_landing_alive(total, sparsity) for sparsity in self.config.sparse.sparsities}
+        structure = self.structure
+        alive = {
+            sparsity: landing(self.model, structure, sparsity) if structure else num_landing_alive(total, sparsity)
+            for sparsity in self.config.sparse.sparsities
+        }
+        reachable = partial(nearest, self.model, structure) if structure else int
         try:
-            counts = trunk_counts(total, imp.prune_fraction, min(alive.values()))
+            counts = trunk_counts(total, imp.prune_fraction, min(alive.values()), reachable)
         except ValueError as error:
             raise ValueError(f"sparse.sparsities: {max(alive):g} cannot be reached: {error}") from error
         trunk: list[Stage] = []

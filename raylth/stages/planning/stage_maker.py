@@ -15,9 +15,10 @@ from raylth.core.masks import mask_sparsity
 from raylth.core.matching.matcher import MATCHERS
 from raylth.core.models import MODELS, code_of
 from raylth.core.pruning.finder import FINDERS
+from raylth.core.pruning.structure import keeps
 from raylth.core.training.recipe import Recipe
 from raylth.stages.mask_files import read_mask_file
-from raylth.stages.planning.shapes import shapes_of
+from raylth.stages.planning.shapes import landing, planned_units, shapes_of
 from raylth.stages.settings import (
     Amount,
     ConnectSettings,
@@ -30,6 +31,7 @@ from raylth.stages.settings import (
     NetworkSettings,
     OwnTransformSettings,
     SparseSettings,
+    StructureSettings,
     TransformSettings,
 )
 from raylth.stages.stage import Stage, stage_key
@@ -89,6 +91,12 @@ class StageMaker:
         seeds = {"seed_a": self.seeds["A"], "seed_b": self.seeds["B"]}
         self.labels = {"width": width, "replicate": replicate, **seeds}
         self.finder = FINDERS[config.mask.finder]
+        pattern = config.mask.structure.model_dump()
+        self.structure = (
+            None
+            if pattern == {"pattern": "unstructured"}
+            else StructureSettings(**pattern, prune_shortcuts=config.imp.prune_shortcuts)
+        )
         self.order_seed = derive_seed(base, "replicate", replicate, "sparse data") % 2**32
         self.control_seed = derive_seed(base, "replicate", replicate, "control") % 2**32
         self.match_seed = derive_seed(base, "replicate", replicate, "match") % 2**32
@@ -124,6 +132,7 @@ class StageMaker:
             **self._training(imp.recipe(imp.epochs_per_round, imp.lr), derive_seed(self.seeds[network], "imp", number)),
             amount=amount,
             prune_shortcuts=imp.prune_shortcuts,
+            structure=self.structure,
         )
         labels = {
             **self.labels,
@@ -138,6 +147,8 @@ class StageMaker:
     def find_mask(self, network: str, start: str, sparsity: float) -> Stage[FindSettings]:
         """Plan the search for a network's mask at one sparsity, by any finder but iterative pruning."""
         name = self.config.mask.finder
+        if self.structure:
+            landing(self.model, self.structure, sparsity)  # raises for one that the pattern cannot have
         settings = FindSettings(
             model=self.model,
             data=self.train_data,
@@ -146,6 +157,7 @@ class StageMaker:
             prune_shortcuts=self.config.imp.prune_shortcuts,
             code=code_of(name, self.finder.find),
             seed=derive_seed(self.seeds[network], "finder") % 2**32 if self.finder.needs_seed else None,
+            structure=self.structure,
         )
         parents = {"network": start}
         labels = {**self.labels, "network": network, "sparsity": sparsity}
@@ -164,6 +176,10 @@ class StageMaker:
             raise ValueError(
                 f"sparse.sparsities: {sparsity:g} asked for, but {path} prunes {found:.4f} of the prunable weights"
             )
+        if self.structure:
+            violation = keeps(provided.mask, self.structure.structure, planned_units(self.model, self.structure))
+            if violation is not None:
+                raise ValueError(f"sparse.mask_from: {path}: {violation}")
         settings = MaskSettings(
             model=self.model,
             data=self.data,
@@ -191,6 +207,7 @@ class StageMaker:
             augment=self.augment if is_augmented else None,
             own={name: getattr(match, field) for name, field in matcher.settings.items()},
             seed=self.match_seed if matcher.needs_seed or is_augmented else None,
+            structure=self.structure if self.structure and self.structure.structure.runs else None,
         )
         parents = {"a": dense_a, "b": dense_b}
         labels = {**self.labels, "match_epoch": epoch, "match_method": method, "carries_masks": False}
@@ -241,7 +258,7 @@ class StageMaker:
             transform = OwnTransformSettings(name=name, code=code_of(name, arm.transform), seed=drawn_from)
         else:
             transform = TransformSettings(name=arm.transform, seed=drawn_from)
-        settings = SparseSettings(**self._training(recipe, seed), mask_transform=transform)
+        settings = SparseSettings(**self._training(recipe, seed), mask_transform=transform, structure=self.structure)
         named = {
             **self.labels,
             "network": arm.weights_from,
