@@ -40,6 +40,19 @@ class Concatenated(nn.Module):
         return self.head(torch.cat([y, F.relu(self.e(y))], dim=1).mean((2, 3)))
 
 
+class Unaligned(nn.Module):
+    """The first and the last run of 4 each hold two units of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 2), nn.Linear(5, 8), nn.Linear(5, 2)
+        self.d, self.head = nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        together = torch.cat([F.relu(layer(x)) for layer in (self.a, self.b, self.c)], dim=1)
+        return self.head(F.relu(self.d(together)))
+
+
 class InGroups(nn.Module):
     """A convolution in two groups of 8 inputs, between two others."""
 
@@ -66,6 +79,7 @@ NETWORKS = {
     "grouped": (InGroups, (3, 4, 4)),
     "grouped, shuffled": (Grouped, (3, 4, 4)),
     "concatenated": (Concatenated, (3, 4, 4)),
+    "unaligned": (Unaligned, (5,)),
     "shared keys": (lambda: Transformer("separate", keys=1), (4, 5)),
 }
 
@@ -217,6 +231,9 @@ def test_groups_that_no_blocks_keep_stay_and_the_others_do_not():
     within = restrict(spec, TWO_OF_FOUR.blocks({name: alive.shape for name, alive in everything.items()}))
     assert set(spec.groups) - set(within.groups) == {"a", "b"}
     assert {"d", "d:blocks", "e", "e:blocks"} <= set(within.groups)
+    _, _, spec, everything = made("unaligned")
+    within = restrict(spec, TWO_OF_FOUR.blocks({name: alive.shape for name, alive in everything.items()}))
+    assert set(within.groups) == {"a", "c", "d", "d:blocks"}, "a and c lie inside a run each"
     _, _, spec, everything = made("heads of 6 units")
     within = restrict(spec, TWO_OF_FOUR.blocks({name: alive.shape for name, alive in everything.items()}))
     values = next(name for name, group in spec.groups.items() if group.within)
