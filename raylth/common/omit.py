@@ -19,7 +19,10 @@ LATER: dict[str, dict[str, Any]] = {  # key path in a sweep file -> fields that 
     "dense.optimizer": SCALING,
     "imp": OPTIMIZER,
     "imp.optimizer": SCALING,
-    "mask": {"updates": {"every": None, "until": None, "fraction": None}},
+    "mask": {
+        "updates": {"every": None, "until": None, "fraction": None},
+        "structure": {"pattern": "unstructured"},
+    },
     "model": {"options": {}},
     "sparse": OPTIMIZER,
     "sparse.optimizer": SCALING,

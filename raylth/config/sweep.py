@@ -25,7 +25,7 @@ from raylth.config.types import AUTO, Count, Integer, Settings, is_place
 from raylth.core.data import DATASETS
 from raylth.core.matching.matcher import MATCHERS
 from raylth.core.models import build_shapes
-from raylth.core.pruning.finder import ITERATIVE, is_dynamic
+from raylth.core.pruning.finder import FINDERS, ITERATIVE, is_dynamic
 
 __all__ = ["NOT_SCIENCE", "SeedsConfig", "SweepConfig"]
 
@@ -126,6 +126,7 @@ class SweepConfig(Settings):
             raise ValueError("budget.usd: needs prices, and the file has none")
         if self.sparse.mask_from is not None and self.mask.finder != ITERATIVE:
             raise ValueError("mask.finder: sparse.mask_from replaces it: remove one of them")
+        self._check_structure()
         for rewind in self.sparse.rewinds:
             if rewind >= total:
                 raise ValueError(f"sparse.rewinds: {rewind} is not below dense.epochs = {total}: no epoch would be left")
@@ -182,6 +183,22 @@ class SweepConfig(Settings):
                     f"{field}: {count}, and match.method: {many[0]} matches three networks or more at once, A and B of all "
                     "replicates: should be 2 or more"
                 )
+
+    def _check_structure(self) -> None:
+        """Raise ValueError for a pattern that the mask's finder cannot make."""
+        structure = self.mask.structure.structure
+        if structure.pattern == "unstructured":
+            return
+        if structure.runs and (many := [name for name in self.match.method if MATCHERS[name].match_many is not None]):
+            raise ValueError(f"mask.structure: match.method {many[0]} knows no permutations that keep {structure}: remove it")
+        for finder in self.mask.finders if self.sparse.mask_from is None else []:
+            if not FINDERS[finder].has_structure:
+                able = ", ".join(name for name in FINDERS if FINDERS[name].has_structure)
+                raise ValueError(
+                    f"mask.structure: mask.finder {finder} makes unstructured masks only (with patterns: {able})"
+                )
+            if structure.pattern == "nm" and finder == ITERATIVE:
+                raise ValueError(f"mask.structure: {structure} has one sparsity, and {finder} prunes in rounds: use oneshot")
 
     def _check_network(self) -> None:
         """Raise ValueError for a network that cannot be built for these data at one of its widths."""

@@ -6,9 +6,10 @@ valid.
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, get_args, get_type_hints
 
 from raylth.common.omit import omit_defaults
+from raylth.core.pruning.structure import Structure
 from raylth.core.training.recipe import Recipe
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Serializable",
     "SparseSettings",
     "StageSettings",
+    "StructureSettings",
     "TrainingSettings",
     "TransformSettings",
 ]
@@ -83,6 +85,23 @@ class DataSettings(Serializable):
     resolution: int | None = None  # side in pixels, of images that stay in files
     holdout: int | None = None  # training samples to evaluate on, instead of the test split
     num_test: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureSettings(Serializable):
+    """The pattern of A's mask."""
+
+    pattern: str
+    n: int | None = None
+    m: int | None = None
+    rows: int | None = None
+    columns: int | None = None
+    prune_shortcuts: bool = False  # whether residual shortcuts have it, too
+
+    @property
+    def structure(self) -> Structure:
+        """The pattern as the numerics have it."""
+        return Structure(self.pattern, self.n, self.m, self.rows, self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +167,7 @@ class ImpSettings(TrainingSettings):
 
     amount: Amount
     prune_shortcuts: bool
+    structure: StructureSettings | None = None  # None: any weights
 
     @property
     def program(self) -> tuple[object, ...]:
@@ -181,6 +201,7 @@ class SparseSettings(TrainingSettings):
 
     mask_transform: TransformSettings
     signs: str = "own"  # of the alive weights: "own", or "A", those of the parent `signs`
+    structure: StructureSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +213,7 @@ class FindSettings(StageSettings):
     prune_shortcuts: bool
     code: str | None = None
     seed: int | None = None  # for random numbers, where the finder draws any
+    structure: StructureSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +236,7 @@ class MatchSettings(StageSettings):
     own: Mapping[str, Any]  # those that `Matcher.settings` names; they lie beside the others in keys
     seed: int | None = None  # for random numbers, where any are drawn
     places: Mapping[str, int] | None = None  # "a" and "b" -> which network of the universe, where there is one
+    structure: StructureSettings | None = None  # which permutations keep
 
     def plain(self) -> dict[str, Any]:
         """As those of any settings."""
@@ -291,8 +314,9 @@ def _plain(value: Any) -> Any:
 
 
 def _read(declared: Any, value: Any) -> Any:
-    if isinstance(declared, type) and issubclass(declared, Serializable):
-        return declared.read(value)
+    for each in (declared, *get_args(declared)):
+        if isinstance(each, type) and issubclass(each, Serializable) and isinstance(value, Mapping):
+            return each.read(value)
     if declared is Recipe:
         return Recipe(**{name: _read(None, each) for name, each in value.items()})
     return tuple(_read(None, each) for each in value) if isinstance(value, list) else value

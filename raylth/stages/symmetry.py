@@ -8,14 +8,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from raylth.core.masks import full_mask
 from raylth.core.models.imported import library_versions
-from raylth.core.permutation import PermutationSpec, derive_spec
+from raylth.core.permutation import PermutationSpec, derive_spec, restrict
 from raylth.core.program import architecture_of
+from raylth.core.pruning import UnitGroup, removable_units
 from raylth.stages.context import Context
-from raylth.stages.settings import NetworkSettings
+from raylth.stages.settings import NetworkSettings, StructureSettings
 from raylth.store import Location, Store, fingerprint
 
-__all__ = ["keep_symmetry", "symmetry_of"]
+__all__ = ["keep_symmetry", "structure_units", "symmetry_of"]
 
 VERSION = 1  # of the derivation; raised when it finds another symmetry, or the same one under other names
 FOLDER = "symmetry"  # of the store
@@ -23,12 +25,32 @@ FOLDER = "symmetry"  # of the store
 _known: dict[str, PermutationSpec] = {}  # in this process
 
 
-def symmetry_of(model: NetworkSettings, network: nn.Module, context: Context) -> PermutationSpec:
-    """Return the permutation groups of `network`, which was built by the settings `model`.
+def symmetry_of(
+    model: NetworkSettings, network: nn.Module, context: Context, structure: StructureSettings | None = None
+) -> PermutationSpec:
+    """Return the permutation groups of `network`, which was built by the settings `model`: those that keep a structure.
 
     What the store keeps is read; torch's exporter takes seconds to import. Where the store does not answer the symmetry is
     derived each time. Raises UnknownOperation and ValueError as `derive_spec` does.
     """
+    spec = _whole_symmetry(model, network, context)
+    if structure is None:
+        return spec
+    masked = full_mask(network, prune_shortcuts=structure.prune_shortcuts)
+    return restrict(spec, structure.structure.blocks({name: alive.shape for name, alive in masked.items()}))
+
+
+def structure_units(
+    model: NetworkSettings, network: nn.Module, context: Context, structure: StructureSettings
+) -> tuple[UnitGroup, ...]:
+    """Return the units that a structure may remove as wholes; none but for the pattern `units`."""
+    if structure.pattern != "units":
+        return ()
+    masked = full_mask(network, prune_shortcuts=structure.prune_shortcuts)
+    return removable_units(network, _whole_symmetry(model, network, context), context.train.probe(2), masked)
+
+
+def _whole_symmetry(model: NetworkSettings, network: nn.Module, context: Context) -> PermutationSpec:
     example = context.train.probe(2)
     place = _place(context.store, model, architecture_of(network), tuple(example.shape[1:]))
     if place.name in _known:

@@ -2,6 +2,7 @@
 
 from raylth.core.permutation.derive import UnknownOperation, derive_spec, rule
 from raylth.core.permutation.permutation import Permutation, identity_permutation, random_permutation
+from raylth.core.permutation.restrict import restrict, unrestricted
 from raylth.core.permutation.spec import Axis, Group, Part, PermutationSpec, Site
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "derive_spec",
     "identity_permutation",
     "random_permutation",
+    "restrict",
     "rule",
+    "unrestricted",
 ]

@@ -4,15 +4,17 @@ A finder of one's own is one more object of `MaskFinder` or `DynamicFinder`, nam
 (`package.module:object`) or by an entry point of the group `raylth.finders`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
 from raylth.common.registry import Registry, UnknownName
-from raylth.core.masks import Mask, num_alive
-from raylth.core.pruning.magnitude import prune_global_magnitude
+from raylth.core.masks import Mask
+from raylth.core.pruning.structure import UNSTRUCTURED, Structure
+from raylth.core.pruning.structured import prune_structured
+from raylth.core.pruning.units import UnitGroup
 
 __all__ = [
     "FINDERS",
@@ -45,6 +47,8 @@ class FinderInputs:
     num_alive: int  # exactly so many entries of the mask it returns have to be True
     batches: "Batches"  # called, yields (inputs, labels) of training samples, where it reads them
     seed: int  # for random numbers, where it `needs_seed`
+    structure: Structure = UNSTRUCTURED  # the pattern of the mask that it returns, where it `has_structure`
+    units: Callable[[], Sequence[UnitGroup]] = tuple  # returns those that the pattern `units` may remove
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class MaskFinder:
     network: Literal["trained", "initial"] = "trained"  # theta(T) or theta(0)
     reads_samples: bool = False  # whether it may read `inputs.batches()`
     needs_seed: bool = False
+    has_structure: bool = False  # whether its masks have the pattern `inputs.structure`
 
     def __post_init__(self) -> None:
         if not callable(self.find):
@@ -114,6 +119,7 @@ class DynamicFinder:
     until: float = 1.0  # share of the training in which the mask changes
     fraction: float = 0.3  # of each layer's weights that a change replaces, for finders that do
     replaces_step: bool = False  # whether the weights stay where they are in the step at which the mask changes
+    has_structure: ClassVar[bool] = False  # its masks have no pattern
 
     def __post_init__(self) -> None:
         for name in ("start", "update"):
@@ -146,8 +152,12 @@ def finder_summary(name: str) -> str:
 
 
 def _one_shot(network: nn.Module, inputs: FinderInputs) -> Mask:
-    return prune_global_magnitude(network.state_dict(), inputs.mask, count=num_alive(inputs.mask) - inputs.num_alive)
+    units = inputs.units() if inputs.structure.pattern == "units" else ()
+    state = network.state_dict()
+    return prune_structured(state, inputs.mask, inputs.structure, num_alive=inputs.num_alive, units=units)
 
 
-FINDERS.register(ITERATIVE)(MaskFinder(_one_shot, "iterative magnitude pruning (paper, section 3)"))
-FINDERS.register("oneshot")(MaskFinder(_one_shot, "the smallest magnitudes of the trained network, pruned at once"))
+FINDERS.register(ITERATIVE)(MaskFinder(_one_shot, "iterative magnitude pruning (paper, section 3)", has_structure=True))
+FINDERS.register("oneshot")(
+    MaskFinder(_one_shot, "the smallest magnitudes of the trained network, pruned at once", has_structure=True)
+)

@@ -1,6 +1,6 @@
 """Global magnitude pruning with exact counts, and the arithmetic of the iterative trunk."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -51,16 +51,19 @@ def prune_global_magnitude(
     return {name: part.reshape(mask[name].shape) for name, part in parts}
 
 
-def trunk_counts(total: int, fraction: float, target_alive: int) -> list[int]:
+def trunk_counts(
+    total: int, fraction: float, target_alive: int, nearest: Callable[[int], int] = lambda wanted: wanted
+) -> list[int]:
     """List how many weights are alive after each full round of the trunk, before the landing on `target_alive`.
 
     Starts with `total` (round 0) and continues while a full round, which prunes `round(fraction * alive)`, keeps at least
     `target_alive`. The landing round prunes `counts[-1] - target_alive` more; when that is 0, the trunk lands by itself.
+    `nearest` returns the number of alive weights that masks can have which is nearest to one (`nearest_alive`).
     Raises ValueError when a round would prune nothing before the target is reached, and for more than 10,000 rounds.
     """
     counts = [total]
     while counts[-1] > target_alive:
-        pruned = round(fraction * counts[-1])
+        pruned = counts[-1] - nearest(counts[-1] - round(fraction * counts[-1]))
         if pruned == 0:
             raise ValueError(f"a round of {fraction:g} prunes none of {counts[-1]} weights that are alive")
         if counts[-1] - pruned < target_alive:

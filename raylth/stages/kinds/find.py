@@ -9,15 +9,16 @@ from torch import Tensor
 from raylth.core.masks import Mask, as_mask, full_mask, mask_sparsity, model_sparsity, num_alive
 from raylth.core.models import check_code
 from raylth.core.modes import in_mode
-from raylth.core.pruning import num_landing_alive
+from raylth.core.pruning import UNSTRUCTURED, keeps, landing_alive
 from raylth.core.pruning.finder import FINDERS, FinderInputs, MaskFinder
 from raylth.core.training.schedule import even_batch_size
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.kind import StageKind
 from raylth.stages.network_rows import network_rows
-from raylth.stages.settings import FindSettings
+from raylth.stages.settings import FindSettings, StructureSettings
 from raylth.stages.stage import Artefact, Stage
+from raylth.stages.symmetry import structure_units
 from raylth.stages.training import load_network
 
 __all__ = ["KIND", "find"]
@@ -33,17 +34,24 @@ def find(stage: Stage[FindSettings], context: Context) -> dict[str, Artefact]:
     check_code("mask finder", settings.finder, finder.find, settings.code)
     network = load_network(settings.model, context, stage.parents["network"])
     everything = full_mask(network, prune_shortcuts=settings.prune_shortcuts)
-    wanted = num_landing_alive(num_alive(everything), settings.sparsity)
+    structure = settings.structure or StructureSettings(pattern=UNSTRUCTURED.pattern)
+    units = structure_units(settings.model, network, context, structure)
+    shapes = {name: alive.shape for name, alive in everything.items()}
+    wanted = landing_alive(structure.structure, shapes, settings.sparsity, units)
     inputs = FinderInputs(
         {name: alive.clone() for name, alive in everything.items()},
         wanted,
         partial(_batches, settings.finder, settings.model.num_classes, context),
         settings.seed or 0,
+        structure.structure,
+        lambda: units,
     )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with in_mode(network, training=False):
         found = finder.find(network, inputs)
     mask = _checked(settings.finder, found, everything, wanted)
+    if (violation := keeps(mask, structure.structure, units)) is not None:
+        raise ValueError(f"mask finder {settings.finder}: {violation}")
     changed = [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])]
     if changed:
         raise RuntimeError(f"mask finder {settings.finder}: it changed the network: {', '.join(changed[:3])}")

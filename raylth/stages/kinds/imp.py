@@ -5,12 +5,13 @@ sparsity. Each round is a stage of its own, so every sparsity shares the trunk a
 """
 
 from raylth.core.masks import full_mask, num_alive
-from raylth.core.pruning import num_landing_alive, prune_global_magnitude
+from raylth.core.pruning import UNSTRUCTURED, landing_alive, nearest_alive, prune_structured
 from raylth.stages.context import Context
 from raylth.stages.kind import StageKind
 from raylth.stages.network_rows import network_rows
-from raylth.stages.settings import ImpSettings
+from raylth.stages.settings import ImpSettings, StructureSettings
 from raylth.stages.stage import Stage
+from raylth.stages.symmetry import structure_units
 from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
 
 __all__ = ["KIND", "imp"]
@@ -23,12 +24,16 @@ def imp(stage: Stage[ImpSettings], context: Context) -> Trainee:
     is_first = "mask" not in context.store.files(parent)  # the parent is a dense network
     mask = full_mask(network, prune_shortcuts=settings.prune_shortcuts) if is_first else load_mask(context, parent)
     amount = settings.amount
+    found = settings.structure or StructureSettings(pattern=UNSTRUCTURED.pattern)
+    structure, units = found.structure, structure_units(settings.model, network, context, found)
+    shapes = {name: alive.shape for name, alive in mask.items()}
     if amount.fraction is not None:
-        pruned = prune_global_magnitude(network.state_dict(), mask, fraction=float(amount.fraction))
+        before = num_alive(mask)
+        target = nearest_alive(structure, shapes, before - round(float(amount.fraction) * before), units)
     else:
         assert amount.sparsity is not None
-        target = num_landing_alive(sum(alive.numel() for alive in mask.values()), amount.sparsity)
-        pruned = prune_global_magnitude(network.state_dict(), mask, count=num_alive(mask) - target)
+        target = landing_alive(structure, shapes, amount.sparsity, units)
+    pruned = prune_structured(network.state_dict(), mask, structure, num_alive=target, units=units)
     return masked_trainee(stage, network, pruned)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from raylth.core.matching import MatchResult, measured_match
 from raylth.core.modes import in_mode
-from raylth.core.permutation import PermutationSpec
+from raylth.core.permutation import PermutationSpec, unrestricted
 from raylth.stages.arrays import state_arrays
 from raylth.stages.context import Context
 from raylth.stages.endpoints import load_universe
@@ -25,10 +25,13 @@ def match(stage: Stage[MatchSettings], context: Context) -> dict[str, Artefact]:
     start, settings = time.perf_counter(), stage.settings
     network_a = load_network(settings.model, context, stage.parents["a"])
     network_b = load_network(settings.model, context, stage.parents["b"])
-    spec = symmetry_of(settings.model, network_a, context)
+    spec = symmetry_of(settings.model, network_a, context, settings.structure)
     with in_mode(network_a, training=False), in_mode(network_b, training=False):
         result = _found(stage, context, network_a, network_b, spec)
     permutation, objective = checked(f"matcher {settings.method}", result, spec)
+    if settings.structure is not None:  # what reads it need not know the structure
+        permutation = unrestricted(permutation, symmetry_of(settings.model, network_a, context))
+        objective = {name: value for name, value in objective.items() if name in permutation.perms}
     moved = new_network(settings.model, 0, context.device)
     prove(network_a, moved, permutation, context.train.probe(64))
     metrics = {

@@ -13,6 +13,7 @@ from raylth.arms import ARMS
 from raylth.core.masks import Mask, as_mask, num_alive, shuffle_mask, with_signs
 from raylth.core.models import check_code
 from raylth.core.permutation import Permutation, PermutationSpec, random_permutation
+from raylth.core.pruning import UNSTRUCTURED, Structure, keeps, shuffle_structured
 from raylth.core.state import load_tensors
 from raylth.stages.arrays import to_torch
 from raylth.stages.context import Context
@@ -22,7 +23,7 @@ from raylth.stages.lineage import lineage
 from raylth.stages.network_rows import network_rows
 from raylth.stages.settings import OwnTransformSettings, SparseSettings, TransformSettings
 from raylth.stages.stage import Stage
-from raylth.stages.symmetry import symmetry_of
+from raylth.stages.symmetry import structure_units, symmetry_of
 from raylth.stages.training import Trainee, load_mask, load_network, masked_trainee
 
 __all__ = ["KIND", "Given", "sparse"]
@@ -33,22 +34,30 @@ class Given:
     """What a transform of a mask may read: the network that it will be trained with, and what its arm asks for."""
 
     network: nn.Module  # with its weights at the rewind point; not to be changed
-    spec: Callable[[], PermutationSpec]  # derives the network's symmetry
+    spec: Callable[[], PermutationSpec]  # derives the network's symmetry, as far as it keeps the mask's pattern
     permutation: Callable[[], Permutation]  # loads pi, from A to B, where the arm says `needs_match`
     seed: int  # for random numbers, where the arm says `needs_seed`
+    structure: Structure = UNSTRUCTURED  # the pattern that the mask has, and is to keep
 
 
 def sparse(stage: Stage[SparseSettings], context: Context) -> Trainee:
     """Train the arm's weights, with A's signs where it takes them, under the arm's mask."""
+    structure = stage.settings.structure
     network = load_network(stage.settings.model, context, stage.parents["weights"])
     given = Given(
         network,
-        spec=lambda: symmetry_of(stage.settings.model, network, context),
+        spec=lambda: symmetry_of(stage.settings.model, network, context, structure),
         permutation=lambda: load_permutation(stage, context, network),
         seed=stage.settings.mask_transform.seed or 0,
+        structure=structure.structure if structure else UNSTRUCTURED,
     )
     found = load_mask(context, stage.parents["mask"])
     mask = _transformed(stage.settings.mask_transform, found, given)
+    if structure is not None:
+        units = structure_units(stage.settings.model, network, context, structure)
+        if (violation := keeps(mask, structure.structure, units)) is not None:
+            name = stage.settings.mask_transform.name
+            raise ValueError(f"the transform {name!r} breaks the mask's structure: {violation}")
     if stage.settings.signs == "A":
         signs = _moved_signs(stage, to_torch(context.load(stage.parents["signs"], "weights"), context.device), found, given)
         load_tensors(network, with_signs(network.state_dict(), mask, signs))
@@ -66,6 +75,10 @@ def _as_it_is(mask: Mask, given: Given) -> Mask:
 
 
 def _shuffle(mask: Mask, given: Given) -> Mask:
+    if given.structure.pattern == "units":
+        return _permute_randomly(mask, given)
+    if given.structure.pattern != "unstructured":
+        return shuffle_structured(mask, given.structure, given.seed)
     return shuffle_mask(mask, given.seed)
 
 

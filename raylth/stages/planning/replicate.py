@@ -3,6 +3,7 @@
 import operator
 from bisect import bisect_right
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from raylth.arms import ARMS, Arm
@@ -11,7 +12,7 @@ from raylth.config.sweep import SweepConfig
 from raylth.core.matching.matcher import MATCHERS
 from raylth.core.pruning import num_landing_alive, trunk_counts
 from raylth.core.pruning.finder import FINDERS, ITERATIVE, MaskFinder, is_dynamic
-from raylth.stages.planning.shapes import num_prunable
+from raylth.stages.planning.shapes import landing, nearest, num_prunable
 from raylth.stages.planning.stage_maker import StageMaker
 from raylth.stages.planning.universes import Universes, through_universe
 from raylth.stages.settings import Amount, MaskSettings, MatchSettings
@@ -218,9 +219,14 @@ class Replicate(StageMaker):
         """Return the shared trunk with all landing rounds, and for each sparsity the key of the network's mask."""
         imp = self.config.imp
         total = num_prunable(self.model, prune_shortcuts=self.config.imp.prune_shortcuts)
-        alive = {sparsity: num_landing_alive(total, sparsity) for sparsity in self.config.sparse.sparsities}
+        structure = self.structure
+        alive = {
+            sparsity: landing(self.model, structure, sparsity) if structure else num_landing_alive(total, sparsity)
+            for sparsity in self.config.sparse.sparsities
+        }
+        reachable = partial(nearest, self.model, structure) if structure else int
         try:
-            counts = trunk_counts(total, imp.prune_fraction, min(alive.values()))
+            counts = trunk_counts(total, imp.prune_fraction, min(alive.values()), reachable)
         except ValueError as error:
             raise ValueError(f"sparse.sparsities: {max(alive):g} cannot be reached: {error}") from error
         trunk: list[Stage] = []

@@ -16,10 +16,11 @@ from raylth.core.masks import mask_sparsity
 from raylth.core.matching.matcher import MATCHERS
 from raylth.core.models import MODELS, code_of
 from raylth.core.pruning.finder import FINDERS, ITERATIVE, DynamicFinder, MaskFinder
+from raylth.core.pruning.structure import keeps
 from raylth.core.training.recipe import Recipe
 from raylth.core.training.schedule import steps_per_epoch
 from raylth.stages.mask_files import read_mask_file
-from raylth.stages.planning.shapes import shapes_of
+from raylth.stages.planning.shapes import landing, planned_units, shapes_of
 from raylth.stages.settings import (
     Amount,
     ConnectSettings,
@@ -33,6 +34,7 @@ from raylth.stages.settings import (
     NetworkSettings,
     OwnTransformSettings,
     SparseSettings,
+    StructureSettings,
     TransformSettings,
 )
 from raylth.stages.stage import Stage, stage_key
@@ -91,6 +93,12 @@ class StageMaker:
         self.seeds = {name: derive_seed(base, "replicate", replicate, name) % 2**32 for name in ("A", "B")}
         seeds = {"seed_a": self.seeds["A"], "seed_b": self.seeds["B"]}
         self.labels = {"width": width, "replicate": replicate, **seeds}
+        pattern = config.mask.structure.model_dump()
+        self.structure = (
+            None
+            if pattern == {"pattern": "unstructured"}
+            else StructureSettings(**pattern, prune_shortcuts=config.imp.prune_shortcuts)
+        )
         self.order_seed = derive_seed(base, "replicate", replicate, "sparse data") % 2**32
         self.control_seed = derive_seed(base, "replicate", replicate, "control") % 2**32
         self.match_seed = derive_seed(base, "replicate", replicate, "match") % 2**32
@@ -126,6 +134,7 @@ class StageMaker:
             **self._training(imp.recipe(imp.epochs_per_round, imp.lr), derive_seed(self.seeds[network], "imp", number)),
             amount=amount,
             prune_shortcuts=imp.prune_shortcuts,
+            structure=self.structure,
         )
         labels = {
             **self.labels,
@@ -176,6 +185,8 @@ class StageMaker:
         """Plan the search for a network's mask at one sparsity, in a network that is given."""
         finder = FINDERS[name]
         assert isinstance(finder, MaskFinder)
+        if self.structure:
+            landing(self.model, self.structure, sparsity)  # raises for one that the pattern cannot have
         settings = FindSettings(
             model=self.model,
             data=self.train_data,
@@ -184,6 +195,7 @@ class StageMaker:
             prune_shortcuts=self.config.imp.prune_shortcuts,
             code=code_of(name, finder.find),
             seed=derive_seed(self.seeds[network], "finder") % 2**32 if finder.needs_seed else None,
+            structure=self.structure,
         )
         parents = {"network": start}
         labels = {**self.labels, "network": network, "sparsity": sparsity, "mask_finder": name}
@@ -202,6 +214,10 @@ class StageMaker:
             raise ValueError(
                 f"sparse.sparsities: {sparsity:g} asked for, but {path} prunes {found:.4f} of the prunable weights"
             )
+        if self.structure:
+            violation = keeps(provided.mask, self.structure.structure, planned_units(self.model, self.structure))
+            if violation is not None:
+                raise ValueError(f"sparse.mask_from: {path}: {violation}")
         settings = MaskSettings(
             model=self.model,
             data=self.data,
@@ -224,6 +240,8 @@ class StageMaker:
     ) -> Stage[MatchSettings]:
         """Plan the permutation from A's weights to those of B at an epoch, on `samples` if not on what the sweep says."""
         settings = self.match_settings(method, samples, self.match_seed)
+        if self.structure and self.structure.structure.runs:
+            settings = replace(settings, structure=self.structure)
         parents = {"a": dense_a, "b": dense_b}
         labels = {**self.labels, "match_epoch": epoch, "match_method": method, "carries_masks": False}
         labels["match_samples"] = settings.samples
@@ -295,7 +313,9 @@ class StageMaker:
             transform = OwnTransformSettings(name=name, code=code_of(name, arm.transform), seed=drawn_from)
         else:
             transform = TransformSettings(name=arm.transform, seed=drawn_from)
-        settings = SparseSettings(**self._training(recipe, seed), mask_transform=transform, signs=arm.signs)
+        settings = SparseSettings(
+            **self._training(recipe, seed), mask_transform=transform, signs=arm.signs, structure=self.structure
+        )
         named = {
             **self.labels,
             "network": arm.weights_from,
