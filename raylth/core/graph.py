@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from raylth.core.fixed_entries import FixedLayer
 from raylth.core.modes import in_mode
 
 __all__ = ["UnknownOperation", "is_of_network", "layer_type", "place_of", "text_of", "trace"]
@@ -31,9 +32,11 @@ class UnknownOperation(ValueError):
 def layer_type(module: nn.Module) -> type[nn.Module]:
     """Return which of torch's layers a module is; its own type where it is none.
 
-    A subclass that changes nothing of what its parent computes is what its parent is.
+    A subclass that changes nothing of what its parent computes is what its parent is, and so is a layer with fixed entries.
     """
     own = type(module)
+    if isinstance(module, FixedLayer):
+        return nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
     if "forward" in vars(module):  # replaced in this one alone
         return nn.Module
     changed: set[str] = set()
