@@ -19,6 +19,7 @@ COMMANDS = {  # name -> (module with a `main`, what it does)
     "status": ("raylth.cli.status", "show the progress of the sweeps of a store"),
     "export": ("raylth.export.command", "export one trained network into a folder"),
     "results": ("raylth.cli.results", "query the results in SQL"),
+    "compare": ("raylth.cli.compare", "show runs side by side"),
     "completion": ("raylth.cli.completion", "print a script for shell completion of these commands"),
 }
 

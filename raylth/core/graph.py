@@ -1,5 +1,6 @@
 """A network as a graph of operations, by torch.fx: what is one operation in it, and what is looked into."""
 
+import contextlib
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,8 @@ FREE = {"__init__", "__repr__", "extra_repr", "reset_parameters", "_check_input_
 CALLED = {"__call__", "__getattr__", "__getattribute__"}  # of the names with underscores, those that a forward pass meets
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}  # buffers that norms write
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-OF_OTHERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")  # torch's code, and this package's
+# torch's code, this package's, and decorators.
+OF_OTHERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/", contextlib.__file__)
 
 
 class UnknownOperation(ValueError):

@@ -96,7 +96,8 @@ def symmetry_notes(plan: Plan) -> list[str]:
         model = stages[0].settings.model
         if has_fixed_entries(shapes_of(model)) and any(map(_permutes, stages)):
             arms = dict.fromkeys(str(stage.labels["arm"]) for stage in stages if stage.kind == "sparse" and _permutes(stage))
-            same = f": {' and '.join(arms)} train what naive trains" if arms else ""
+            verb = "trains" if len(arms) == 1 else "train"
+            same = f": {' and '.join(arms)} {verb} what naive trains" if arms else ""
             notes.append(
                 f"{model.name}, width {model.width:g}, has no permutation symmetry (model.options.asymmetric), so pi leaves "
                 f"every unit where it is{same}"
