@@ -109,7 +109,9 @@ class _Pass(TorchFunctionMode):
                 is_corrected = any(norm not in shared for norm in self.norms.get(place, ()))
                 is_site = getattr(_writer(module), "bias", None) is not None and place != last and not is_corrected
             if is_site and fixed_of(module) is not None:
-                raise ValueError(f"{name} has fixed entries, which REPAIR cannot rescale: leave it out of corrections")
+                raise ValueError(
+                    f"{name} has fixed entries, which REPAIR cannot rescale: leave repair out of all corrections"
+                )
             found += [name] if is_site else []
         return found
 

@@ -226,12 +226,10 @@ def _contrasts(runs: Sequence[_Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
                 continue
             label = {"label": pair[0], "against": pair[1]}
             are_same = [_have_same(run, own, runs[0], arms[0]) for run, own in zip(runs, arms, strict=True)]
-            for place, table in (
-                ({"cells": len(cells)}, cells),
-                *((dict(zip(CELL, cell, strict=True)), [cell]) for cell in cells),
-            ):
-                into = rows[0] if "cells" in place else rows[1]
-                into.extend({**label, **place, **row} for row in _effects(runs, arms, are_same, table))
+            rows[0].extend({**label, "cells": len(cells), **row} for row in _effects(runs, arms, are_same, cells))
+            for cell in cells:
+                at = {**label, **dict(zip(CELL, cell, strict=True))}
+                rows[1].extend({**at, **row} for row in _effects(runs, arms, are_same, [cell]))
     changes = ["difference", "low", "high", "pairs", "p", "p_holm", "design"]
     effects = ["effect", "effect_low", "effect_high", "n"]
     tables = []

@@ -19,7 +19,7 @@ from raylth.report.measurements import NothingToShow
 from raylth.report.results import load_manifest
 from raylth.report.searches import search_findings
 from raylth.report.sections import figures_of, notes_of, tables_of
-from raylth.report.sentences import findings
+from raylth.report.sentences import findings, symmetry_findings
 from raylth.report.templates import template
 from raylth.store import Location
 
@@ -69,6 +69,7 @@ def write_report(run: Location, out: Location) -> Location:
         counts=as_view(counts.rename_axis("stage").reset_index()),
         findings=[
             *search_findings(frames.search, frames.results),
+            *symmetry_findings(manifest, frames.permutations),
             *findings(frames.results, frames.barriers, frames.ensembles, frames.masks),
         ],
         figures=_figures(frames, name, out),
