@@ -54,9 +54,9 @@ def whole_parser() -> argparse.ArgumentParser:
                 action.choices = [f"{path}=" for path in settings(SweepConfig)]
             elif action.dest == "start":
                 action.choices = sweep_names()
-            elif action.dest in ("file", "cluster"):
+            elif action.dest in ("file", "cluster", "html"):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
-            elif action.dest in ("store", "place", "out", "source", "target"):
+            elif action.dest in ("store", "place", "runs", "out", "source", "target"):
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     return parser
 

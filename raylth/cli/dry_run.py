@@ -10,7 +10,7 @@ from rich.text import Text
 from raylth.config.sweep import SweepConfig
 from raylth.core.data import DATASETS, MissingData, check_dataset
 from raylth.driver.prepare import check_space, in_hours, plan_of, scan_of, share_of, tried
-from raylth.stages import Forecast, Graph, Hours, Plan, forecast, free_bytes, hours, in_units, load_same_data
+from raylth.stages import Forecast, Graph, Hours, Plan, forecast, free_bytes, hours, in_units, load_same_data, symmetry_notes
 from raylth.store import Store
 
 __all__ = ["print_plan"]
@@ -46,6 +46,8 @@ def print_plan(config: SweepConfig) -> None:
     held = f"each node's object store holds the data ({in_units(ahead.dataset)}) and checkpoints (up to "
     print(f"{held}{in_units(ahead.checkpoint)} each); states of running trainings: {in_units(ahead.states)}")
     for line in _costs(config, hours(plan, graph, store, share_of(config)), ahead):
+        print(line)
+    for line in symmetry_notes(plan):
         print(line)
     free = free_bytes(store.root)
     print(f"storage: {config.storage}{'' if free is None else f', {in_units(free)} free'}; nothing was started")

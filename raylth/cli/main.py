@@ -22,6 +22,7 @@ COMMANDS = {  # name -> (module with a `main`, what it does)
     "store": ("raylth.cli.store", "list what a store holds, and remove what no sweep needs"),
     "export": ("raylth.export.command", "export one trained network into a folder"),
     "results": ("raylth.cli.results", "query the results in SQL"),
+    "compare": ("raylth.cli.compare", "show runs side by side"),
     "completion": ("raylth.cli.completion", "print a script for shell completion of these commands"),
 }
 

@@ -24,8 +24,8 @@ class ModelConfig(Settings):
     )
     options: dict[str, bool | int | float | str] = Field(
         default_factory=dict,
-        description="Keyword arguments of the network's own, such as {depth: 6, heads: 3} of vit; for torchvision's, timm's "
-        "and custom networks those of what builds them.",
+        description="Keyword arguments of the network's own, such as {depth: 6, heads: 3} of vit or {asymmetric: true} of "
+        "mlp, resnet20 and vgg11; for torchvision's, timm's and custom networks those of what builds them.",
     )
     init: Literal["own", "torch"] = Field(
         "own",

@@ -269,7 +269,10 @@ def _check_symmetry(network: nn.Module, moved: nn.Module, x: Tensor) -> Permutat
     except ValueError as error:
         raise BadNetwork(str(error)) from error
     if not spec.groups:
-        raise BadNetwork("none of its units can be permuted: there is no hidden layer, or one operation fixes all of them")
+        raise BadNetwork(
+            "none of its units can be permuted: there is no hidden layer, or one operation fixes all of them; a network that "
+            "is meant to have no symmetry has arms without a permutation only"
+        )
     permutation, tolerance = random_permutation(spec, 0), EXACT
     x = x if x.numel() <= MANY else x[:1]
     plain = {name: tensor.clone() for name, tensor in network.state_dict().items()}

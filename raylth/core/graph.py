@@ -1,5 +1,6 @@
 """A network as a graph of operations, by torch.fx: what is one operation in it, and what is looked into."""
 
+import contextlib
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from raylth.core.fixed_entries import FixedLayer
 from raylth.core.modes import in_mode
 
 __all__ = ["UnknownOperation", "is_of_network", "layer_type", "place_of", "text_of", "trace"]
@@ -21,7 +23,8 @@ FREE = {"__init__", "__repr__", "extra_repr", "reset_parameters", "_check_input_
 CALLED = {"__call__", "__getattr__", "__getattribute__"}  # of the names with underscores, those that a forward pass meets
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}  # buffers that norms write
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-OF_OTHERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")  # torch's code, and this package's
+# torch's code, this package's, and decorators.
+OF_OTHERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/", contextlib.__file__)
 
 
 class UnknownOperation(ValueError):
@@ -31,9 +34,11 @@ class UnknownOperation(ValueError):
 def layer_type(module: nn.Module) -> type[nn.Module]:
     """Return which of torch's layers a module is; its own type where it is none.
 
-    A subclass that changes nothing of what its parent computes is what its parent is.
+    A subclass that changes nothing of what its parent computes is what its parent is, and so is a layer with fixed entries.
     """
     own = type(module)
+    if isinstance(module, FixedLayer):
+        return nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
     if "forward" in vars(module):  # replaced in this one alone
         return nn.Module
     changed: set[str] = set()

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from raylth.core.batches import Batches, inputs_of
 from raylth.core.batchnorm import Moments, set_statistics
+from raylth.core.fixed_entries import fixed_of
 from raylth.core.modes import in_mode
 from raylth.core.precision import precision
 
@@ -43,7 +44,7 @@ def repair_sites(model: nn.Module, x: Tensor) -> list[str]:
     affine batch norm, and every layer with a bias that no batch norm follows, but for the one that gives the logits.
 
     A module that runs more than once in a forward pass, or has a tensor that something else uses too (tied weights), is none:
-    one correction of its weights cannot fit all uses.
+    one correction of its weights cannot fit all uses. Raises ValueError for a site with fixed entries, which are no weights.
     """
     return _Pass(model, x).sites()
 
@@ -107,6 +108,10 @@ class _Pass(TorchFunctionMode):
             else:
                 is_corrected = any(norm not in shared for norm in self.norms.get(place, ()))
                 is_site = getattr(_writer(module), "bias", None) is not None and place != last and not is_corrected
+            if is_site and fixed_of(module) is not None:
+                raise ValueError(
+                    f"{name} has fixed entries, which REPAIR cannot rescale: leave repair out of all corrections"
+                )
             found += [name] if is_site else []
         return found
 

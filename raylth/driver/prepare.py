@@ -20,6 +20,7 @@ from raylth.stages import (
     load_same_data,
     make_plan,
     scan,
+    symmetry_notes,
 )
 from raylth.store import Store
 from raylth.trackers import check_exporters, open_trackers
@@ -84,6 +85,8 @@ def prepare(
     run = run or Run.open(config, store)
     plan = plan or plan_of(run.config)
     networks = tried(plan, store)
+    for line in symmetry_notes(plan):
+        say(line)
     check_places(config, store)
     graph = scan_of(plan, store, say)
     dataset = load_same_data(plan, graph, store, say)

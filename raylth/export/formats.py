@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from raylth.core.fixed_entries import has_fixed_entries
 from raylth.core.pruning.torch_prune import to_torch_prune
 from raylth.export.stored_network import Network
 
@@ -27,8 +28,15 @@ def check_packages(kind: str) -> None:
 
 
 def write_network(network: Network, kind: str, folder: Path) -> None:
-    """Write the network's files of a format; pruned weights are exactly 0 in all."""
+    """Write the network's files of a format; pruned weights are exactly 0 in all.
+
+    Raises ValueError where a format cannot hold the network.
+    """
     if kind == "torch-prune":
+        if has_fixed_entries(network.module()):
+            raise ValueError(
+                "torch-prune: holds tensors only, not the entries that an asymmetric network fixes; use hf or onnx"
+            )
         torch.save(to_torch_prune(network.state, network.mask or {}), folder / "model.pt")
     elif kind == "onnx":
         _write_onnx(network, folder / "model.onnx")

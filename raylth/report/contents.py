@@ -275,6 +275,6 @@ TABLES: tuple[TableEntry, ...] = (
         "Mean correlation of the matched units, and the share of units that stay where they are.",
         lambda frames: permutation_table(frames.permutations),
         lacks=("dense",),
-        nothing="nothing was matched",
+        nothing="nothing was matched, or no unit can be permuted",
     ),
 )

@@ -18,7 +18,7 @@ def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
     permutations = own_matches(permutations)
     permutations = permutations[permutations["carries_masks"].eq(True)]
     if permutations.empty:
-        raise ValueError("nothing was matched")
+        raise ValueError("nothing was matched, or no unit can be permuted")
     groups = list(dict.fromkeys(permutations["unit_group"]))
     figure = new_figure(max(SINGLE, 1.5 + 0.42 * len(groups)), 3.6, title)
     axis = figure.subplots()

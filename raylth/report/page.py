@@ -1,14 +1,12 @@
 """The report of one run: `report.html`, one file that needs nothing else, with its figures and tables beside it."""
 
 import base64
-import importlib.resources
 import io
 import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import jinja2
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -21,7 +19,8 @@ from raylth.report.measurements import NothingToShow
 from raylth.report.results import load_manifest
 from raylth.report.searches import search_findings
 from raylth.report.sections import figures_of, notes_of, tables_of
-from raylth.report.sentences import findings
+from raylth.report.sentences import findings, symmetry_findings
+from raylth.report.templates import template
 from raylth.store import Location
 
 __all__ = ["write_report"]
@@ -61,7 +60,7 @@ def write_report(run: Location, out: Location) -> Location:
     counts = pd.DataFrame(manifest["stages"]).T.fillna(0).astype(int)
     done = int(counts.get("done", pd.Series(dtype=int)).sum())
     total = int(counts.to_numpy().sum())
-    page = _template().render(
+    page = template("report.html.j2").render(
         name=name,
         manifest=manifest,
         subtitle=", ".join([manifest["config"]["data"]["name"], manifest["config"]["model"]["name"]]),
@@ -70,6 +69,7 @@ def write_report(run: Location, out: Location) -> Location:
         counts=as_view(counts.rename_axis("stage").reset_index()),
         findings=[
             *search_findings(frames.search, frames.results),
+            *symmetry_findings(manifest, frames.permutations),
             *findings(frames.results, frames.barriers, frames.ensembles, frames.masks),
         ],
         figures=_figures(frames, name, out),
@@ -166,8 +166,3 @@ def _files(figure: Figure) -> dict[str, bytes]:
     figure.set_layout_engine("none")
     FigureCanvasSVG(figure).print_svg(svg)
     return {"png": png.getvalue(), "svg": svg.getvalue()}
-
-
-def _template() -> jinja2.Template:
-    text = (importlib.resources.files("raylth.report") / "report.html.j2").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)

@@ -1,6 +1,6 @@
 """What a sweep shows, as sentences with numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ from raylth.report.lost import UPSTREAM, count_lost, lost_note
 from raylth.report.statistics import contrast_cells, mean_effects, recovered
 from raylth.report.tables import barrier_means, dense_networks, ensemble_table, lost_arms, matched_lines, with_interval_text
 
-__all__ = ["findings"]
+__all__ = ["findings", "symmetry_findings"]
 
 DENSE = {"A", "B", "pi(A)", "pi^-1(B)"}  # ends that are of no cell
 LEVEL = 0.05
@@ -37,6 +37,17 @@ def findings(
     said += _barriers(barriers, results)
     said += [] if ensembles is None else _ensembles(ensembles, results)
     return said + ([] if masks is None else _masks(masks, results))
+
+
+def symmetry_findings(manifest: Mapping[str, Any] | None, permutations: pd.DataFrame) -> list[str]:
+    """Say where a run's networks were matched and none has a unit that can be permuted."""
+    matched = (manifest or {}).get("stages", {}).get("match", {}).get("done", 0)
+    if not matched or len(permutations):
+        return []
+    return [
+        "The network has no permutation symmetry: pi leaves every unit where it is, so that arms under a permutation train "
+        "what naive trains, and their difference is 0 by construction."
+    ]
 
 
 def _noted(text: str, results: pd.DataFrame, *stages: str, arms: Iterable[str] = ()) -> str:

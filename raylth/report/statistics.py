@@ -1,7 +1,8 @@
 """Differences between arms: by cell and over a whole sweep, paired where two arms of a replicate share their networks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,13 @@ from raylth.report.tables import CELL, finished_arms, lost_arms
 __all__ = [
     "CONFIDENCE",
     "PLANNED",
+    "TwoArms",
     "contrast",
     "contrast_cells",
     "mean_effects",
     "paired_differences",
     "recovered",
+    "two_arms",
     "unpaired_differences",
 ]
 
@@ -34,7 +37,7 @@ def paired_differences(results: pd.DataFrame, first: str = "permuted", second: s
     pair), `n` pairs, `p` (two-sided, of this cell alone), `lost` (networks of both arms that diverged or failed). After a
     search with repeats the interval counts how those differ, too (`crossed_mean`).
     """
-    return _by_cell(_two_arms(results, first, second), is_paired=True)
+    return _by_cell(two_arms(results, first, second), is_paired=True)
 
 
 def unpaired_differences(results: pd.DataFrame, first: str = "permuted", second: str = "naive") -> pd.DataFrame:
@@ -42,7 +45,7 @@ def unpaired_differences(results: pd.DataFrame, first: str = "permuted", second:
 
     For arms of one replicate that start from different dense networks; `n` is the number of networks of the smaller arm.
     """
-    return _by_cell(_two_arms(results, first, second), is_paired=False)
+    return _by_cell(two_arms(results, first, second), is_paired=False)
 
 
 def contrast(results: pd.DataFrame, first: str = "permuted", second: str = "naive") -> pd.DataFrame:
@@ -50,7 +53,7 @@ def contrast(results: pd.DataFrame, first: str = "permuted", second: str = "naiv
 
     The column `pair_key` says so; results without it are paired.
     """
-    arms = _two_arms(results, first, second)
+    arms = two_arms(results, first, second)
     return _by_cell(arms, is_paired=arms.is_paired)
 
 
@@ -75,8 +78,9 @@ def mean_effects(results: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for first, second in PLANNED:
-        for part in _two_arms(results, first, second).parts():
-            effect, cells, count = _mean_effect(part)
+        for part in two_arms(results, first, second).parts():
+            shared = part.complete_cells()
+            effect, cells, count = part.effect(shared), len(shared), part.num_replicates(shared)
             low, high = effect.interval
             total = len(_differences(part).columns)
             facts = (cells, total, count, effect.p, effect.smallest, len(part.lost), _design(part.is_paired))
@@ -94,7 +98,7 @@ def recovered(results: pd.DataFrame, *, by_cell: bool = False) -> pd.DataFrame:
     each replicate) or cell by cell; the interval is Fieller's. Only where the distance is significantly above 0 (its own
     95 % interval is), where all three arms are paired, and not for a search with repeats.
     """
-    above, below = _two_arms(results, "permuted", "naive"), _two_arms(results, "lth", "naive")
+    above, below = two_arms(results, "permuted", "naive"), two_arms(results, "lth", "naive")
     columns = [*CELL, "label", "share", "low", "high", "n"] if by_cell else ["label", "share", "low", "high", "cells", "n"]
     rows = []
     is_known = above.is_paired and below.is_paired and above.repeats == 1
@@ -117,8 +121,8 @@ def recovered(results: pd.DataFrame, *, by_cell: bool = False) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class _Arms:
-    """The finished networks of two arms, and those that they lost."""
+class TwoArms:
+    """The finished networks of two arms of one run, and those that they lost."""
 
     first: pd.DataFrame
     second: pd.DataFrame
@@ -126,49 +130,75 @@ class _Arms:
 
     @property
     def label(self) -> str:
+        """The first arm's name."""
         return str(self.first["label"].iloc[0])
 
     @property
     def against(self) -> str:
+        """The name of the arm that it is compared with."""
         return str(self.second["label"].iloc[0])
 
-    def parts(self) -> Iterator["_Arms"]:
+    def parts(self) -> Iterator["TwoArms"]:
         """Yield them by label: an arm that was matched in several ways is compared in each."""
         for label, first in self.first.groupby("label", observed=True):
             for against, second in self.second.groupby("label", observed=True):
                 if not self.pairs(first, second).empty:
-                    yield _Arms(first, second, self.lost[self.lost["label"].isin([label, against])])
+                    yield TwoArms(first, second, self.lost[self.lost["label"].isin([label, against])])
 
-    def under(self, finders: "pd.Series[str]") -> "_Arms":
+    def under(self, finders: "pd.Series[str]") -> "TwoArms":
         """Return the arms under the masks of these finders; older results name none."""
         first, second = (arm[arm[FINDER].isin(finders.unique())] for arm in (self.first, self.second))
-        return _Arms(first, second, self.lost)
+        return TwoArms(first, second, self.lost)
 
     @staticmethod
     def pairs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of both arms side by side, by cell, finder, repeat and replicate."""
         return first.merge(second, on=[*CELL, FINDER, *ON], suffixes=("", "_second"))
 
-    @property
+    @cached_property
     def is_paired(self) -> bool:
+        """Whether all of their differences are of pairs."""
         return pair_keys_agree(self.pairs(self.first, self.second))
 
     @property
     def repeats(self) -> int:
+        """Of the search that found their settings."""
         return self.first["repeat"].nunique()
 
+    @cached_property
+    def tables(self) -> list[pd.DataFrame]:
+        """The differences, or where they are not paired both arms' accuracies: a row per pair, a column per cell."""
+        return [_differences(self)] if self.is_paired else [_wide(arm, "test_accuracy") for arm in (self.first, self.second)]
 
-def _two_arms(results: pd.DataFrame, first: str, second: str) -> _Arms:
+    def complete_cells(self) -> list[tuple[float, ...]]:
+        """Return the cells in which every replicate has both arms."""
+        tables = self.tables
+        shared = tables[0].columns.intersection(tables[-1].columns)
+        return [cell for cell in shared if all(table[cell].notna().all() for table in tables)]
+
+    def effect(self, cells: Sequence[tuple[float, ...]]) -> Estimate:
+        """Return the mean effect over cells, averaged within each replicate first."""
+        means = [crossed_mean(table[list(cells)].mean(axis=1)) for table in self.tables]
+        return means[0] if len(means) == 1 else apart(*means)
+
+    def num_replicates(self, cells: Sequence[tuple[float, ...]]) -> int:
+        """Return how many replicates an effect is of; of the smaller arm where they are not paired."""
+        return min(_num_replicates(table[list(cells)]) for table in self.tables)
+
+
+def two_arms(results: pd.DataFrame, first: str, second: str) -> TwoArms:
+    """Return the networks of two arms, by the arms' names."""
     arms, lost = finished_arms(results), lost_arms(results)
     arms = arms.reindex(columns=[*CELL, "arm", *ON, "label", FINDER, "test_accuracy", PAIR_KEY])
     ours, theirs = (arms[arms["arm"] == arm].drop(columns="arm") for arm in (first, second))
-    return _Arms(ours, theirs, lost[lost["arm"].isin([first, second])])
+    return TwoArms(ours, theirs, lost[lost["arm"].isin([first, second])])
 
 
 def _design(is_paired: bool) -> str:
     return "paired" if is_paired else "unpaired"
 
 
-def _by_cell(arms: _Arms, *, is_paired: bool) -> pd.DataFrame:
+def _by_cell(arms: TwoArms, *, is_paired: bool) -> pd.DataFrame:
     rows = []
     for part in arms.parts():
         lost = part.lost.groupby(list(CELL)).size().to_dict()
@@ -183,26 +213,13 @@ def _by_cell(arms: _Arms, *, is_paired: bool) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS).sort_values([*CELL, "label", "against"], ignore_index=True)
 
 
-def _mean_effect(arms: _Arms) -> tuple[Estimate, int, int]:
-    """Return the mean effect over the cells that all replicates have, the number of those cells and of replicates."""
-    if arms.is_paired:
-        (table,) = _complete(_differences(arms))
-        return crossed_mean(table.mean(axis=1)), table.shape[1], _num_replicates(table)
-    ours, theirs = (_wide(arm, "test_accuracy") for arm in (arms.first, arms.second))
-    shared = ours.columns.intersection(theirs.columns)
-    complete = [cell for cell in shared if ours[cell].notna().all() and theirs[cell].notna().all()]
-    ours, theirs = ours[complete], theirs[complete]
-    means = [crossed_mean(arm.mean(axis=1)) for arm in (ours, theirs)]
-    return apart(*means), len(complete), min(_num_replicates(arm) for arm in (ours, theirs))
-
-
 def _num_replicates(table: pd.DataFrame) -> int:
     return table.index.get_level_values("replicate").nunique() if table.size else 0
 
 
-def _differences(arms: _Arms) -> pd.DataFrame:
+def _differences(arms: TwoArms) -> pd.DataFrame:
     """Return the paired differences: a row per repeat and replicate, a column per cell."""
-    pairs = _Arms.pairs(arms.first, arms.second)
+    pairs = TwoArms.pairs(arms.first, arms.second)
     return _wide(pairs.assign(difference=pairs["test_accuracy"] - pairs["test_accuracy_second"]), "difference")
 
 

@@ -1,13 +1,17 @@
 """The registry of networks, in a file of its own so that networks can file themselves without a cycle."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import nn
 
 from raylth.common.registry import Registry
+from raylth.core.fixed_entries import FIXED_SHARE, KAPPA, fix_entries
 from raylth.core.models.imported import from_library, library_names
 
-__all__ = ["MODELS", "channels", "he_initialise"]
+__all__ = ["FIXED_SHARE", "KAPPA", "MODELS", "channels", "he_initialise", "with_symmetry"]
+
+Network = TypeVar("Network", bound=nn.Module)
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model", "raylth.models", from_library, library_names)
 
@@ -31,3 +35,20 @@ def he_initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def with_symmetry(model: Network, *, asymmetric: bool, fixed: float, kappa: float) -> Network:
+    """Return `model` as it is, or `asymmetric`, in place, without permutation symmetry: the options of several networks.
+
+    `fixed` and `kappa` are `fix_entries`' share and kappa. ValueError for values that they cannot have.
+    """
+    if not isinstance(asymmetric, bool):
+        raise ValueError(f"asymmetric must be true or false, not {asymmetric!r}")
+    for name, value in (("fixed", fixed), ("kappa", kappa)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name} must be a number, not {value!r}")
+    if asymmetric:
+        fix_entries(model, share=fixed, kappa=kappa)
+    elif (fixed, kappa) != (FIXED_SHARE, KAPPA):
+        raise ValueError("fixed and kappa are of networks without symmetry: set asymmetric: true")
+    return model

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from raylth.core.models.base import MODELS, channels, he_initialise
+from raylth.core.models.base import FIXED_SHARE, KAPPA, MODELS, channels, he_initialise, with_symmetry
 
 __all__ = ["MLP", "mlp"]
 
@@ -31,6 +31,15 @@ class MLP(nn.Module):
 
 
 @MODELS.register("mlp")
-def mlp(*, width: float, num_classes: int, in_shape: tuple[int, ...]) -> MLP:
-    """Build the MLP of three hidden layers of 128w units."""
-    return MLP(math.prod(in_shape), channels(128, width), num_classes)
+def mlp(
+    *,
+    width: float,
+    num_classes: int,
+    in_shape: tuple[int, ...],
+    asymmetric: bool = False,
+    fixed: float = FIXED_SHARE,
+    kappa: float = KAPPA,
+) -> MLP:
+    """Build the MLP of three hidden layers of 128w units; `asymmetric`, with fixed entries, as `with_symmetry` says."""
+    network = MLP(math.prod(in_shape), channels(128, width), num_classes)
+    return with_symmetry(network, asymmetric=asymmetric, fixed=fixed, kappa=kappa)

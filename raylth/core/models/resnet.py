@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from raylth.core.models.base import MODELS, channels, he_initialise
+from raylth.core.models.base import FIXED_SHARE, KAPPA, MODELS, channels, he_initialise, with_symmetry
 
 __all__ = ["BasicBlock", "ResNet20", "resnet20"]
 
@@ -67,9 +67,21 @@ class ResNet20(nn.Module):
 
 
 @MODELS.register("resnet20")
-def resnet20(*, width: float, num_classes: int, in_shape: tuple[int, ...]) -> ResNet20:
-    """Build ResNet-20 with channels 16w / 32w / 64w; ValueError when `in_shape` is not (C, H, W)."""
+def resnet20(
+    *,
+    width: float,
+    num_classes: int,
+    in_shape: tuple[int, ...],
+    asymmetric: bool = False,
+    fixed: float = FIXED_SHARE,
+    kappa: float = KAPPA,
+) -> ResNet20:
+    """Build ResNet-20 with channels 16w / 32w / 64w; `asymmetric`, with fixed entries, as `with_symmetry` says.
+
+    ValueError when `in_shape` is not (C, H, W).
+    """
     if len(in_shape) != 3:
         raise ValueError(f"resnet20 needs images of shape (C, H, W), not {in_shape}")
     widths = (channels(16, width), channels(32, width), channels(64, width))
-    return ResNet20(widths, num_classes, in_shape[0])
+    network = ResNet20(widths, num_classes, in_shape[0])
+    return with_symmetry(network, asymmetric=asymmetric, fixed=fixed, kappa=kappa)

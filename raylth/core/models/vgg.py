@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from raylth.core.models.base import MODELS, channels, he_initialise
+from raylth.core.models.base import FIXED_SHARE, KAPPA, MODELS, channels, he_initialise, with_symmetry
 
 __all__ = ["VGG11", "vgg11"]
 
@@ -36,8 +36,20 @@ class VGG11(nn.Module):
 
 
 @MODELS.register("vgg11")
-def vgg11(*, width: float, num_classes: int, in_shape: tuple[int, ...]) -> VGG11:
-    """Build VGG-11 with every channel count times w; ValueError for images smaller than 32x32."""
+def vgg11(
+    *,
+    width: float,
+    num_classes: int,
+    in_shape: tuple[int, ...],
+    asymmetric: bool = False,
+    fixed: float = FIXED_SHARE,
+    kappa: float = KAPPA,
+) -> VGG11:
+    """Build VGG-11 with every channel count times w; `asymmetric`, with fixed entries, as `with_symmetry` says.
+
+    ValueError for images smaller than 32x32.
+    """
     if len(in_shape) != 3 or min(in_shape[1:]) < 2**NUM_POOLS:
         raise ValueError(f"vgg11 needs images of at least (C, 32, 32), not {in_shape}")
-    return VGG11(width, num_classes, (in_shape[0], in_shape[1], in_shape[2]))
+    network = VGG11(width, num_classes, (in_shape[0], in_shape[1], in_shape[2]))
+    return with_symmetry(network, asymmetric=asymmetric, fixed=fixed, kappa=kappa)

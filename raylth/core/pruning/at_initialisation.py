@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raylth.common.seeding import derive_seed
+from raylth.core.fixed_entries import FixedEntries
 from raylth.core.masks import Mask
 from raylth.core.precision import precision
 from raylth.core.pruning.finder import FINDERS, FinderInputs, MaskFinder
@@ -86,6 +87,9 @@ def synflow_scores(network: nn.Module, mask: Mask, in_shape: tuple[int, ...]) ->
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():
                 tensor.abs_()
+        for module in model.modules():
+            if isinstance(module, FixedEntries):
+                module.values.abs_()
         weights = {name: model.get_parameter(name) for name in mask}
         for name, weight in weights.items():
             weight.mul_(mask[name])

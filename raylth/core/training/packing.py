@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raylth.core.fixed_entries import fixed_of
 from raylth.core.graph import text_of, trace
 from raylth.core.precision import cast_like_autocast
 from raylth.core.state import load_tensors
@@ -169,12 +170,17 @@ class PackedLinear(nn.Module):
         self.size = size
         self.weight = nn.Parameter(like.weight.new_empty(size, *like.weight.shape))
         self.bias = _stacked_bias(like.bias, size)
+        self.fixed = fixed_of(like)  # the same of all members
         self.relu = False
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(len(x), self.size, -1).transpose(0, 1)  # (K, B, I)
-        out: Tensor = BatchedLinear.apply(*cast_like_autocast(rows, self.weight, self.bias))
+        out: Tensor = BatchedLinear.apply(*cast_like_autocast(rows, self.whole_weight(), self.bias))
         return (torch.relu_(out) if self.relu else out).transpose(0, 1)  # in place before the view: after it, autograd copies
+
+    def whole_weight(self) -> Tensor:
+        """Return the members' weights, (K, O, I), with the entries that the architecture fixes."""
+        return self.weight if self.fixed is None else self.fixed(self.weight)
 
 
 class BatchedLinear(torch.autograd.Function):
@@ -213,12 +219,17 @@ class PackedConv2d(nn.Module):
         weight = weight.contiguous(memory_format=torch.channels_last).unflatten(0, (size, -1))
         self.weight = nn.Parameter(weight)
         self.bias = _stacked_bias(like.bias, size)
+        self.fixed = fixed_of(like)
         self.how: dict[str, Any] = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation}
         self.how["groups"] = size * like.groups
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.flatten()
-        return F.conv2d(x, self.weight.flatten(0, 1), bias, **self.how)
+        return F.conv2d(x, self.whole_weight().flatten(0, 1), bias, **self.how)
+
+    def whole_weight(self) -> Tensor:
+        """Return the members' weights, (K, O, I, R, S), with the entries that the architecture fixes."""
+        return self.weight if self.fixed is None else self.fixed(self.weight)
 
 
 class PackedBatchNorm(nn.Module):

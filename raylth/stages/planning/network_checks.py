@@ -9,6 +9,7 @@ from torch import nn
 
 from raylth.core.checking import BadNetwork, Uses, check_network, why_not_one_sample
 from raylth.core.data.dataset import part_of
+from raylth.core.fixed_entries import has_fixed_entries
 from raylth.core.models import MODELS, OURS, init_model
 from raylth.core.models.imported import library_versions
 from raylth.core.permutation import PermutationSpec
@@ -16,7 +17,7 @@ from raylth.core.training.recipe import Recipe
 from raylth.core.training.schedule import steps_per_epoch
 from raylth.stages.planning.disk_estimate import in_units
 from raylth.stages.planning.plan import Plan
-from raylth.stages.planning.shapes import bytes_to_try, can_be_built
+from raylth.stages.planning.shapes import bytes_to_try, can_be_built, shapes_of
 from raylth.stages.settings import (
     ConnectSettings,
     MatchSettings,
@@ -30,7 +31,7 @@ from raylth.stages.stage import Stage
 from raylth.stages.symmetry import keep_symmetry
 from raylth.store import Store, fingerprint
 
-__all__ = ["check_networks", "keep_checked"]
+__all__ = ["check_networks", "keep_checked", "symmetry_notes"]
 
 VERSION = 1  # of the checks
 FOLDER = "checked"  # of the store
@@ -88,6 +89,33 @@ def keep_checked(store: Store, keys: Iterable[str]) -> None:
                 place.write(b"{}")
 
 
+def symmetry_notes(plan: Plan) -> list[str]:
+    """Say, a line each, which networks of a plan have no permutation symmetry although the plan permutes units or masks."""
+    notes = []
+    for stages in _by_network(plan.stages):
+        model = stages[0].settings.model
+        if has_fixed_entries(shapes_of(model)) and any(map(_permutes, stages)):
+            arms = dict.fromkeys(str(stage.labels["arm"]) for stage in stages if stage.kind == "sparse" and _permutes(stage))
+            verb = "trains" if len(arms) == 1 else "train"
+            same = f": {' and '.join(arms)} {verb} what naive trains" if arms else ""
+            notes.append(
+                f"{model.name}, width {model.width:g}, has no permutation symmetry (model.options.asymmetric), so pi leaves "
+                f"every unit where it is{same}"
+            )
+    return notes
+
+
+def _permutes(stage: Stage) -> bool:
+    """Whether a stage finds a permutation, or trains under a mask that one moves."""
+    match stage.settings:
+        case MatchSettings():
+            return True
+        case SparseSettings(mask_transform=transform):
+            return transform.name in PERMUTED and not isinstance(transform, OwnTransformSettings)
+        case _:
+            return False
+
+
 def _try(model: NetworkSettings, uses: Uses, single: dict[str, str]) -> PermutationSpec | None:
     build = _builder(model)
     named = f"{model.name}, width {model.width:g}" if model.width != 1 else model.name
@@ -117,15 +145,13 @@ def _uses(plan: Plan, stages: list[Stage]) -> Uses:
     """Return what the stages of one network do with it."""
     model, config = stages[0].settings.model, plan.config
     is_known = MODELS[model.name] in OURS  # what this package's own can do, its tests show
+    is_correctable = is_known and not has_fixed_entries(shapes_of(model))
     shapes, corrections, is_permuted, is_half = [model.in_shape], set[str](), False, False
     for stage in stages:
         settings = stage.settings
         match settings:
-            case MatchSettings():
-                is_permuted = True
-            case SparseSettings():
-                transform = settings.mask_transform
-                is_permuted |= transform.name in PERMUTED and not isinstance(transform, OwnTransformSettings)
+            case MatchSettings() | SparseSettings():
+                is_permuted |= _permutes(stage)
             case ConnectSettings():
                 corrections |= set(settings.corrections)
             case PlaneSettings():
@@ -141,7 +167,7 @@ def _uses(plan: Plan, stages: list[Stage]) -> Uses:
         model.num_classes,
         tuple(dict.fromkeys(shapes)),
         is_permuted and not is_known,
-        () if is_known else tuple(sorted(corrections - {"plain"})),
+        () if is_correctable else tuple(sorted(corrections - {"plain"})),
         is_half,
         config.imp.prune_shortcuts,
     )

@@ -64,6 +64,10 @@ NETWORKS = {
     "vgg11": ((3, 32, 32), lambda seed: init_model(seed, "vgg11", width=0.125, num_classes=10, in_shape=(3, 32, 32))),
     "a ResNet of torchvision": ((3, 32, 32), partial(seeded, lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10))),
     "batch norm of vectors": ((40,), partial(seeded, WithNorm)),
+    "asymmetric mlp": (
+        (40,),
+        lambda seed: init_model(seed, "mlp", width=0.25, num_classes=10, in_shape=(40,), options={"asymmetric": True}),
+    ),
 }
 # 5 steps an epoch, 20 in all; few enough and small enough that rounding does not grow beyond the tolerances
 RECIPE = Recipe(4, lr=0.002, batch_size=32, label_smoothing=0.1, drop_last=False)
@@ -181,6 +185,26 @@ def test_an_activation_whose_result_is_read_by_another_name_is_kept_in_a_pack():
             torch.testing.assert_close(logits[number], network(x[:, number]))
 
 
+def test_convolutions_of_members_have_the_entries_that_their_architecture_fixes():
+    """Logits and gradients in float64: a training amplifies the rounding of so large fixed entries."""
+    shape, options = (3, 8, 8), {"asymmetric": True}
+    networks = [
+        init_model(seed, "resnet20", width=0.25, num_classes=10, in_shape=shape, options=options).double()
+        for seed in range(3)
+    ]
+    x = torch.randn(5, 3, *shape, generator=torch.Generator().manual_seed(0)).double()
+    pack = Pack(networks)
+    logits = pack(x)
+    logits.square().sum().backward()
+    gradients = dict(pack.named_parameters())
+    for number, network in enumerate(networks):
+        found = network(x[:, number])
+        torch.testing.assert_close(logits[number], found)
+        found.square().sum().backward()
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(gradients[name].grad[number], parameter.grad, rtol=1e-8, atol=1e-9)
+
+
 def test_what_cannot_be_packed_is_named():
     with pytest.raises(NotPackable, match=r"Dropout \(1\)"):
         Pack([nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)) for _ in range(2)])
@@ -232,12 +256,13 @@ def test_a_subclass_of_a_layer_is_packed_as_its_parent():
 
 
 @pytest.mark.parametrize("precision", dict.fromkeys(["float32", fastest_precision()]))
-def test_an_mlp_has_the_same_bits_alone_and_in_any_company(precision):
+@pytest.mark.parametrize("name", ["mlp", "asymmetric mlp"])
+def test_an_mlp_has_the_same_bits_alone_and_in_any_company(name, precision):
     """On a CPU: how trainings are dealt out to workers must not show in a sweep's numbers."""
-    masks, recipe = masks_for("mlp", 5), replace(RECIPE, precision=precision)
-    split, alone, _ = trained_alone("mlp", 5, masks=masks, recipe=recipe)
+    masks, recipe = masks_for(name, 5), replace(RECIPE, precision=precision)
+    split, alone, _ = trained_alone(name, 5, masks=masks, recipe=recipe)
     for size in (2, 3, 5):
-        _, networks, _ = together("mlp", size, split, masks[:size], recipe)
+        _, networks, _ = together(name, size, split, masks[:size], recipe)
         for number, network in enumerate(networks):
             expected = alone[number].state_dict()
             assert all(torch.equal(expected[name], tensor) for name, tensor in network.state_dict().items()), (size, number)

@@ -152,7 +152,7 @@ class StackedLinear(PackedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Map the vectors of all members."""
         rows = x.reshape(self.size, -1, x.shape[-1])
-        out: Tensor = BatchedLinear.apply(*cast_like_autocast(rows, self.weight, self.bias))
+        out: Tensor = BatchedLinear.apply(*cast_like_autocast(rows, self.whole_weight(), self.bias))
         return (torch.relu_(out) if self.relu else out).flatten(0, 1)
 
 
@@ -169,7 +169,7 @@ class StackedConv2d(PackedConv2d):
     def forward(self, x: Tensor) -> Any:
         """Map the images of all members."""
         (images,) = cast_like_autocast(_by_member(x, self.size))
-        weight = self.weight.permute(0, 1, 3, 4, 2)  # (K, O, R, S, I), as it lies
+        weight = self.whole_weight().permute(0, 1, 3, 4, 2)  # (K, O, R, S, I), as it lies
         convolve: Any = stacked_ops.conv2d  # what it returns depends on `moments`
         found = convolve(images, weight, stride=self.stride, padding=self.padding, moments=self.moments)
         if self.moments:

@@ -10,6 +10,7 @@ import sys
 import torch
 from torch import nn
 
+from raylth.core.fixed_entries import fix_entries
 from raylth.core.masks import full_mask
 from raylth.core.training import engine_proof as proof
 from raylth.core.training.engines.program import make_program
@@ -60,6 +61,13 @@ def masks():
     return [{name: torch.rand(a.shape, generator=draw) < 0.5 for name, a in full_mask(build(0)).items()} for _ in range(SIZE)]
 
 
+def without_symmetry(seed):
+    """The same with the entries that the architecture fixes."""
+    network = build(seed)
+    fix_entries(network)
+    return network
+
+
 def run(size=SIZE, wave=2, **options):
     networks = [build(seed) for seed in range(size)]
     program = make_program(networks, "stacked", wave=wave)
@@ -96,6 +104,22 @@ def alone():
         assert all(not network.state_dict()[name][~alive].any() for name, alive in mask.items())
         assert network.bn1.num_batches_tracked == expected.bn1.num_batches_tracked == 6
     assert evaluate_together(program, split) == [evaluate(network, split) for network in networks]
+
+
+def fixed():
+    """What the architecture fixes is read by the kernels, and learns nothing."""
+    networks = [without_symmetry(seed) for seed in range(2)]
+    found = train_together(
+        make_program(networks, "stacked"), random_split(SHAPE, COUNT), RECIPE, seeds=[10, 11], augment="flip_crop",
+        masks=[None] * 2,
+    )  # fmt: skip
+    for number, network in enumerate(networks):
+        expected = without_symmetry(number)
+        losses = train(expected, random_split(SHAPE, COUNT), RECIPE, seed=10 + number, augment="flip_crop")
+        assert max(abs(a - b) for a, b in zip(losses, found[number], strict=True)) < 1e-4
+        assert_close(expected, network, without_symmetry(number))
+        for layer in (network.first, network.third, network.hidden):
+            assert not layer.weight[layer.fixed.places].any()
 
 
 def resumed():
@@ -149,4 +173,4 @@ if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "1"
     set_interpreter_up()
     torch.set_num_threads(1)
-    {"alone": alone, "resumed": resumed, "proved": proved}[sys.argv[1]]()
+    {"alone": alone, "fixed": fixed, "resumed": resumed, "proved": proved}[sys.argv[1]]()

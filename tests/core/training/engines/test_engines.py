@@ -86,7 +86,10 @@ def assert_same_bits(one, other):
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [*((name, "float32") for name in ANY), *((name, "bf16") for name in ("mlp", "resnet20", "attention", "tied"))],
+    [
+        *((name, "float32") for name in ANY),
+        *((name, "bf16") for name in ("mlp", "resnet20", "attention", "tied", "asymmetric mlp")),
+    ],
 )
 def test_a_member_of_a_graph_has_the_bits_that_it_has_alone(name, precision):
     """Own orders, augmentation and masks; each epoch ends with a ragged batch."""

@@ -26,7 +26,7 @@ def test_kernels_agree_with_float64(check):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("check", ["alone", "resumed", "proved"])
+@pytest.mark.parametrize("check", ["alone", "fixed", "resumed", "proved"])
 def test_stacked_networks_are_trained_as_they_would_be_alone(check):
     command = [sys.executable, "-m", "tests.core.training.engines.stacked_checks", check]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
