@@ -1,21 +1,21 @@
 """The accuracy table: mean and standard deviation over replicates, by sparsity, rewind point and arm."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
-from raylth.arms import rank, short_name
+from raylth.arms import rank
 from raylth.report.display import decimals
 from raylth.report.estimates import mean_of
+from raylth.report.labels import arm_labels
 from raylth.report.lost import lost_networks, lost_note
 
 __all__ = [
     "CELL",
     "accuracy_table",
     "alike",
-    "arm_labels",
     "barrier_means",
     "barrier_table",
     "dense_networks",
@@ -38,11 +38,6 @@ CELL = ("width", "sparsity", "rewind_epoch")
 SHORT = {"sparsity": "S", "rewind k": "k"}  # headings where there is little room, as in the paper
 MATCH = ["width", "match_method", "match_epoch", "match_samples", "sparsity", "mask_finder"]
 DIFFERENT = "differ in a setting"
-AXES: dict[str, Callable[[Any], str]] = {
-    "mask_finder": short_name,
-    "match_method": str,
-    "match_epoch": lambda k: f"@{int(k)}",
-}
 
 
 def accuracy_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -134,15 +129,6 @@ def _unlike(rows: pd.DataFrame, mixed: "pd.Series[bool]", cell: list[str], how: 
         f"{where}: {' and '.join(runs)} {how}, so their networks are no replicates of each other: "
         'read one of them, load_results("<store>/runs/<run>")'
     )
-
-
-def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
-    """Return the name of each row's arm, with finder, matching method and epoch where a sweep has several."""
-    labels = arms["arm"].astype(str).map(short_name)
-    for column, text in AXES.items():
-        if column in arms and arms[column].nunique() > 1:
-            labels += [f" {text(value)}" if pd.notna(value) else "" for value in arms[column]]
-    return labels
 
 
 def wide_accuracy(results: pd.DataFrame) -> pd.DataFrame:

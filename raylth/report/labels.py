@@ -1,0 +1,25 @@
+"""What an arm is called in tables and figures, where a sweep has several of what its masks depend on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from raylth.arms import short_name
+
+__all__ = ["arm_labels"]
+
+AXES: dict[str, Callable[[Any], str]] = {
+    "mask_finder": short_name,
+    "match_method": str,
+    "match_epoch": lambda k: f"@{int(k)}",
+}
+
+
+def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
+    """Return the name of each row's arm, with finder, matching method and epoch where a sweep has several."""
+    labels = arms["arm"].astype(str).map(short_name)
+    for column, text in AXES.items():
+        if column in arms and arms[column].nunique() > 1:
+            labels += [f" {text(value)}" if pd.notna(value) else "" for value in arms[column]]
+    return labels
