@@ -53,6 +53,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("store", metavar="STORE", help="the store (`storage` in the sweep file)")
     parser.add_argument("key", metavar="KEY", help="the network's `key` in the results, or a unique prefix of it")
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="(default: safetensors)")
+    parser.add_argument(
+        "--compact", action="store_true", help="a smaller dense network without the units that the mask has left unused"
+    )
     parser.add_argument("--out", metavar="FOLDER", help="a new folder (default: ./<first 12 of KEY>-<format>)")
     return parser
 
@@ -65,15 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from raylth.export.formats import check_packages, write_network
         from raylth.export.load_script import snippet
         from raylth.export.model_card import card, config
-        from raylth.export.stored_network import find_network
+        from raylth.export.stored_network import compacted, find_network
     signals.raise_in_order()
     try:
         check_packages(options.format)
+        if options.compact and options.format == "torch-prune":
+            raise ValueError("--compact: torch-prune is a format of masks, and a smaller network has none: choose another")
         out = None if options.out is None else expanded(options.out)
         if out is not None:
             _check_new(out)
         store = Store(options.store)
         network = find_network(store, options.key)
+        network = compacted(network) if options.compact else network
         target = Path(out or f"{network.key[:12]}-{options.format}")
         _check_new(target)
         with _new_folder(target) as folder:

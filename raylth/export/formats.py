@@ -2,7 +2,7 @@
 
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,14 +41,14 @@ def write_network(network: Network, kind: str, folder: Path) -> None:
     elif kind == "onnx":
         _write_onnx(network, folder / "model.onnx")
     else:
-        _write_tensors(network.state, folder / "model.safetensors")
-        if network.mask is not None:
+        _write_tensors(network.tensors, folder / "model.safetensors")
+        if network.mask is not None and network.small is None:
             kept = {name: alive.to(torch.uint8) for name, alive in network.mask.items()}
             _write_tensors(kept, folder / "mask.safetensors")
         _write_program(network, folder / "model.pt2")
 
 
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=WRITTEN_BY))
 
 

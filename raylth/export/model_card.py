@@ -80,6 +80,7 @@ def config(network: Network, kind: str) -> str:
         "dataset": row["dataset"],
         "data_sha256": row["data_sha256"],
         "format": kind,
+        "compact": network.small is not None,
     }
     return json.dumps(body, indent=2) + "\n"
 
@@ -146,7 +147,7 @@ def _own_seeds(network: Network) -> dict[str, Any]:
 
 
 def _numbers(network: Network) -> dict[str, Any]:
-    row, count = network.row, sum(tensor.numel() for tensor in network.module().parameters())
+    row, count = network.row, sum(tensor.numel() for tensor in network.whole().parameters())
     alive = round(count * (1 - row["model_sparsity"]))
     split = _split(network)
     return {
@@ -157,9 +158,18 @@ def _numbers(network: Network) -> dict[str, Any]:
         "sparsity of the prunable weights": _number(row["mask_sparsity"]),
         "sparsity of the whole network": _number(row["model_sparsity"]),
         "parameters, not pruned": f"{count:,}, {alive:,}",
+        "parameters of this smaller network": _size(network),
         "epochs of this training": row["epochs"],
         "trained on": f"{row['device']}, {row['seconds']:.4g} s" if row["seconds"] else None,
     }
+
+
+def _size(network: Network) -> str | None:
+    """Say how large a network is that was made smaller."""
+    if network.small is None:
+        return None
+    count = sum(tensor.numel() for tensor in network.small.parameters())
+    return f"{count:,}: units that no weight reads or writes are left out, and the function is the same"
 
 
 def _split(network: Network) -> str:
@@ -244,7 +254,8 @@ def _data(network: Network) -> str:
 
 
 def _files(network: Network, kind: str) -> str:
-    found = {name: what for name, what in FILES[kind].items() if network.mask is not None or not name.startswith("mask")}
+    has_mask = network.mask is not None and network.small is None
+    found = {name: what for name, what in FILES[kind].items() if has_mask or not name.startswith("mask")}
     return _table({f"`{name}`": what for name, what in {**found, **COMMON}.items()})
 
 

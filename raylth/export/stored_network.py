@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from raylth.config.sweep import SweepConfig
@@ -15,6 +16,7 @@ from raylth.core.data import DATASETS
 from raylth.core.data.info import IMAGENET_MEAN, IMAGENET_STD, Scale
 from raylth.core.masks import Mask, check_mask
 from raylth.core.models import MODELS, code_of
+from raylth.core.pruning import compact
 from raylth.core.state import like, load_tensors
 from raylth.report.results import load_results
 from raylth.stages import Stage, make_plan
@@ -24,7 +26,7 @@ from raylth.stages.training import new_network
 from raylth.store import BrokenArtefact, Store
 from raylth.store.tables import DATASETS as TABLES
 
-__all__ = ["Network", "Origin", "find_network"]
+__all__ = ["Network", "Origin", "compacted", "find_network"]
 
 NAMED_BY = "the column `key` of the results names the networks"
 SHOWN = 3  # of the keys that a beginning may mean
@@ -51,6 +53,7 @@ class Network:
     mask: Mask | None
     scale: Scale
     origin: Origin | str  # or why it is not known
+    small: nn.Module | None = None  # that computes the same without units that are not used
 
     @property
     def key(self) -> str:
@@ -62,8 +65,17 @@ class Network:
         """One sample's shape."""
         return self.model.in_shape
 
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Those that are exported: of the smaller network where there is one."""
+        return self.state if self.small is None else self.small.state_dict()
+
     def module(self) -> nn.Module:
-        """Build the network, for evaluation."""
+        """Return the network that is exported, for evaluation."""
+        return self.whole() if self.small is None else self.small.eval()
+
+    def whole(self) -> nn.Module:
+        """Build the network as it was trained, for evaluation."""
         network = new_network(self.model, 0, "cpu")
         load_tensors(network, self.state)
         return network.eval()
@@ -98,6 +110,17 @@ def find_network(store: Store, beginning: str) -> Network:
     except RuntimeError as error:
         raise ValueError(f"{key[:12]}: its weights do not fit {row['model']!r} as it is here: {error}") from error
     return replace(network, state=like(state, module.state_dict()))
+
+
+def compacted(network: Network) -> Network:
+    """Return a network without the units that its mask has left unused; ValueError as `raylth.core.pruning.compact`."""
+    if network.mask is None:
+        raise ValueError(f"{network.key[:12]} has no mask: there is nothing to leave out")
+    try:
+        small = compact(network.whole(), network.mask, torch.zeros(2, *network.in_shape))
+    except ValueError as error:
+        raise ValueError(f"{network.key[:12]}: {error}") from error
+    return replace(network, small=small)
 
 
 def _model(row: Mapping[str, Any], manifest: Mapping[str, Any], origin: Origin | str) -> NetworkSettings:

@@ -27,6 +27,7 @@ from raylth.export.load_script import snippet
 from raylth.export.stored_network import find_network
 from raylth.report import load_results
 from raylth.stages import make_plan, result_rows, run_plan
+from raylth.stages.arrays import to_torch
 from raylth.store import Store, locate
 from raylth.store.tables import append_rows
 from tests.conftest import tiny_sweep
@@ -273,6 +274,31 @@ def test_a_store_in_a_bucket_gives_the_same_files(store, loaded, tmp_path, place
         assert (again / name).read_bytes() == (folder / name).read_bytes(), name
     states = [torch.load(where / "model.pt", weights_only=True) for where in (folder, again)]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_a_compact_network_is_smaller_and_the_one_of_the_row(store, tmp_path, capsys):
+    study = {**MLP, "name": "units", "mask": {"finder": "oneshot", "structure": {"pattern": "units"}}}
+    study["sparse"] = {**MLP["sparse"], "arms": ["permuted"]}
+    run_sweep(own := Store(tmp_path / "store"), **study)
+    row = row_of(own, arm="permuted")
+    folder = exported(own, row, tmp_path, "--compact")
+    weights, whole = load_file(folder / "model.safetensors"), to_torch(own.tensors(row["key"], "weights"), "cpu")
+    assert weights.keys() == whole.keys()
+    alive = sum(int(tensor.count_nonzero()) for tensor in whole.values() if tensor.ndim == 2)
+    assert sum(tensor.numel() for tensor in weights.values() if tensor.ndim == 2) == alive
+    assert names_in(folder) == {"README.md", "config.json", "load.py", "model.safetensors", "model.pt2"}
+    samples = (np.load(store.root.path.parent / "mnist1d" / f"{name}.npy") for name in "xy")
+    x, y = (torch.tensor(array) for array in samples)
+    found = torch.export.load(folder / "model.pt2").module()(x.float()).argmax(1)
+    assert 100 * int((found == y).sum()) / len(y) == row["test_accuracy"]
+    total = sum(tensor.numel() for tensor in weights.values())
+    assert f"{total:,}: units that no weight reads or writes are left out" in (folder / "README.md").read_text()
+    capsys.readouterr()
+    assert main([str(own.root), row["key"], "--compact", "--format", "torch-prune"]) == 2
+    assert main([str(own.root), row_of(own, stage="dense")["key"], "--compact"]) == 2
+    messages = capsys.readouterr().err.splitlines()
+    assert messages[0] == "--compact: torch-prune is a format of masks, and a smaller network has none: choose another"
+    assert messages[1].endswith("has no mask: there is nothing to leave out")
 
 
 def test_what_was_not_permuted_says_so(store, tmp_path):

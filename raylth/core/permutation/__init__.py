@@ -2,7 +2,7 @@
 
 from raylth.core.permutation.derive import UnknownOperation, derive_spec, rule
 from raylth.core.permutation.permutation import Permutation, identity_permutation, random_permutation
-from raylth.core.permutation.restrict import restrict, unrestricted
+from raylth.core.permutation.restriction import restrict, unrestricted
 from raylth.core.permutation.spec import Axis, Group, Part, PermutationSpec, Site
 
 __all__ = [

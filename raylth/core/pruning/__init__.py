@@ -1,7 +1,7 @@
 """Which weights are pruned, and masks in the form of `torch.nn.utils.prune`."""
 
 from raylth.core.pruning import at_initialisation, while_training  # they file their finders
-from raylth.core.pruning.compact import compact
+from raylth.core.pruning.compaction import compact
 from raylth.core.pruning.finder import FINDERS, DynamicFinder, FinderInputs, MaskFinder, StartInputs, UpdateInputs
 from raylth.core.pruning.magnitude import num_landing_alive, prune_global_magnitude, trunk_counts
 from raylth.core.pruning.structure import UNSTRUCTURED, Structure, keeps, shuffle_structured

@@ -98,7 +98,7 @@ def unit_scores(weights: Mapping[str, Tensor], group: UnitGroup) -> Tensor:
 def _plain(network: nn.Module, spec: PermutationSpec, name: str) -> UnitGroup | None:
     """Return a group whose units lie by themselves on axes of known layers; None for any other."""
     size = spec.groups[name].size
-    if size < 2 or spec.groups[name].within or any(name in group.within for group in spec.groups.values()):
+    if size < 2 or spec.groups[name].within:
         return None
     tied = {*tied_names(network), *tied_names(network).values()}
     layers = {f"{path}.weight" if path else "weight": module for path, module in network.named_modules()}

@@ -30,8 +30,7 @@ def restrict(spec: PermutationSpec, blocks: Mapping[str, Mapping[int, int]]) -> 
     for name, lengths in blocks.items():
         for axis, length in lengths.items():
             for part in held.parts if (held := spec.axes[name][axis]) else ():
-                # the rows of a block may belong to convolution groups, each of which has an order of inputs of its own
-                found = None if part.beside and len(lengths) > 1 else _blocks_of(part, length)
+                found = _blocks_of(part, length) if _is_alike(part, lengths) else None
                 if found is None:
                     still |= {group for group in part.groups if group}
                 for group, size in (found or {}).items():
@@ -50,6 +49,15 @@ def unrestricted(permutation: Permutation, spec: PermutationSpec) -> Permutation
     """Return a permutation of a restricted symmetry as one of the whole symmetry `spec`: what is missing stays."""
     still = {name: torch.arange(group.size) for name, group in spec.groups.items()}
     return Permutation(spec, {name: permutation.perms.get(name, still[name]) for name in spec.groups})
+
+
+def _is_alike(part: Part, lengths: Mapping[int, int]) -> bool:
+    """Whether all rows of a block have one order of inputs: each convolution group has its own, in which a block must lie."""
+    for axis, other in part.beside:
+        inner = min(zip(other.strides, other.sizes, strict=True), key=lambda factor: factor[0] or other.length)
+        if inner[0] != 1 or inner[1] % lengths.get(axis, 1):
+            return axis not in lengths
+    return True
 
 
 def _blocks_of(part: Part, length: int) -> dict[str, int] | None:
