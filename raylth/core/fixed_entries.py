@@ -159,8 +159,7 @@ def _draw(name: str, shape: tuple[int, ...], count: int, deviation: float, like:
     while len(taken) < rows:
         row = np.zeros(inputs, dtype=bool)
         row[draws.permutation(inputs)[:count]] = True
-        if row.tobytes() not in taken:
-            places[len(taken)] = row
-            taken.add(row.tobytes())
+        places[len(taken)] = row  # which stays only if no row before has the same
+        taken.add(row.tobytes())
     values = torch.from_numpy(deviation * draws.standard_normal((rows, inputs)))
     return FixedEntries(torch.from_numpy(places).view(shape).to(like.device), values.view(shape).to(like.device, like.dtype))

@@ -51,6 +51,11 @@ def test_the_rows_of_every_layer_have_fixed_entries_of_their_own(name):
 def test_a_narrow_layer_has_as_many_as_its_rows_need_to_differ():
     network = init_model(0, "resnet20", num_classes=10, in_shape=(1, 8, 8), options={"asymmetric": True})
     assert network.conv1.fixed.places[0].sum() == 2, "an eighth of 9 inputs is 1, which 16 rows cannot share"
+    all_of_them = nn.Sequential(
+        nn.Linear(6, 15)
+    )  # as many rows as there are sets of 2 of 6: those drawn again are passed over
+    fix_entries(all_of_them, share=1 / 3)
+    assert len(set(map(tuple, all_of_them[0].fixed.places.tolist()))) == 15
     with pytest.raises(ValueError, match=r"1: no 8 different sets of 2 of 4 inputs: the network is too narrow"):
         fix_entries(nn.Sequential(nn.Flatten(), nn.Linear(4, 8)))
 

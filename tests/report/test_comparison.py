@@ -113,15 +113,15 @@ def test_only_what_all_runs_have_is_compared(tmp_path):
     cells = [(0.8, 0), (0.9, 10)]
     one, other = sweep(seed=1, **SHARED), sweep({name: ARMS[name] for name in ("lth", "naive")}, 3, cells, seed=2, **SHARED)
     third = sweep(seed=3, cells=[(0.9, 10)], **SHARED)
-    found = compare([write(tmp_path, name, each) for name, each in zip("abc", (one, other, third), strict=True)])
-    assert found.runs == ("a", "b", "c")
+    found = compare([write(tmp_path, name, each) for name, each in zip("cab", (third, one, other), strict=True)])
+    assert found.runs == ("c", "a", "b")
     assert set(found.accuracy["label"]) == {"lth", "naive"}
     assert set(zip(found.accuracy["sparsity"], found.accuracy["rewind_epoch"], strict=True)) == {(0.9, 10)}
-    assert found.accuracy["n"].tolist() == [4, 3, 4] * 2
-    assert found.accuracy["pairs"].dropna().tolist() == [3, 4] * 2
+    assert found.accuracy["n"].tolist() == [4, 4, 3] * 2
+    assert found.accuracy["pairs"].dropna().tolist() == [4, 3] * 2
     (label,) = set(zip(found.contrasts["label"], found.contrasts["against"], strict=True))
     assert label == ("lth", "naive")
-    assert (found.contrasts["cells"].tolist(), found.contrasts["n"].tolist()) == ([1] * 3, [4, 3, 4])
+    assert (found.contrasts["cells"].tolist(), found.contrasts["n"].tolist()) == ([1] * 3, [4, 4, 3])
 
 
 def test_one_run_beside_itself_under_another_name_differs_in_nothing(tmp_path):
@@ -195,6 +195,18 @@ def test_the_command_prints_tables_and_writes_a_page(tmp_path, capsys):
     cell = by_run(found.contrast_cells, label="lth", against="naive", sparsity=0.9, rewind_epoch=0)[1]
     assert f"{cell['difference']:+.1f} ({cell['low']:+.1f} to {cell['high']:+.1f})" in page
     assert f"page: {tmp_path}/page.html" in text
+
+
+def test_where_some_differences_are_of_pairs_the_others_say_that_they_are_not(tmp_path, capsys):
+    one, same, other = (
+        sweep(seed=seed, cells=[(0.9, 0)], **{**SHARED, "seed_a": seed_a}) for seed, seed_a in ((1, 1), (2, 1), (3, 5))
+    )
+    runs = [write(tmp_path, name, each) for name, each in (("one", one), ("same", same), ("other", other))]
+    assert main(runs) == 0
+    text = capsys.readouterr().out
+    rows = by_run(compare(runs).accuracy, label="lth")
+    for row, suffix in zip(rows[1:], (" ", ", unpaired "), strict=True):
+        assert f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f}){suffix}" in text
 
 
 def test_a_store_with_one_run_is_that_run(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from raylth.cli.sweep import main
+from raylth.driver.prepare import prepare
 from raylth.driver.run_record import Run
 from raylth.export.formats import write_network
 from raylth.export.stored_network import find_network
@@ -88,6 +89,9 @@ def test_a_plan_says_that_pi_is_the_identity_before_anything_is_trained(tmp_path
     assert symmetry_notes(make_plan(tiny_sweep())) == []
     none = make_plan(tiny_sweep(**ASYMMETRIC, sparse={"arms": ["lth", "naive"]}, match={"epochs": None}))
     assert symmetry_notes(none) == []
+    notes = []
+    prepare(tiny_sweep(**ASYMMETRIC, storage=str(tmp_path)), notes.append)
+    assert notes == symmetry_notes(plan)
     words = ["sweeps/asymmetric.yaml", "--dry-run", f"storage={tmp_path}"]
     assert main(words) == 0
     assert f"mlp, width 1, {text}: permuted trains what naive trains" in capsys.readouterr().out.replace("\n", " ")
