@@ -195,6 +195,8 @@ def shipped() -> list[dict[str, Any]]:
         for section in ("dense", "imp", "sparse"):
             for name in ("first_resolution", "resolution_ramp"):
                 raw.get(section, {}).pop(name, None)
+        if "updates" in raw.get("mask", {}):
+            raw["mask"]["updates"] = {"every": 5}
         if "search" in raw:
             raw["search"]["holdout"] = 20
         if isinstance(raw.get("analyses", {}).get("ensemble"), dict):
