@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from raylth.core.masks import Mask, apply_mask, full_mask, mask_sparsity
 from raylth.core.models import init_model
 from raylth.core.permutation import derive_spec
-from raylth.core.pruning import Structure, UnitGroup, compact, landing_alive, nearest_alive, prune_structured, removable_units
+from raylth.core.pruning import Structure, compact, nearest_alive, prune_structured, removable_units
 
 NETWORKS: dict[str, dict[str, Any]] = {  # the batch is for a CPU; on a GPU networks are wider, and batches too
     "mlp": {"batch": 256, "cpu": {"width": 8}, "cuda": {"width": 32}, "in_shape": (64,)},
@@ -46,12 +46,9 @@ def pruned(network: nn.Module, structure: Structure, sparsity: float, x: Tensor)
     everything = full_mask(network, prune_shortcuts=True)
     shapes = {name: tuple(alive.shape) for name, alive in everything.items()}
     total = sum(alive.numel() for alive in everything.values())
-    units: tuple[UnitGroup, ...] = ()
-    if structure.pattern == "nm":
-        number = landing_alive(structure, shapes, sparsity)
-    else:
-        units = removable_units(network, derive_spec(network, x[:2]), x[:2], everything)
-        number = nearest_alive(structure, shapes, round((1 - sparsity) * total), units)
+    is_units = structure.pattern == "units"
+    units = removable_units(network, derive_spec(network, x[:2]), x[:2], everything) if is_units else ()
+    number = nearest_alive(structure, shapes, round((1 - sparsity) * total), units)
     return prune_structured(network.state_dict(), everything, structure, num_alive=number, units=units)
 
 
@@ -68,7 +65,8 @@ def semi_structured(network: nn.Module, mask: Mask) -> tuple[nn.Module, int]:
 
     found, count = masked(network, mask), 0
     for path, module in found.named_modules():
-        if isinstance(module, nn.Linear) and TWO_OF_FOUR.fits(mask[f"{path}.weight"].shape):
+        alive = mask.get(f"{path}.weight")
+        if isinstance(module, nn.Linear) and alive is not None and TWO_OF_FOUR.fits(alive.shape):
             try:
                 sparse = to_sparse_semi_structured(module.weight.detach())
             except (RuntimeError, ValueError):  # a shape that the kernels do not have: the classes of a head
