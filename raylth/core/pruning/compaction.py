@@ -15,7 +15,9 @@ from raylth.core.pruning.units import Place, UnitGroup, first_output, unit_group
 
 __all__ = ["compact"]
 
-TOLERANCE = 1e-9  # on the difference of the two networks' outputs in float64, relative to the largest
+# On the difference of the two networks' outputs, relative to the largest: in float64, and where a network casts to less.
+TOLERANCE = {torch.float64: 1e-9}
+OTHERWISE = 1e-5
 
 
 def compact(network: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, spec: PermutationSpec | None = None) -> nn.Module:
@@ -26,17 +28,19 @@ def compact(network: nn.Module, mask: Mapping[str, Tensor], x: Tensor, *, spec: 
     a convolution that pads cannot, unless the constant is 0. Both are repeated until nothing changes, and one unit of a layer
     stays. Which tensors a unit has follows from the symmetry `spec`, which is derived where it is not given: a unit of a
     residual stream is removed only where it is dead in the whole stream, and heads of attention and streams with layer norms
-    stay whole (`unit_groups`). The result computes the same function in evaluation, which is tried in float64 to 1e-9, and
-    in training where no constant was moved. `x` is a batch (B, *in_shape) that the network accepts.
+    stay whole (`unit_groups`). The result computes the same function in evaluation, which is tried in float64 to 1e-9 (in
+    float32 to 1e-5 where the network casts to that), and in training where no constant was moved. `x` is a batch
+    (B, *in_shape) that the network accepts.
 
     Raises ValueError, one line, for a smaller network that does not run (a forward pass with sizes of its own) or computes
     something else.
     """
     masked = copy.deepcopy(network)
     masked.load_state_dict(apply_mask(network.state_dict(), mask))
+    masked = _widened(masked, x)
     spec = derive_spec(network, x) if spec is None else spec
     groups = unit_groups(network, spec, x)
-    small = copy.deepcopy(masked).double()
+    small = copy.deepcopy(masked)
     gone = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in groups}
     while _drop_unread(small, groups, gone) or _fold_constants(small, groups, gone, x):
         pass
@@ -176,11 +180,10 @@ def _resize(module: nn.Module) -> None:
 @torch.no_grad()
 def _check(masked: nn.Module, small: nn.Module, x: Tensor) -> None:
     """Raise ValueError unless two networks compute the same function in evaluation."""
-    one, other = (copy.deepcopy(network).double().eval() for network in (masked, small))
-    inputs = _sample(x, one)
-    expected = first_output(one(inputs))
+    inputs = _sample(x, masked)
+    expected = first_output(copy.deepcopy(masked).eval()(inputs))
     try:
-        found = first_output(other(inputs))
+        found = first_output(copy.deepcopy(small).eval()(inputs))
     except Exception as error:  # of the network's own code, which may do anything
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
@@ -188,10 +191,21 @@ def _check(masked: nn.Module, small: nn.Module, x: Tensor) -> None:
         ) from error
     largest = float(expected.abs().max())
     change = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
-    if not change <= TOLERANCE * max(largest, 1e-30):
+    if not change <= TOLERANCE.get(expected.dtype, OTHERWISE) * max(largest, 1e-30):
         raise ValueError(
             f"the smaller network computes something else: outputs differ by {change:.2g}, the largest is {largest:.2g}"
         )
+
+
+@torch.no_grad()
+def _widened(network: nn.Module, x: Tensor) -> nn.Module:
+    """Return a network in float64, or as it is where its forward pass casts to something else."""
+    wide = copy.deepcopy(network).double()
+    try:
+        copy.deepcopy(wide).eval()(_sample(x, wide))
+    except Exception:  # of the network's own code, which may do anything
+        return network
+    return wide
 
 
 def _cast(small: nn.Module, network: nn.Module) -> None:
@@ -203,9 +217,9 @@ def _cast(small: nn.Module, network: nn.Module) -> None:
 
 
 def _sample(x: Tensor, network: nn.Module) -> Tensor:
-    """Return random inputs like `x` in float64, on the network's device."""
-    device = next((each.device for each in network.parameters()), x.device)
+    """Return random inputs like `x`, in the network's precision and on its device."""
+    weight = next(network.parameters(), x)
     if not x.is_floating_point():
-        return x.to(device)
+        return x.to(weight.device)
     draw = torch.Generator().manual_seed(0)
-    return torch.randn(x.shape, generator=draw, dtype=torch.float64).to(device)
+    return torch.randn(x.shape, generator=draw, dtype=torch.float64).to(weight)

@@ -137,11 +137,11 @@ def _is_layer(module: nn.Module | None) -> bool:
 
 def _is_unread(network: nn.Module, spec: PermutationSpec, x: Tensor, groups: Sequence[UnitGroup]) -> bool:
     """Whether the output stays the same when a unit of each group changes that no weight reads."""
-    tried = copy.deepcopy(network).double().cpu().eval()
+    tried = copy.deepcopy(network).cpu().eval()  # in its own precision: what is read with weights of 0 adds exactly 0
     state = {name: tensor for name, tensor in tried.state_dict().items() if tensor.is_floating_point()}
     moving = {name for name, axes in spec.axes.items() if any(axes)} | {name for name, _ in tried.named_parameters()}
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(x.shape, generator=draw, dtype=torch.float64) if x.is_floating_point() else x.cpu()
+    x = torch.randn(x.shape, generator=draw).to(x.dtype) if x.is_floating_point() else x.cpu()
     for _ in range(TRIALS):
         with torch.no_grad():
             for name in moving & state.keys():
@@ -153,18 +153,18 @@ def _is_unread(network: nn.Module, spec: PermutationSpec, x: Tensor, groups: Seq
             for group in groups:
                 for place in (*group.writes, *group.others):
                     changed = state[place.tensor].index_select(place.axis, place.entries[0])
-                    more = torch.rand(changed.shape, generator=draw, dtype=torch.float64) + (changed.ndim == 1)
-                    state[place.tensor].index_add_(place.axis, place.entries[0], more)
+                    more = torch.rand(changed.shape, generator=draw) + (changed.ndim == 1)
+                    state[place.tensor].index_add_(place.axis, place.entries[0], more.to(changed.dtype))
             after = first_output(tried(x))
-        if not (bool(torch.isfinite(before).all()) and torch.allclose(before, after, rtol=1e-12, atol=0.0)):
+        if not (bool(torch.isfinite(before).all()) and torch.equal(before, after)):
             return False
     return True
 
 
 def _drawn(tensor: Tensor, draw: torch.Generator) -> Tensor:
     if tensor.ndim < 2:  # biases, scales and variances
-        return torch.rand(tensor.shape, generator=draw, dtype=torch.float64) + 0.5
-    return torch.randn(tensor.shape, generator=draw, dtype=torch.float64) / max(1, tensor[0].numel()) ** 0.5
+        return torch.rand(tensor.shape, generator=draw) + 0.5
+    return torch.randn(tensor.shape, generator=draw) / max(1, tensor[0].numel()) ** 0.5
 
 
 def first_output(found: Any) -> Tensor:

@@ -53,6 +53,17 @@ class Mixed(nn.Module):
         return self.head(torch.relu(self.b(torch.relu(self.norm(self.a(x))))))
 
 
+class CastsInside(nn.Module):
+    """It cannot run in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.a(x.float())))
+
+
 class FixedSizes(nn.Module):
     """Reshapes by numbers of its own."""
 
@@ -242,6 +253,16 @@ def test_removal_goes_on_through_the_layers_before_and_one_unit_stays():
     mask["4.weight"][:] = False
     small = assert_same_function(network, mask, x)
     assert [small[place].out_features for place in (0, 2)] == [1, 1]
+
+
+def test_a_network_that_casts_its_input_is_compared_in_that_precision():
+    torch.manual_seed(0)
+    network, x = CastsInside(), torch.randn(16, 6)
+    mask = full_mask(network)
+    mask["a.weight"][:4] = False
+    small = compact(network, mask, x)
+    assert small.a.out_features == 4
+    torch.testing.assert_close(small(x), masked(network, mask)(x), rtol=0, atol=1e-6)
 
 
 def test_a_network_with_sizes_of_its_own_is_refused_in_one_line():
