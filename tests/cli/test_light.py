@@ -59,6 +59,9 @@ def run(*words: object, heavy: tuple[str, ...] = HEAVY, interrupt: bool = False)
     )
 
 
+NO_MODULE = ("completion", "new", "quickstart")  # commands of the console script alone
+
+
 @pytest.mark.parametrize(
     ("words", "first"),
     [
@@ -67,7 +70,7 @@ def run(*words: object, heavy: tuple[str, ...] = HEAVY, interrupt: bool = False)
         ("raylth.sweep --version", f"raylth {__version__}"),
         ("raylth sweep --version", f"raylth {__version__}"),
         *((f"raylth {name} --help", "usage: ") for name in main.COMMANDS),
-        *((f"raylth.{name} --help", f"usage: python -m raylth.{name} ") for name in main.COMMANDS if name != "completion"),
+        *((f"raylth.{name} --help", f"usage: python -m raylth.{name} ") for name in main.COMMANDS if name not in NO_MODULE),
     ],
 )
 def test_help_and_versions_import_nothing_heavy(words, first):
