@@ -119,7 +119,7 @@ def merge_table(frame: Any) -> Any:
     """Return the rows as they were measured: a network, what was made of it, and its figures."""
     cell = [column for column in ("width", "sparsity", "rewind_epoch") if column in frame]
     own = ["network", "members", "what", *(["correction"] if "correction" in frame else []), "density", *COLUMNS]
-    return frame[[*cell, *own]].reset_index(drop=True)
+    return frame[[*cell, *own]].astype({"members": int}).reset_index(drop=True)
 
 
 def merge_figure(frame: Any, title: str) -> Any:

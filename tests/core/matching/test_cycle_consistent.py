@@ -79,6 +79,9 @@ def test_a_relaxed_move_is_the_permutations_and_linear_between_them(settings):
         if not state.is_floating_point() or not any(spec.axes[name]):
             continue
         blocks = blocks_of(spec, name, state.shape)
+        for block in blocks:
+            names = {factor[0] for factor in block.factors}
+            assert not any(names & set(spec.groups[each].within) for each in names), "its inner units move an outer one"
         expected = torch.stack([permute(spec, name, state, each) for each in perms])
         torch.testing.assert_close(moved_softly(torch.stack([state, state]), blocks, soft), expected, msg=name)
         inner = any(group in spec.groups[each].within for each in spec.groups)

@@ -98,10 +98,14 @@ def test_networks_from_masks_files_are_in_the_universe_of_their_sparsity(tmp_pat
         mask = prune_global_magnitude(dict(network.state_dict()), full_mask(network), fraction=sparsity)
         save_file(to_torch_prune(network.state_dict(), mask), tmp_path / f"{sparsity}.safetensors")
     sparse = {**SPARSE, "arms": ["permuted"], "mask_from": str(tmp_path / "{sparsity}.safetensors")}
-    plan = make_plan(tiny_sweep(sparse=sparse, match={"method": "c2m3", "epochs": [4]}, seeds={"replicates": 2}))
+    merge = {"merge": {"networks": ["permuted"]}}
+    asked = {"match": {"method": "c2m3", "epochs": [4]}, "seeds": {"replicates": 2}, "analyses": {"custom": merge}}
+    plan = make_plan(tiny_sweep(sparse=sparse, **asked))
     universes = of_kind(plan, "universe")
     masks = {stage.key: stage for stage in of_kind(plan, "mask")}
-    assert len(masks) == len(universes) == 2
+    assert len(masks) == len(universes) == 2, "what is merged is moved by the universe of its cell"
+    (analysis,) = of_kind(plan, "analysis")
+    assert analysis.parents["universe"] in {universe.key for universe in universes}
     for universe in universes:
         assert len(universe.parents) == 3
         assert sum(key in masks for key in universe.parents.values()) == 1
