@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from hardware import describe, tell
@@ -48,8 +48,6 @@ Found = Sequence[Permutation]
 class Placeholder(types.ModuleType):
     """A module whose every attribute is an empty class."""
 
-    __path__: ClassVar[list[str]] = []
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -64,7 +62,9 @@ class Placeholders:
         return ModuleSpec(name, self, is_package=True) if is_one else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> Placeholder:
-        return Placeholder(spec.name)
+        made = Placeholder(spec.name)
+        made.__path__ = []
+        return made
 
     def exec_module(self, module: types.ModuleType) -> None:
         if module.__name__ == "ccmm.utils.utils":
@@ -73,7 +73,7 @@ class Placeholders:
 
 def load_authors(folder: Path) -> tuple[Any, Any]:
     """Return the authors' modules of the matching of many networks, and of permutation specs."""
-    sys.meta_path.insert(0, Placeholders())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Placeholders())
     for name in ("ccmm", "ccmm.matching"):  # whose own __init__ sets up logging
         module = types.ModuleType(name)
         module.__path__ = [str(folder / "src" / name.replace(".", "/"))]
