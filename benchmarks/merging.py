@@ -48,10 +48,6 @@ Found = Sequence[Permutation]
 class Placeholder(types.ModuleType):
     """A module whose every attribute is an empty class."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.__path__ = []
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -66,7 +62,9 @@ class Placeholders:
         return ModuleSpec(name, self, is_package=True) if is_one else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> Placeholder:
-        return Placeholder(spec.name)
+        made = Placeholder(spec.name)
+        made.__path__ = []
+        return made
 
     def exec_module(self, module: types.ModuleType) -> None:
         if module.__name__ == "ccmm.utils.utils":

@@ -1,6 +1,6 @@
 """The analysis `merge`: the networks of all replicates as one, averaged in weight space in one order of units.
 
-Permutations as in C2M3 (Crisostomi et al. 2024), section 5; REPAIR (Jordan et al. 2023) with the mean of all networks'
+Merging as in C2M3 (Crisostomi et al. 2024); REPAIR (Jordan et al. 2023) with the mean of all networks'
 statistics as its target.
 """
 

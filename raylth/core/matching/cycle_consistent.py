@@ -1,6 +1,6 @@
 """Finds permutations of several networks to one order of their units, the universe, from their weights alone.
 
-C2M3 (Crisostomi et al. 2024), equation 5 and Algorithm 1: all groups of all networks at once, by Frank-Wolfe.
+C2M3 (Crisostomi et al. 2024), Algorithm 1: all groups of all networks at once, by Frank-Wolfe.
 """
 
 import hashlib
