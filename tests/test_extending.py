@@ -98,9 +98,22 @@ def merged(*parts):
     return found
 
 
+def test_the_pages_dynamic_finder_finds_a_mask_while_a_is_trained(own, tmp_path):
+    asked = {"finder": "own_dynamic_finders:steady", "updates": {"every": 5}}
+    config = tiny_sweep(mask=asked, match={"epochs": [4]}, sparse={"arms": ["lth", "permuted"], "sparsities": [0.5]})
+    plan, store = make_plan(config), Store(tmp_path / "store")
+    assert not run_plan(plan, store).errors
+    (found,) = [stage for stage in plan.stages if stage.kind == "dynamic"]
+    mask = store.tensors(found.key, "mask")
+    total = sum(alive.size for alive in mask.values())
+    assert sum(int(alive.sum()) for alive in mask.values()) == num_landing_alive(total, 0.5)
+    assert found.settings.code, "the page's code is in the key"
+
+
 def test_the_pages_examples_together_are_a_sweep_and_its_report(own):
     """Started from the command line, on Ray: an arm, a finder, a matcher, an analysis and a tracker in one."""
-    assert set(MODULES) == {"own_arms", "own_finders", "own_matchers", "own_analyses", "own_trackers"}
+    named = {"own_arms", "own_finders", "own_dynamic_finders", "own_matchers", "own_analyses", "own_trackers"}
+    assert set(MODULES) == named
     small = tiny_sweep(data={"num_train": 200, "num_test": 50}).model_dump(mode="json", exclude_defaults=True)
     asked = merged(*SETTINGS, {"seeds": {"replicates": 2}})
     asked["sparse"] |= {"sparsities": [0.5], "rewinds": [1]}
@@ -188,7 +201,7 @@ def test_its_code_is_in_the_key_and_no_other_key_is_moved(own):
         ({"mask": {"finder": "own_finders:nothing"}}, "mask.finder: mask finder 'own_finders:nothing' cannot be imported"),
         (
             {"mask": {"finder": "oneshoot"}},
-            "mask.finder: unknown mask finder 'oneshoot', did you mean 'oneshot'? (known: erk, grasp, imp",
+            "mask.finder: unknown mask finder 'oneshoot', did you mean 'oneshot'? (known: erk, gmp, grasp, imp",
         ),
         ({"mask": {"finder": "own_broken:nothing"}}, "is a Matcher, not a raylth.core.pruning.MaskFinder"),
         ({"match": {"method": "own_broken:fewer"}}, "is a MaskFinder, not a raylth.core.matching.Matcher"),
