@@ -1,5 +1,6 @@
 """A finished or running sweep in Tune's own form: `get_best_result` and `get_dataframe` on the networks of a store."""
 
+import logging
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +40,8 @@ def result_grid(run_dir: str | Path | Location) -> "ResultGrid":
     root = run.parent.parent
     networks = [_network(row, curves.get(row["key"]), root) for row in rows.to_dict("records")]
     system, folder = _system(root), _path(run)
-    with warnings.catch_warnings():  # in a notebook without ipywidgets Tune's import of tqdm warns of progress bars
+    logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
+    with warnings.catch_warnings():  # in a notebook without ipywidgets Tune's import speaks of progress bars, twice
         warnings.filterwarnings("ignore", message="IProgress not found")
         found: ResultGrid = ray_private.result_grid(folder, system, networks)
     return found
