@@ -96,7 +96,7 @@ class Store:
         self._write(self.folder(key), key, kind, tensors, metrics)
 
     def remove(self, key: str) -> None:
-        """Remove an artefact and the state of its training, whether or not they are there; its manifest goes first.
+        """Remove an artefact and the state of its training, whether or not they are there; its manifest is removed first.
 
         Wherever it is interrupted, the artefact is whole or not there.
         """

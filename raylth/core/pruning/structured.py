@@ -90,7 +90,7 @@ class _Parts:
     most: int  # of them that can be removed
 
     def removed(self, numerator: int, denominator: int, *, is_included: bool) -> int:
-        """Return how many parts are gone at a share: part number j, from 1 on, goes at (j - 1/2) / count."""
+        """Return how many parts are gone at a share: part number j, from 1 on, is removed at (j - 1/2) / count."""
         doubled = 2 * numerator * self.count
         at_most = (doubled + denominator) // (2 * denominator)
         before = -(-(doubled + denominator) // (2 * denominator)) - 1
@@ -102,7 +102,7 @@ def _nearest(
 ) -> tuple[int, int, dict[int, dict[str, int]]]:
     """Return the smallest possible number of weights that is at least `wanted`, the largest below, and what each removes.
 
-    Parts are removed in one order whatever the weights: by the share of its layer that goes with a part (Sainte-Lague's
+    Parts are removed in one order whatever the weights: by the share of its layer that a part has (Sainte-Lague's
     rule), so that a sparser mask never has more of a layer.
     """
     if structure.pattern == "nm":
