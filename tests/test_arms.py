@@ -43,8 +43,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path / "own_arms.py"
     sys.modules.pop("own_arms", None)
-    for name in [name for name in ARMS if name.startswith("own_arms:")]:
-        del ARMS._entries[name]
+    ARMS._found.clear()
 
 
 def sweep(*arms: str, **changes) -> SweepConfig:

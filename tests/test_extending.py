@@ -79,8 +79,7 @@ def own(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("own_")]:
         del sys.modules[name]
     for registry in (ARMS, ANALYSES, FINDERS, MATCHERS, TRACKERS):
-        for name in [name for name in registry if name.startswith("own_")]:
-            del registry._entries[name]
+        registry._found.clear()
 
 
 def merged(*parts):
@@ -301,7 +300,7 @@ def test_measurements_are_read_where_the_module_is_missing(own, tmp_path):
     run = Run.open(config, store)
     run.write(result_rows(plan, graph, store, run.name), graph)
     (own / "own_analyses.py").unlink()
-    del sys.modules["own_analyses"], ANALYSES._entries["own_analyses:sharpness"]
+    del sys.modules["own_analyses"], ANALYSES._found["own_analyses:sharpness"]
     sys.path_importer_cache.clear()
     page = write_report(run.folder, locate(tmp_path / "report")).read().decode()
     assert "own_analyses:sharpness, which is not on this machine" in page

@@ -102,12 +102,10 @@ def own(tmp_path, monkeypatch):
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: own-plugins\nVersion: 1\n")
     (package / "entry_points.txt").write_text(ENTRY_POINTS)
     monkeypatch.syspath_prepend(tmp_path)
-    before = [(registry, dict(registry._entries)) for registry in (ARMS, ANALYSES, FINDERS, MATCHERS)]
     yield tmp_path / "own_plugins.py"
     sys.modules.pop("own_plugins", None)
-    for registry, entries in before:
-        registry._entries.clear()
-        registry._entries.update(entries)
+    for registry in (ARMS, ANALYSES, FINDERS, MATCHERS):
+        registry._found.clear()
 
 
 def sweep(**changes):
@@ -207,7 +205,7 @@ def test_networks_that_differ_in_how_their_mask_was_found_are_no_replicates(tmp_
 
 
 def test_an_entry_points_arm_is_a_network_that_analyses_may_name(own):
-    assert "my-arm.2" not in ARMS, "as in a worker's process, which no sweep file was read in"
+    assert "my-arm.2" not in ARMS._found, "as in a worker's process, which no sweep file was read in"
     assert parse_end("pi^-1( my-arm.2 )").base == "my-arm.2"
     with pytest.raises(ValueError, match=r"'nowhere' is none of A, B, imp, "):
         parse_end("nowhere")

@@ -1,8 +1,8 @@
 """`raylth new NAME`: a sweep file of one's own, with a comment on every setting in it."""
 
 import argparse
+import json
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(f"{target} is there already: choose another name, or remove it")
     except OSError as error:
         return _refused(f"{target}: {error.strerror or error}")
-    shutil.copyfile(shipped("sweeps") / "schema.json", target.with_name(SCHEMA))
+    # not the package's own file: an installed plug-in's names are completed too
+    target.with_name(SCHEMA).write_text(json.dumps(SweepConfig.model_json_schema(), indent=2) + "\n", encoding="utf-8")
     print(f"{target}: what it costs: raylth sweep {target} --dry-run; run it: raylth sweep {target}")
     return ExitCode.OK
 

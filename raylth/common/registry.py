@@ -54,6 +54,7 @@ class Registry(Generic[T]):
         self.resolve = resolve  # makes an entry of a name that is not filed, None for one that it does not know
         self.resolved = resolved  # lists names that `resolve` knows; asked only where a name is unknown
         self._entries: dict[str, T] = {}
+        self._found: dict[str, T] = {}  # apart: what was looked up earlier in a process is not listed as known
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that files what it decorates under `name`; a name taken twice raises ValueError."""
@@ -67,14 +68,16 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._entries:
+        if name in self._entries:
+            return self._entries[name]
+        if name not in self._found:
             found = self._provided(name)
             if found is not None:
-                return self._entries.setdefault(name, found)
+                return self._found.setdefault(name, found)
             known = ", ".join(self)
             shown = repr(name) if len(name) <= LONGEST else f"{name[:LONGEST]!r}..."
             raise UnknownName(f"unknown {self.kind} {shown}{nearest(name, self._suggestions())} (known: {known})")
-        return self._entries[name]
+        return self._found[name]
 
     def _provided(self, name: str) -> T | None:
         """Return what an import path, a library or an installed package's entry point provides under a name."""
@@ -96,11 +99,8 @@ class Registry(Generic[T]):
 
     def _suggestions(self) -> list[str]:
         """Return all names that can be listed, the registered ones first."""
-        points = entry_points(group=self.group) if self.group else ()
-        return list(dict.fromkeys([*self, *(point.name for point in points), *self.resolved()]))
+        return list(dict.fromkeys([*self, *self.resolved()]))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._entries))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        points = entry_points(group=self.group) if self.group else ()
+        return iter(sorted({*self._entries, *(point.name for point in points)}))

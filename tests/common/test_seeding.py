@@ -1,6 +1,5 @@
 import pytest
 
-from raylth.common.registry import Registry, UnknownName
 from raylth.common.seeding import derive_seed
 
 
@@ -11,14 +10,3 @@ def test_streams_are_named_stable_and_apart():
     assert all(0 <= seed < 2**63 for seed in seeds)
     with pytest.raises(TypeError, match="text and integers"):
         derive_seed(0, 1.5)
-
-
-def test_a_registry_lists_what_it_knows():
-    registry: Registry[int] = Registry("thing")
-    registry.register("alpha")(1)
-    assert registry["alpha"] == 1
-    assert list(registry) == ["alpha"]
-    with pytest.raises(UnknownName, match=r"unknown thing 'alpah', did you mean 'alpha'\? \(known: alpha\)"):
-        registry["alpah"]
-    with pytest.raises(ValueError, match="registered twice"):
-        registry.register("alpha")(2)

@@ -297,8 +297,7 @@ def test_the_command_refuses_changed_and_wrong_data_with_one_line_and_makes_noth
         assert run("storage=fresh", "seeds.replicates=2", "--dry-run")[0] == 0, "as the line says"
     finally:
         sys.modules.pop("mydata", None)
-        for name in [name for name in DATASETS if name.startswith("mydata:")]:
-            del DATASETS._entries[name]
+        DATASETS._found.clear()
 
 
 def test_a_load_that_draws_without_a_seed_is_reported(tmp_path, monkeypatch):
@@ -311,4 +310,4 @@ def test_a_load_that_draws_without_a_seed_is_reported(tmp_path, monkeypatch):
             run_plan(plan, Store(tmp_path / "store"))
     finally:
         sys.modules.pop("drawndata", None)
-        DATASETS._entries.pop("drawndata:drawn", None)
+        DATASETS._found.clear()

@@ -71,8 +71,7 @@ def store(tmp_path_factory):
         yield store
     sys.modules.pop("pictures", None)
     for registry in (MODELS, DATASETS):
-        for name in [name for name in registry if ":" in name]:
-            del registry._entries[name]
+        registry._found.clear()
 
 
 def test_it_is_trained_matched_joined_and_leaves_the_store(store, tmp_path):

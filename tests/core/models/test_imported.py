@@ -41,8 +41,7 @@ def own(tmp_path, monkeypatch):
     for name in ("mynets", "mydata"):
         sys.modules.pop(name, None)
     for registry in (MODELS, DATASETS):
-        for name in [name for name in registry if ":" in name]:
-            del registry._entries[name]
+        registry._found.clear()
 
 
 @pytest.mark.parametrize(("name", "in_shape"), [("torchvision:resnet18", (3, 32, 32)), ("timm:resnet10t", (3, 64, 64))])

@@ -59,8 +59,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield
     sys.modules.pop("own_signs", None)
-    for name in [name for name in ARMS if name.startswith("own_signs:")]:
-        del ARMS._entries[name]
+    ARMS._found.clear()
 
 
 class Study:
