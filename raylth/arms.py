@@ -29,6 +29,8 @@ class Arm:
     mask was found with; where that weight is 0 it keeps its own. A sign moves with the mask entry, except under "shuffle",
     where signs stay where pi (with needs_match), or A itself, has them.
 
+    `against` names the arms that a report compares it with, as this arm less the other, where a sweep has both.
+
     Raises TypeError or ValueError for a field that is none of these, and for a transform without what it reads.
     """
 
@@ -42,6 +44,7 @@ class Arm:
     signs: Literal["own", "A"] = (
         "own"  # of the alive weights: their own, or those of the network that A's mask was found with
     )
+    against: tuple[str, ...] = ()  # planned contrasts
 
     def __post_init__(self) -> None:
         if self.weights_from not in ("A", "B"):
@@ -55,6 +58,8 @@ class Arm:
             raise ValueError(f"transform: {self.transform!r} draws random numbers: set needs_seed=True")
         if self.signs not in ("own", "A"):
             raise ValueError(f"signs: should be 'own' or 'A', found {self.signs!r}")
+        if not isinstance(self.against, tuple) or not all(isinstance(name, str) for name in self.against):
+            raise TypeError(f"against: should be a tuple of arms' names, found {self.against!r:.60}")
         for name in ("summary", "colour", "marker"):
             if not isinstance(found := getattr(self, name), str):
                 raise TypeError(f"{name}: should be a string, found {found!r:.60}")
@@ -62,9 +67,31 @@ class Arm:
 
 ARMS: Registry[Arm] = Registry("arm", group="raylth.arms")
 BUILT_IN = {  # in the order of tables and legends; colours of Okabe and Ito (2008)
-    "lth": Arm("A", "none", "A's early weights under A's mask: the lottery ticket", "#0072B2", "o"),
-    "permuted": Arm("B", "permute", "B's early weights under A's mask, permuted to B", "#D55E00", "s", needs_match=True),
-    "naive": Arm("B", "none", "B's early weights under A's mask as it is", "#009E73", "^"),
+    "lth": Arm(
+        weights_from="A",
+        transform="none",
+        summary="A's early weights under A's mask: the lottery ticket",
+        colour="#0072B2",
+        marker="o",
+        against=("permuted",),
+    ),
+    "permuted": Arm(
+        weights_from="B",
+        transform="permute",
+        summary="B's early weights under A's mask, permuted to B",
+        colour="#D55E00",
+        marker="s",
+        needs_match=True,
+        against=("naive", "random_permutation"),
+    ),
+    "naive": Arm(
+        weights_from="B",
+        transform="none",
+        summary="B's early weights under A's mask as it is",
+        colour="#009E73",
+        marker="^",
+        against=("random",),
+    ),
     "random_permutation": Arm(
         weights_from="B",
         transform="random_permutation",
@@ -89,8 +116,17 @@ BUILT_IN = {  # in the order of tables and legends; colours of Okabe and Ito (20
         marker="p",
         needs_match=True,
         signs="A",
+        against=("permuted", "signs"),
     ),
-    "signs": Arm("B", "none", "B's early weights with A's signs, under A's mask as it is", "#56B4E9", "<", signs="A"),
+    "signs": Arm(
+        weights_from="B",
+        transform="none",
+        summary="B's early weights with A's signs, under A's mask as it is",
+        colour="#56B4E9",
+        marker="<",
+        signs="A",
+        against=("naive",),
+    ),
     "signs_only": Arm(
         weights_from="B",
         transform="shuffle",
@@ -100,6 +136,7 @@ BUILT_IN = {  # in the order of tables and legends; colours of Okabe and Ito (20
         needs_match=True,
         needs_seed=True,
         signs="A",
+        against=("random",),
     ),
 }
 for _name, _arm in BUILT_IN.items():

@@ -15,13 +15,13 @@ from raylth.arms import rank
 from raylth.report.estimates import Estimate, apart, holm
 from raylth.report.repeats import ON, PAIR_KEY, crossed_mean, difference_of
 from raylth.report.results import load_barriers, load_manifest, load_results
-from raylth.report.statistics import PLANNED, TwoArms, two_arms
+from raylth.report.statistics import TwoArms, planned, two_arms
 from raylth.report.tables import CELL, accuracy_table, barrier_means, finished_arms
 from raylth.store import Location, locate
 
-__all__ = ["COMPARED", "Comparison", "compare"]
+__all__ = ["Comparison", "compare"]
 
-COMPARED = (("lth", "naive"), *PLANNED)  # the distance that a permutation may make up for, and what a report compares
+DISTANCE = ("lth", "naive")  # that a permutation may make up for
 NOT_COMPARED = ("name", "storage")  # settings that say where a run is, not what it is
 PAIRING = ("data", "model", "seeds.base", "dense")  # settings behind A and B
 PLACES = ("data.root", "data.download")  # of them, those that change nothing
@@ -217,7 +217,7 @@ def _are_same(own: pd.DataFrame, other: pd.DataFrame, *runs: _Run) -> bool:
 def _contrasts(runs: Sequence[_Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the planned contrasts of all runs over the cells that all have whole, and cell by cell."""
     rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
-    for names in COMPARED:
+    for names in [DISTANCE, *planned(runs[0].results)]:
         parts = [{(part.label, part.against): part for part in two_arms(run.results, *names).parts()} for run in runs]
         for pair in (pair for pair in parts[0] if all(pair in each for each in parts)):
             arms = [each[pair] for each in parts]

@@ -7,24 +7,26 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from raylth.arms import arm_of, rank
 from raylth.report.estimates import CONFIDENCE, Estimate, apart, fieller, holm
 from raylth.report.repeats import ON, PAIR_KEY, crossed_mean, difference_of, pair_keys_agree
 from raylth.report.tables import CELL, finished_arms, lost_arms
 
 __all__ = [
     "CONFIDENCE",
-    "PLANNED",
     "TwoArms",
     "contrast",
     "contrast_cells",
     "mean_effects",
     "paired_differences",
+    "planned",
     "recovered",
     "two_arms",
     "unpaired_differences",
 ]
 
-PLANNED = (("permuted", "naive"), ("lth", "permuted"), ("permuted", "random_permutation"), ("naive", "random"))
+CLAIM = ("permuted", "naive")  # the paper's, first of all contrasts
+WAY = ("match_method", "match_epoch")  # in which an arm's masks were permuted
 FINDER = "mask_finder"  # arms are compared under the masks of one
 COLUMNS = [*CELL, "label", "against", "difference", "low", "high", "n", "p", "lost", "design"]
 
@@ -57,12 +59,22 @@ def contrast(results: pd.DataFrame, first: str = "permuted", second: str = "naiv
     return _by_cell(arms, is_paired=arms.is_paired)
 
 
+def planned(results: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the planned contrasts of the arms that a sweep has: pairs of names, as `raylth.arms.Arm.against` says.
+
+    The paper's claim comes first, then in the order of tables.
+    """
+    arms = sorted(results["arm"].dropna().unique(), key=lambda name: (rank(name), name))
+    pairs = [(first, second) for first in arms for second in arm_of(first).against if second in arms]
+    return sorted(pairs, key=lambda pair: pair != CLAIM)
+
+
 def contrast_cells(results: pd.DataFrame) -> pd.DataFrame:
     """Return the planned contrasts cell by cell: `contrast` of each, whose arms the sweep has.
 
     `p_holm` is corrected by Holm's method for all these tests together; intervals are not corrected.
     """
-    parts = [contrast(results, first, second) for first, second in PLANNED]
+    parts = [contrast(results, first, second) for first, second in planned(results) or [CLAIM]]
     found = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     found.insert(found.columns.get_loc("p") + 1, "p_holm", holm(found["p"].astype(float)))
     return found
@@ -77,7 +89,7 @@ def mean_effects(results: pd.DataFrame) -> pd.DataFrame:
     `smallest` is the effect that so many replicates with this spread show with a power of 80 % (two-sided 5 %).
     """
     rows = []
-    for first, second in PLANNED:
+    for first, second in planned(results):
         for part in two_arms(results, first, second).parts():
             shared = part.complete_cells()
             effect, cells, count = part.effect(shared), len(shared), part.num_replicates(shared)
@@ -139,10 +151,10 @@ class TwoArms:
         return str(self.second["label"].iloc[0])
 
     def parts(self) -> Iterator["TwoArms"]:
-        """Yield them by label: an arm that was matched in several ways is compared in each."""
+        """Yield them by label: an arm that was matched in several ways is compared in each, two such arms within each."""
         for label, first in self.first.groupby("label", observed=True):
             for against, second in self.second.groupby("label", observed=True):
-                if not self.pairs(first, second).empty:
+                if not self.pairs(first, second).empty and _may_share_a_way(first, second):
                     yield TwoArms(first, second, self.lost[self.lost["label"].isin([label, against])])
 
     def under(self, finders: "pd.Series[str]") -> "TwoArms":
@@ -189,9 +201,15 @@ class TwoArms:
 def two_arms(results: pd.DataFrame, first: str, second: str) -> TwoArms:
     """Return the networks of two arms, by the arms' names."""
     arms, lost = finished_arms(results), lost_arms(results)
-    arms = arms.reindex(columns=[*CELL, "arm", *ON, "label", FINDER, "test_accuracy", PAIR_KEY])
+    arms = arms.reindex(columns=[*CELL, "arm", *ON, "label", FINDER, *WAY, "test_accuracy", PAIR_KEY])
     ours, theirs = (arms[arms["arm"] == arm].drop(columns="arm") for arm in (first, second))
     return TwoArms(ours, theirs, lost[lost["arm"].isin([first, second])])
+
+
+def _may_share_a_way(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    """Whether the masks of two arms were permuted in the same way, as far as both were permuted at all."""
+    ways = [arm[[*WAY]].dropna(how="all").drop_duplicates() for arm in (first, second)]
+    return any(way.empty for way in ways) or not ways[0].merge(ways[1]).empty
 
 
 def _design(is_paired: bool) -> str:

@@ -10,12 +10,13 @@ from scipy import stats
 
 from raylth.cli.compare import main
 from raylth.report import mean_effects
-from raylth.report.comparison import COMPARED
 from raylth.report.estimates import holm
 from raylth.results import compare
 from raylth.store import locate
 from raylth.store.tables import write_table
-from tests.report.test_statistics import ARMS, of_arm, sweep
+from tests.report.test_statistics import ARMS, PLANNED, of_arm, sweep
+
+COMPARED = [("lth", "naive"), *PLANNED]
 
 CONFIG = {"data": {"name": "mnist1d"}, "model": {"name": "mlp", "options": {}}, "seeds": {"base": 0}, "dense": {"lr": 0.08}}
 SHARED = {"seed_a": 1, "seed_b": 2, "data_sha256": "0" * 64}

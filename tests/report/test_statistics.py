@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from raylth.arms import ARMS as ARMS_KNOWN
+from raylth.arms import Arm
 from raylth.report import (
     accuracy_table,
     contrast,
@@ -16,11 +18,17 @@ from raylth.report import (
     render_table,
     unpaired_differences,
 )
-from raylth.report.statistics import PLANNED
 from raylth.store.tables import DATASETS
 from tests.report.test_report import row
 
 ARMS = {"lth": 66.0, "permuted": 60.0, "naive": 50.0, "random_permutation": 50.0, "random": 48.0}
+PLANNED = [("permuted", "naive"), ("lth", "permuted"), ("permuted", "random_permutation"), ("naive", "random")]
+SIGNS = [
+    ("permuted_signs", "permuted"),
+    ("permuted_signs", "signs"),
+    ("signs", "naive"),
+    ("signs_only", "random"),
+]
 CELLS = [(0.8, 0), (0.8, 10), (0.9, 0), (0.9, 10)]
 NO_LINES = pd.DataFrame(columns=DATASETS["barriers"].names)
 
@@ -56,7 +64,7 @@ def test_the_mean_effect_is_a_t_interval_over_means_of_replicates():
     """Cells of a replicate share networks: as evidence they are one."""
     results = sweep()
     effects = mean_effects(results).set_index(["label", "against"])
-    assert list(effects.index) == list(PLANNED)
+    assert list(effects.index) == PLANNED
     for first, second in PLANNED:
         means = (of_arm(results, first) - of_arm(results, second)).mean(axis=1)
         expected = stats.ttest_1samp(means, 0)
@@ -72,6 +80,32 @@ def test_all_contrasts_of_the_arms_that_a_sweep_has_and_of_no_others():
     assert list(zip(effects["label"], effects["against"], strict=True)) == [("permuted", "naive"), ("lth", "permuted")]
     assert mean_effects(sweep({"lth": 66.0})).empty
     assert contrast_cells(sweep({"lth": 66.0})).empty
+
+
+def test_the_arms_say_what_they_are_compared_with(monkeypatch):
+    monkeypatch.setitem(ARMS_KNOWN._entries, "own:arm", Arm("B", "none", "x", against=("signs_only", "nowhere", "lth")))
+    arms = {**ARMS, "own:arm": 70.0, "signs_only": 40.0, "signs": 55.0, "permuted_signs": 63.0}
+    found = contrast_cells(sweep(arms))
+    expected = [*PLANNED, *SIGNS, ("arm", "lth"), ("arm", "signs_only")]
+    assert sorted(set(zip(found["label"], found["against"], strict=True))) == sorted(expected)
+    effects = mean_effects(sweep(arms)).set_index(["label", "against"])
+    assert list(effects.index) == [*PLANNED, *SIGNS, ("arm", "signs_only"), ("arm", "lth")]
+    assert effects.loc[("arm", "signs_only"), "difference"] == pytest.approx(30, abs=2)
+    assert effects.loc[("permuted_signs", "signs"), "difference"] == pytest.approx(8, abs=2)
+
+
+def test_two_arms_under_permuted_masks_are_compared_within_each_way_of_matching():
+    arms = sweep({"permuted": 60.0, "permuted_signs": 63.0, "naive": 50.0})
+    permuted = arms["arm"] != "naive"
+    ways = [arms.assign(match_method=arms["arm"].where(~permuted, way).where(permuted)) for way in ("activations", "weights")]
+    both = pd.concat([ways[0], ways[1][permuted]], ignore_index=True)
+    effects = mean_effects(both)
+    assert set(zip(effects["label"], effects["against"], strict=True)) == {
+        ("permuted activations", "naive"),
+        ("permuted weights", "naive"),
+        ("permuted_signs activations", "permuted activations"),
+        ("permuted_signs weights", "permuted weights"),
+    }
 
 
 def test_cells_are_corrected_for_all_cells_of_all_contrasts():
