@@ -1,4 +1,4 @@
-"""What a sweep would do, printed before anything is started: `python -m raylth.sweep FILE --dry-run`."""
+"""What a sweep would do, printed before anything is started: `raylth sweep FILE --dry-run`, `raylth check FILE`."""
 
 import os
 from collections import Counter
@@ -7,13 +7,57 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raylth.config.load import BadSweep
 from raylth.config.sweep import SweepConfig
 from raylth.core.data import DATASETS, MissingData, check_dataset
 from raylth.driver.prepare import check_space, in_hours, plan_of, scan_of, share_of, tried
-from raylth.stages import Forecast, Graph, Hours, Plan, forecast, free_bytes, hours, in_units, load_same_data, symmetry_notes
+from raylth.driver.run_record import Run
+from raylth.driver.run_search import final_of, what_is_searched
+from raylth.stages import (
+    Forecast,
+    Graph,
+    Hours,
+    Plan,
+    forecast,
+    free_bytes,
+    hours,
+    in_units,
+    load_data,
+    load_same_data,
+    symmetry_notes,
+)
+from raylth.stages.rehearsal import describe_data, describe_networks
 from raylth.store import Store
 
-__all__ = ["print_plan"]
+__all__ = ["print_check", "print_dry_run", "print_plan"]
+
+
+def print_dry_run(config: SweepConfig) -> None:
+    """Print what a sweep, or the last sweep of a search, would do. Raises BadSweep or DataError for what cannot be done."""
+    config = Run.open(config, Store(config.storage)).config
+    print_plan(config if config.search is None else final_of(config))
+    if config.search is not None:
+        print(what_is_searched(config))
+
+
+def print_check(config: SweepConfig) -> None:
+    """Print what a sweep's data and networks are, each network trained for one step, and then its dry run.
+
+    Raises BadSweep or DataError, also for data that are not there. Nothing is written.
+    """
+    chosen = config if config.search is None else final_of(config)
+    plan = plan_of(chosen)
+    tried(plan, Store(config.storage))
+    dataset = load_data(chosen.data.model_copy(update={"download": False}), to_train=False)
+    print(f"data {chosen.data.name}")
+    for line in describe_data(plan, dataset):
+        print(f"  {line}")
+    try:
+        for line in describe_networks(plan, dataset):
+            print(line, flush=True)
+    except ValueError as error:
+        raise BadSweep(str(error)) from error
+    print_dry_run(config)
 
 
 def print_plan(config: SweepConfig) -> None:

@@ -14,6 +14,7 @@ __all__ = ["COMMANDS", "entry", "main"]
 COMMANDS = {  # name -> (module with a `main`, what it does)
     "quickstart": ("raylth.cli.quickstart", "show the paper's finding on embedded data, in minutes"),
     "new": ("raylth.cli.new", "write a sweep file of your own, with comments"),
+    "check": ("raylth.cli.check", "try a sweep's data and networks, and print its plan and cost"),
     "sweep": ("raylth.cli.sweep", "run a sweep file"),
     "report": ("raylth.report.command", "write the report of a sweep"),
     "cluster": ("raylth.cluster.nodes.down", "shut down a cluster, and list what is left of it"),

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from raylth.cli.dry_run import print_plan
+from raylth.cli.dry_run import print_dry_run
 from raylth.cluster.address import LOCAL, ClusterError, Joining, choose_cluster
 from raylth.cluster.submit import send
 from raylth.common import signals
@@ -12,10 +12,9 @@ from raylth.common.paths import contracted, expanded
 from raylth.config.load import BadSweep, read_sweep_and_places
 from raylth.config.sweep import SweepConfig
 from raylth.core.data import DataError
-from raylth.driver.run_record import Run
-from raylth.driver.run_search import final_of, run_search, what_is_searched
+from raylth.driver.run_search import run_search
 from raylth.driver.run_sweep import run_sweep
-from raylth.store import NewerStore, Store
+from raylth.store import NewerStore
 
 __all__ = ["start"]
 
@@ -49,10 +48,7 @@ def _expanded(path: str) -> str:
 
 def _execute(config: SweepConfig, options: argparse.Namespace, joining: Joining) -> int:
     if options.dry_run:
-        config = Run.open(config, Store(config.storage)).config
-        print_plan(config if config.search is None else final_of(config))
-        if config.search is not None:
-            print(what_is_searched(config))
+        print_dry_run(config)
         return ExitCode.OK
     if options.cluster:
         words = [*options.overrides, *joining.words]

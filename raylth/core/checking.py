@@ -193,6 +193,9 @@ def _check_modes(network: nn.Module, shape: tuple[int, ...], uses: Uses) -> tupl
         raise BadNetwork(f"its backward pass fails: {_words(error)}") from error
     if all(parameter.grad is None for parameter in network.parameters()):
         raise BadNetwork("no gradient reaches its weights")
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            raise BadNetwork(f"the gradient of {name!r} at its initialisation is not finite")
     network.zero_grad()
     load_tensors(network, before)
     with torch.no_grad():

@@ -59,7 +59,7 @@ def run(*words: object, heavy: tuple[str, ...] = HEAVY, interrupt: bool = False)
     )
 
 
-NO_MODULE = ("completion", "new", "quickstart")  # commands of the console script alone
+NO_MODULE = ("check", "completion", "new", "quickstart")  # commands of the console script alone
 
 
 @pytest.mark.parametrize(

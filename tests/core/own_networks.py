@@ -273,6 +273,13 @@ class NoGradient(Plain):
             return super().forward(x)
 
 
+class InfiniteGradient(Plain):
+    """Logits that are finite and whose gradient is not: the root's at 0."""
+
+    def forward(self, x):
+        return super().forward(x) + (self.fc2.bias - self.fc2.bias.detach()).abs().sqrt().sum()
+
+
 class NumpyInit(Plain):
     def __init__(self):
         super().__init__()

@@ -59,6 +59,7 @@ def seeded(make):
         (own.ComplexBuffer, "'frequencies' is complex64, which a store does not keep"),
         (own.AutocastInside, "something else than its traced graph"),
         (own.NoGradient, "its backward pass fails"),
+        (own.InfiniteGradient, "the gradient of 'fc2.bias' at its initialisation is not finite"),
         (own.NumpyInit, "does not follow from torch's random state"),
         (own.OwnSeed, "is the same for every seed"),
         (own.Fixed, "none of its units can be permuted"),
