@@ -1,16 +1,18 @@
-"""Progress of the sweeps of a store: `python -m raylth.status STORE`, from any machine that sees the store."""
+"""Progress of a store's sweeps, or of one: `python -m raylth.status STORE`, from any machine that sees the store."""
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raylth.common import signals
 from raylth.common.exit_codes import ExitCode, describe
 from raylth.driver.progress import STATES, duration, read_status, speed
 from raylth.store import locate
@@ -18,6 +20,7 @@ from raylth.store.process import has_ended
 
 __all__ = ["main", "make_parser", "state_of"]
 
+EVERY = 2.0  # seconds between two looks of --watch
 SILENCE = 150.0  # seconds without a word after which a running sweep's driver counts as gone
 
 
@@ -26,12 +29,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m raylth.status",
         description="Show the progress of the sweeps of a store.\n\nexamples:\n  python -m raylth.status raylth-store\n"
-        "  python -m raylth.status s3://my-bucket/store --json",
+        "  python -m raylth.status s3://my-bucket/store --json\n  python -m raylth.status raylth-store/runs/RUN --watch",
         epilog=describe({ExitCode.OK: "", ExitCode.BAD_INPUT: "no sweep has run there"}),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("store", metavar="STORE", help="the store's folder (`storage` in the sweep file)")
-    parser.add_argument("--json", action="store_true", help="print it as JSON, one object per sweep")
+    text = "the store's folder (`storage` in the sweep file), or one run of it: <store>/runs/<run>"
+    parser.add_argument("store", metavar="STORE", help=text)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print it as JSON, one object per sweep")
+    how.add_argument("--watch", action="store_true", help="show it until no sweep is running (Ctrl-C ends this alone)")
     return parser
 
 
@@ -40,22 +46,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
-        runs = locate(options.store) / "runs"
-        found = {name: status for name in runs.names() if (status := read_status(runs / name)) is not None}
+        found = _read(options.store)
+        if not found:
+            print(
+                f"{options.store}: no sweep has run here; expected {options.store}/runs/<sweep>/status.json", file=sys.stderr
+            )
+            return ExitCode.BAD_INPUT
+        if options.watch:
+            return _watch(options.store, found)
     except (OSError, ValueError) as error:
         print(f"{options.store}: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT
-    if not found:
-        print(f"{options.store}: no sweep has run here; expected {options.store}/runs/<sweep>/status.json", file=sys.stderr)
-        return ExitCode.BAD_INPUT
-    newest_last = sorted(found.items(), key=lambda item: item[1]["time"])
     if options.json:
-        for name, status in newest_last:
+        for name, status in found.items():
             print(json.dumps({"run": name, **status, "state": state_of(status)}))
         return ExitCode.OK
     console = Console()
-    for name, status in newest_last:
+    for name, status in found.items():
         _show(console, name, status)
+    return ExitCode.OK
+
+
+def _read(place: str) -> dict[str, dict[str, Any]]:
+    """Return the status of each run of a store, or of the one run that is named, the newest last."""
+    folder = locate(place)
+    if (status := read_status(folder)) is not None:
+        return {folder.name: status}
+    runs = folder / "runs"
+    found = {name: status for name in runs.names() if (status := read_status(runs / name)) is not None}
+    return dict(sorted(found.items(), key=lambda item: item[1]["time"]))
+
+
+def _watch(place: str, found: dict[str, dict[str, Any]]) -> int:
+    """Show what runs, or where nothing does the newest run, again and again until it has ended."""
+    shown = {name for name, status in found.items() if state_of(status) == "running"} or {[*found][-1]}
+    signals.raise_in_order()  # for a Live that ends leaves the terminal as it was
+    console = Console()
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while any(state_of(found[name]) == "running" for name in shown):
+                live.update(
+                    Group(*(part for name in found if name in shown for part in _parts(name, found[name]))), refresh=True
+                )
+                time.sleep(EVERY)
+                found |= _read(place)
+    except KeyboardInterrupt:
+        pass  # what was read last is shown
+    for name in (name for name in found if name in shown):
+        _show(console, name, found[name])
     return ExitCode.OK
 
 
@@ -70,6 +108,12 @@ def _has_ended(status: dict[str, Any]) -> bool:
 
 
 def _show(console: Console, name: str, status: dict[str, Any]) -> None:
+    for part in _parts(name, status):
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _parts(name: str, status: dict[str, Any]) -> Iterator[RenderableType]:
+    """Yield what is shown of a run: a table, and lines."""
     state, ago = state_of(status), duration(max(0.0, time.time() - status["time"]))
     table = Table(title=f"{name}: {state}, reported {ago} ago by {status['host']}", title_justify="left")
     table.add_column("stage")
@@ -77,27 +121,27 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
         table.add_column(heading, justify="right")
     for kind, counts in status["stages"].items():
         table.add_row(kind, *(str(counts.get(heading, 0)) for heading in STATES))
-    console.print(table)
+    yield table
     line = f"{speed(status['epochs_per_second'])}, elapsed {duration(status['elapsed_seconds'])}"
     if state == "running" and status["left_seconds"] is not None:
         line += f", about {duration(status['left_seconds'])} left"
-    console.print(line, highlight=False)
+    yield Text(line)
     if status.get("note"):
-        console.print(Text(status["note"]), soft_wrap=True)
+        yield Text(status["note"])
     used = status.get("used", {})
     parts = [f"{used[name]:.2f} {unit}" for name, unit in (("gpu_hours", "GPU-hours"), ("usd", "USD")) if used.get(name)]
     if parts:
-        console.print(f"used so far: {', '.join(parts)}", highlight=False)
+        yield Text(f"used so far: {', '.join(parts)}")
     if status["incidents"]:
         counted = ", ".join(f"{times} {cause}" for cause, times in sorted(status["incidents"].items()))
-        console.print(f"workers that ended: {counted}", highlight=False)
+        yield Text(f"workers that ended: {counted}")
     for entry in status["errors"]:
         blocks = f"; blocks {entry['blocks']}" if entry["blocks"] else ""
-        console.print(Text(f"{entry['state']}: {entry['stage']}: {entry['error']}{blocks}", style="red"), soft_wrap=True)
+        yield Text(f"{entry['state']}: {entry['stage']}: {entry['error']}{blocks}", style="red")
     if status["num_errors"] > len(status["errors"]):
-        console.print(f"and {status['num_errors'] - len(status['errors'])} more", highlight=False)
+        yield Text(f"and {status['num_errors'] - len(status['errors'])} more")
     if state == "lost":
         why = (
             f"process {status['process']['pid']} has ended" if _has_ended(status) else f"no update from its driver for {ago}"
         )
-        console.print(f"{why}; running the same sweep file again resumes it", highlight=False)
+        yield Text(f"{why}; running the same sweep file again resumes it")

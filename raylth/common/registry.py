@@ -92,6 +92,8 @@ class Registry(Generic[T]):
                 return cast(T, value)
             points = entry_points(group=self.group, name=name) if self.group else ()
             return next((cast(T, point.load()) for point in points), None)
+        except UnknownName:  # of `resolve`, in its own words
+            raise
         except (Exception, SystemExit) as error:  # what a module of someone else's raises at its import can be anything
             why = " ".join(f"{type(error).__name__}: {error}".split())
             close = nearest(name, self._suggestions(), ALMOST)

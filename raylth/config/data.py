@@ -2,21 +2,28 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
-from raylth.config.types import Count, Folder, Integer, Settings, known
+from raylth.common.paths import expanded
+from raylth.config.types import Count, Folder, Integer, Settings, is_path, known
 from raylth.core.data import DATASETS, DatasetInfo
 
 __all__ = ["DataConfig"]
 
 
+def _file(name: object) -> object:
+    """Expand the path of a .npz file; other names stay."""
+    return expanded(is_path(name)) if isinstance(name, str) and name.endswith(".npz") else name
+
+
 class DataConfig(Settings):
     """The data set; the location of its files does not enter a key, their layout does (the images can differ)."""
 
-    name: Annotated[str, known(DATASETS)] = Field(
-        validation_alias=AliasChoices("name", "import"),
-        description="Data set: a name of this package or of an installed package's entry point, or the import path "
-        "package.module:object of a custom raylth.core.data.DatasetInfo.",
+    name: Annotated[str, known(DATASETS), BeforeValidator(_file)] = Field(
+        validation_alias=AliasChoices("name", "import", "arrays"),
+        description="Data set: a name of this package or of an installed package's entry point, the import path "
+        "package.module:object of a custom raylth.core.data.DatasetInfo, or a .npz file with the arrays train_x, train_y, "
+        "test_x and test_y.",
     )
     root: Folder | None = Field(None, description="Folder of its files; built-in data sets without files need none.")
     layout: Literal["torchvision", "parquet"] = Field(

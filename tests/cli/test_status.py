@@ -1,7 +1,14 @@
 """The status of sweeps, and rows that are written while a sweep runs."""
 
+import contextlib
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +107,58 @@ def test_a_harmed_status_hides_no_other(tmp_path, capsys):
     StatusFile(locate(tmp_path) / "runs" / "c-3").update(Graph([]), 0)
     assert main([str(tmp_path)]) == 0
     assert "c-3: running" in capsys.readouterr().out
+
+
+def test_one_run_is_shown_alone(finished, tmp_path, capsys):
+    graph = Graph(finished[0].stages)
+    for name in ("a-1", "b-2"):
+        StatusFile(locate(tmp_path) / f"runs/{name}").update(graph, 0, state="finished")
+    assert main([str(tmp_path / "runs" / "a-1")]) == 0
+    shown = capsys.readouterr().out
+    assert "a-1: finished" in shown
+    assert "b-2" not in shown
+    assert main([str(tmp_path / "runs" / "a-1"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == "a-1"
+    assert main([str(tmp_path / "runs" / "c-3")]) == 2
+
+
+def test_a_running_sweep_is_watched_until_it_ends(finished, tmp_path, capsys, monkeypatch):
+    graph, waits = Graph(finished[0].stages), []
+    old, new = (StatusFile(locate(tmp_path) / f"runs/{name}") for name in ("a-1", "b-2"))
+    old.update(graph, 0, state="finished")
+    new.update(graph, 0)
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            new.update(graph, 0, state="finished")
+
+    monkeypatch.setattr("raylth.cli.status.time.sleep", wait)
+    assert main([str(tmp_path), "--watch"]) == 0
+    shown = capsys.readouterr().out
+    assert len(waits) == 3
+    assert "b-2: finished" in shown
+    assert "a-1" not in shown, "it had ended before"
+    assert main([str(tmp_path), "--watch"]) == 0, "nothing runs: the newest is shown once"
+    assert "b-2: finished" in capsys.readouterr().out
+    assert len(waits) == 3
+
+
+def test_ctrl_c_ends_the_watching_alone(finished, tmp_path):
+    StatusFile(locate(tmp_path) / "runs/a-1").update(Graph(finished[0].stages), 0)
+    command = [str(Path(sys.executable).with_name("raylth")), "status", str(tmp_path), "--watch"]
+    screen, end = pty.openpty()  # a terminal, whose cursor must be there again
+    with subprocess.Popen(command, stdout=end, stderr=end, env={**os.environ, "TERM": "xterm"}) as watching:
+        os.close(end)
+        shown = b""
+        while b"a-1: running" not in shown:
+            shown += os.read(screen, 4096)
+        watching.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # of a terminal that nobody writes to any more
+            while part := os.read(screen, 4096):
+                shown += part
+        assert watching.wait(30) == 0
+    os.close(screen)
+    assert b"Traceback" not in shown
+    assert shown.rindex(b"\x1b[?25h") > shown.index(b"\x1b[?25l"), "the cursor is shown again"
+    assert shown.count(b"a-1: running") >= 2, "and what was known last"

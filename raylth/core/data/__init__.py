@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from raylth.core.data.arrays import ARRAYS, wrapped
 from raylth.core.data.augment import Augmentation, flip_and_crop
 from raylth.core.data.check import called, checked
 from raylth.core.data.cifar import cifar10, cifar100
@@ -12,6 +13,7 @@ from raylth.core.data.info import DATASETS, IMAGENET_MEAN, IMAGENET_STD, Dataset
 from raylth.core.data.mnist1d import mnist1d
 
 __all__ = [
+    "ARRAYS",
     "DATASETS",
     "ArrayDataset",
     "ArraySplit",
@@ -29,6 +31,7 @@ __all__ = [
     "imagenet",
     "load_dataset",
     "mnist1d",
+    "wrapped",
 ]
 
 

@@ -45,6 +45,7 @@ class DatasetInfo:
     is_streamed: bool = False  # images stay in their files, and come at any resolution
     scale: Callable[[], Scale] = Scale  # for those who use a network elsewhere
     files: Callable[..., list[Path]] | None = None  # all that `load` reads, where that is known: (root, layout) -> files
+    content: str | None = None  # a hash of the samples, by which keys name a data set that has no name but its file's
 
     def __post_init__(self) -> None:
         for field, least in (("num_classes", 2), ("num_train", 1), ("num_test", 1)):

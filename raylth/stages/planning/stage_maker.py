@@ -11,7 +11,7 @@ from raylth.arms import ARMS
 from raylth.common.seeding import derive_seed
 from raylth.config.analyses import ConnectConfig
 from raylth.config.sweep import SweepConfig
-from raylth.core.data import DATASETS
+from raylth.core.data import ARRAYS, DATASETS
 from raylth.core.masks import mask_sparsity
 from raylth.core.matching.matcher import MATCHERS
 from raylth.core.models import MODELS, code_of
@@ -80,11 +80,11 @@ class StageMaker:
         self.augment = config.augment
         held = config.data.holdout
         self.train_data = DataSettings(
-            name=config.data.name,
+            name=ARRAYS if info.content else config.data.name,
             layout=info.layout(config.data.layout),
             normalisation=config.data.normalisation,
             num_train=(config.data.num_train or info.num_train) - held,
-            code=code_of(config.data.name, info.load),
+            code=info.content or code_of(config.data.name, info.load),
             resolution=config.data.in_shape[-1] if info.is_streamed else None,
         )
         num_test = None if held else config.data.num_test or info.num_test

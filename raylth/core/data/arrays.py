@@ -1,0 +1,162 @@
+"""Data sets that are arrays already: in one .npz file (`data: {arrays: FILE}`), or in somebody else's data set."""
+
+import hashlib
+import operator
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from raylth.common.registry import UnknownName
+from raylth.core.data.dataset import ArrayDataset, DataError, MissingData
+from raylth.core.data.info import CHANNELS, DATASETS, DatasetInfo, Scale
+from raylth.core.data.parquet import IMAGE_COLUMNS
+
+__all__ = ["ARRAYS", "from_file", "wrapped"]
+
+Arrays = dict[str, np.ndarray]  # train_x, train_y, test_x, test_y
+
+
+class Samples(Protocol):
+    """A map-style data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+ARRAYS = "arrays"  # the data set's name in keys, where the file's content says which
+ENDING = ".npz"
+NAMES = ("train_x", "train_y", "test_x", "test_y")
+OTHER = ("x_train", "y_train", "x_test", "y_test")  # as Keras names them
+
+
+def from_file(name: str) -> DatasetInfo | None:
+    """Return what is known of the data set in a .npz file; None for a name without that ending.
+
+    The file holds train_x, train_y, test_x and test_y, or x_train and so on: samples (N, *shape), labels (N,) of whole
+    numbers from 0. Images of uint8, (N, C, H, W), (N, H, W, C) or (N, H, W), are normalised by channel with mean and
+    deviation of the training split; other samples go into a network as they are. Raises UnknownName, one line, for a file
+    that cannot be read so.
+    """
+    if not name.endswith(ENDING):
+        return None
+    path = Path(name)
+    try:
+        found = _read(path)
+        content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return _info(found, lambda: _read(path), "none", content)
+    except (DataError, ValueError) as error:
+        raise UnknownName(f"the file {name}: {' '.join(str(error).split())}") from error
+
+
+def wrapped(train: Samples, test: Samples, *, augment: str = "none") -> DatasetInfo:
+    """Return the data set of two map-style data sets, such as torchvision's and those of Hugging Face's `datasets`.
+
+    A sample is a pair (input, label), or a mapping with "image" or "img", and "label"; inputs are PIL images, tensors or
+    arrays of one shape, labels whole numbers from 0. All are read at once and kept in memory; what is normalised is as for
+    `from_file`. `augment` is as in `DatasetInfo`. Raises DataError, one line, for samples that are not so.
+    """
+    found: Arrays = {}
+    for split, samples in (("train", train), ("test", test)):
+        if not len(samples):
+            raise DataError(f"{split}: it has no sample")
+        x, y = zip(*(_pair(samples[index], f"{split}[{index}]") for index in range(len(samples))), strict=True)
+        shapes = list(dict.fromkeys(each.shape for each in x))
+        if len(shapes) > 1:
+            raise DataError(f"{split}: samples have the shapes {shapes[0]} and {shapes[1]}: resize them to one")
+        found[f"{split}_x"], found[f"{split}_y"] = _with_channels_first(np.stack(x)), np.asarray(y)
+    _check(found)
+    return _info(found, lambda: found, augment)
+
+
+def _info(found: Arrays, load: Callable[[], Arrays], augment: str, content: str | None = None) -> DatasetInfo:
+    x, is_image = found["train_x"], found["train_x"].dtype == np.uint8
+    scale = Scale("pixel values 0..255", *_mean_and_std(x)) if is_image else Scale()
+    return DatasetInfo(
+        x.shape[1:],
+        1 + int(max(found["train_y"].max(), found["test_y"].max())),
+        num_train=len(x),
+        num_test=len(found["test_x"]),
+        augment=augment,
+        from_files=False,
+        load=lambda: ArrayDataset(**load(), mean=scale.mean, std=scale.std),
+        dtype="uint8" if is_image else "float32",
+        scale=lambda: scale,
+        content=content,
+    )
+
+
+def _pair(sample: Any, what: str) -> tuple[np.ndarray, int]:
+    """Return a sample's input as an array and its label; DataError for what is no such pair."""
+    if isinstance(sample, Mapping):
+        names = [name for name in IMAGE_COLUMNS if name in sample]
+        if not names or "label" not in sample:
+            raise DataError(f"{what} has {', '.join(map(str, sample))}; expected are {' or '.join(IMAGE_COLUMNS)}, and label")
+        sample = sample[names[0]], sample["label"]
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        raise DataError(f"{what} is a {type(sample).__name__}; a pair (input, label) is expected")
+    try:
+        return np.asarray(sample[0]), operator.index(sample[1])
+    except TypeError:
+        raise DataError(f"{what} has the label {sample[1]!r:.40}; a whole number is expected") from None
+
+
+def _read(path: Path) -> Arrays:
+    """Return the four arrays, images as (N, C, H, W); DataError for what is not there."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError("one array alone; numpy.savez writes several")
+            names = next((names for names in (NAMES, OTHER) if set(names) <= set(file.files)), None)
+            if names is None:
+                raise DataError(
+                    f"has the arrays {', '.join(file.files) or 'of no name'}; expected are {', '.join(NAMES)} (or "
+                    f"{', '.join(OTHER)})"
+                )
+            found = dict(zip(("train_x", "train_y", "test_x", "test_y"), (file[name] for name in names), strict=True))
+    except FileNotFoundError:
+        raise MissingData("there is no such file") from None
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot be read: {error}") from error
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise DataError("holds Python objects: save arrays of numbers") from error
+        raise
+    found = {name: _with_channels_first(array) if name.endswith("_x") else array for name, array in found.items()}
+    _check(found)
+    return found
+
+
+def _check(found: Arrays) -> None:
+    for name, array in found.items():
+        least = 2 if name.endswith("_x") else 1
+        if array.ndim < least or array.dtype.kind not in "biuf" or not array.size:
+            raise DataError(f"{name} is {array.dtype} of shape {array.shape}; numbers with {least} axes or more are expected")
+    if found["train_x"].shape[1:] != found["test_x"].shape[1:]:
+        shapes = " and ".join(str(found[name].shape[1:]) for name in ("train_x", "test_x"))
+        raise DataError(f"train_x and test_x have samples of the shapes {shapes}")
+
+
+def _with_channels_first(x: np.ndarray) -> np.ndarray:
+    if x.ndim == 3 and x.dtype == np.uint8:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[3] in CHANNELS and x.shape[1] not in CHANNELS:
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    return x
+
+
+def _mean_and_std(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of each channel of uint8 samples, exactly, whatever their number."""
+    channels = range(x.shape[1]) if x.ndim == 4 else [slice(None)]
+    counts = [np.bincount(x[:, channel].reshape(-1), minlength=256) for channel in channels]
+    levels, found = np.arange(256), []
+    for count in counts:
+        mean = float((count * levels).sum() / count.sum())
+        variance = float((count * (levels - mean) ** 2).sum() / count.sum())
+        found.append((mean, variance**0.5 or 1.0))  # a channel of one value has no deviation
+    return tuple(mean for mean, _ in found), tuple(std for _, std in found)
+
+
+DATASETS.resolve = from_file
