@@ -16,6 +16,7 @@ from raylth import __version__
 from raylth.cli.main import COMMANDS
 from raylth.config.load import read_sweep
 from raylth.report.sql import TABLES
+from tests.fashion import write_fashion
 from tests.test_house import check_commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +143,9 @@ def test_python_examples_run(path, tmp_path, monkeypatch):
     for name, block in modules.items():
         (tmp_path / f"{name}.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)  # where examples may write
+    (tmp_path / "sweeps").symlink_to(ROOT / "sweeps")
+    write_fashion(tmp_path / "fashion")
     for name in modules:
         try:
             importlib.import_module(name)
@@ -150,7 +154,7 @@ def test_python_examples_run(path, tmp_path, monkeypatch):
     for example in examples:
         if module_name(example) is None:
             code = example.replace('"raylth-store"', repr(str(tmp_path / "store")))
-            subprocess.run([sys.executable, "-c", code], check=True, timeout=200, cwd=ROOT)
+            subprocess.run([sys.executable, "-c", code], check=True, timeout=200, env=importable())
 
 
 def importable() -> dict[str, str]:
@@ -171,6 +175,9 @@ def test_settings_in_examples_exist(path, tmp_path, monkeypatch):
     for block in blocks(path, "python"):
         if name := module_name(block):
             (tmp_path / f"{name}.py").write_text(block)
+        elif "savez" in block:
+            subprocess.run([sys.executable, "-c", block], check=True, timeout=100, cwd=tmp_path)  # what the settings name
+    write_fashion(tmp_path / "fashion")
     files = []
     for number, block in enumerate(blocks(path, "yaml")):
         if "--8<--" in block:

@@ -1,9 +1,8 @@
 """Data sets that are arrays already: files of numpy, and data sets of torchvision's and Hugging Face's kind."""
 
-import gzip
 import re
-import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,9 @@ from raylth.core.data import ARRAYS, DATASETS, DataError, load_dataset, wrapped
 from raylth.stages import make_plan, run_plan
 from raylth.store import Store
 from tests.conftest import tiny_sweep
+from tests.fashion import write_fashion
 
+ROOT = Path(__file__).resolve().parents[3]
 TINY = {
     "match": {"epochs": [1]},
     "dense": {"epochs": 1, "lr": 0.05},
@@ -208,18 +209,7 @@ def test_samples_that_cannot_be_wrapped_are_one_line(samples, message):
 
 
 def test_the_pages_example_reads_fashion_mnist(tmp_path, monkeypatch):
-    folder = tmp_path / "fashion" / "FashionMNIST" / "raw"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 40), ("t10k", 20)):
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-            (folder / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
-            (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
-    from tests.test_docs import ROOT
-
+    write_fashion(tmp_path / "fashion")
     page = (ROOT / "docs" / "guides" / "networks.md").read_text()
     (code,) = re.findall(r"```python\n(# fashion\.py\n.*?)```", page, re.DOTALL)
     (tmp_path / "fashion.py").write_text(code)
