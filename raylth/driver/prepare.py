@@ -52,14 +52,16 @@ class Prepared:
     status: StatusFile
     meter: Meter
     is_settled: bool = False  # whether what was settled is recorded
+    has_sources: bool = False  # whether the user's own modules are kept
     is_recorded: bool = False  # whether the artefacts that the run needs are
 
     def keep(self) -> None:
-        """Record in the store what was found before the start: the networks that passed, what was settled, and which
-        artefacts the run needs."""
+        """Record in the store what was found before the start: the networks that passed, what was settled, the
+        user's own modules, and which artefacts the run needs."""
         keep_checked(self.run.store, self.networks)
         self.networks.clear()
         self.is_settled = self.is_settled or self.run.keep_settled()
+        self.has_sources = self.has_sources or self.run.keep_sources()
         self.is_recorded = self.is_recorded or self.run.keep_needs(self.plan.stages)
 
     def update(self, graph: Graph, epochs: int) -> list[str]:

@@ -1,6 +1,7 @@
 """A run: one sweep's settings in one store, with its manifest, rows, figure and error reports."""
 
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any, get_args
 from raylth.config.load import BadSweep
 from raylth.config.sweep import SweepConfig
 from raylth.core.precision import Precision
-from raylth.stages import Graph, Plan, Stage, precisions_of_auto, result_rows, settle
+from raylth.stages import Graph, Plan, Stage, precisions_of_auto, result_rows, settle, sources_of
 from raylth.store import Location, Store, fingerprint
 from raylth.store.needs import keep_needs
 from raylth.store.tables import DATASETS, append_rows, compact_table, set_aside_harmed, write_table
@@ -26,6 +27,7 @@ from raylth.trackers import Background, make_exporters, networks
 __all__ = ["Recorder", "Run"]
 
 SETTLED = "settled.json"  # in a run's folder
+CODE = "code"  # a folder there
 PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
 SHOWN_FAILURES = 200  # in the manifest
 PACKAGES = ("raylth", "torch", "torchvision", "ray", "numpy", "scipy", "pyarrow", "pydantic", "safetensors")
@@ -86,6 +88,25 @@ class Run:
             return False
         return True
 
+    @functools.cached_property
+    def sources(self) -> dict[str, tuple[str, bytes]]:
+        """The modules of a user's own that the run uses: the name of a file with its content's hash, and the content."""
+        found = sources_of(self.config)
+        return {module: (f"{module}-{hashlib.sha256(text).hexdigest()[:8]}.py", text) for module, text in found.items()}
+
+    def keep_sources(self) -> bool:
+        """Keep the user's own modules as they are now in the run's folder; those of an earlier start stay.
+
+        Returns False where the store does not answer, for another try later.
+        """
+        try:
+            for name, text in self.sources.values():
+                if not (place := self.folder / CODE / name).exists():
+                    place.write(text)
+        except OSError:
+            return False
+        return True
+
     def keep_needs(self, stages: Iterable[Stage]) -> bool:
         """Record which artefacts the run needs, so that none of them is removed as another's (`raylth store`).
 
@@ -115,6 +136,7 @@ class Run:
     def write(self, tables: Mapping[str, list[dict[str, Any]]], graph: Graph) -> None:
         """Write the run's rows and its manifest, each in one step; whatever was there is replaced."""
         manifest = self._manifest(graph)
+        self.keep_sources()
         keep_needs(self.store, self.name, [key for stage in graph.stages.values() for key in stage.produces])
         for dataset, rows in tables.items():
             write_table(self.store.root, dataset, self.name, rows, manifest)
@@ -151,6 +173,7 @@ class Run:
             "packages": {name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "git_commit": _git_commit(),
+            "code": {module: f"{CODE}/{name}" for module, (name, _) in self.sources.items()},
             "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "system": platform.platform()},
         }
 

@@ -12,6 +12,7 @@ from raylth.stages.kinds.sparse import Given
 from raylth.stages.mask_files import export_mask
 from raylth.stages.planning.disk_estimate import Forecast, forecast, free_bytes, in_units
 from raylth.stages.planning.network_checks import check_networks, keep_checked, symmetry_notes
+from raylth.stages.planning.own_code import sources_of
 from raylth.stages.planning.plan import MOST_STAGES, Plan, make_plan
 from raylth.stages.planning.settle import precisions_of_auto, settle
 from raylth.stages.planning.time_estimate import Hours, hours
@@ -57,5 +58,6 @@ __all__ = [
     "run_together",
     "scan",
     "settle",
+    "sources_of",
     "symmetry_notes",
 ]

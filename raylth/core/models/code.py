@@ -17,7 +17,7 @@ from typing import Any
 
 from raylth.core.models.imported import LIBRARIES
 
-__all__ = ["check_code", "code_of"]
+__all__ = ["check_code", "code_of", "own_sources"]
 
 NOT_OWN = {__name__.split(".", maxsplit=1)[0], *sys.stdlib_module_names}
 INSTALLED = {"site-packages", "dist-packages"}
@@ -30,27 +30,44 @@ def code_of(name: str, build: Callable[..., object]) -> str | None:
     import, also inside functions, unless they are installed; of a package that is itself installed, of all its files. It is
     of the syntax, the same under every version of Python, so comments, line breaks and quotes do not matter.
     """
+    first, files = _modules(name, build)
+    if not first:
+        return None
+    found = {module: _read(file.read_bytes(), module, is_package=_is_package(file))[0] for module, file in files.items()}
+    for module in (module for module, file in files.items() if _is_installed(str(file))):
+        found[module] += _record(module.split(".")[0])
+    parts = [*(found.pop(name) for name in first), *(f"{name}\n{found[name]}" for name in sorted(found))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def own_sources(name: str, build: Callable[..., object]) -> dict[str, bytes]:
+    """Return the source files behind `code_of`, by module, but those of installed packages."""
+    return {module: file.read_bytes() for module, file in _modules(name, build)[1].items() if not _is_installed(str(file))}
+
+
+def _modules(name: str, build: Callable[..., object]) -> tuple[list[str], dict[str, Path]]:
+    """Return the modules of an import path and of a function, and the files of these and of all that they import."""
     path, separator, _ = name.partition(":")
     while isinstance(build, functools.partial):
         build = build.func
     names = [*([path] if separator and path not in LIBRARIES else []), getattr(build, "__module__", None) or ""]
     first = {name: file for name in dict.fromkeys(names) if (file := _source(name)) is not None}
-    if not first:
-        return None
-    beside = [str(file.parents[name.count(".") + (file.name == "__init__.py")]) for name, file in first.items()]
-    found: dict[str, str] = {}
+    beside = [str(file.parents[name.count(".") + _is_package(file)]) for name, file in first.items()]
+    files: dict[str, Path] = {}
     waiting = dict(first)
     while waiting:
         module, file = waiting.popitem()
-        found[module], imported = _read(file.read_bytes(), module, is_package=file.name == "__init__.py")
+        files[module] = file
         if _is_installed(str(file)):
-            found[module] += _record(module.split(".")[0])
             continue
-        for other in imported:
-            if other not in found and (place := _find(other, beside)) is not None:
+        for other in _read(file.read_bytes(), module, is_package=_is_package(file))[1]:
+            if other not in files and (place := _find(other, beside)) is not None:
                 waiting[other] = place
-    parts = [*(found.pop(name) for name in first), *(f"{name}\n{found[name]}" for name in sorted(found))]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return list(first), files
+
+
+def _is_package(file: Path) -> bool:
+    return file.name == "__init__.py"
 
 
 def check_code(kind: str, name: str, build: Callable[..., object], code: str | None) -> None:

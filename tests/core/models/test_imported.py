@@ -1,5 +1,6 @@
 """Networks and data sets that others wrote: by import path, from libraries, and from an installed package."""
 
+import json
 import os
 import re
 import subprocess
@@ -19,8 +20,11 @@ from raylth.core.data import DATASETS
 from raylth.core.masks import full_mask
 from raylth.core.models import MODELS, build_model, build_shapes, code_of, init_model
 from raylth.core.permutation import derive_spec, random_permutation
+from raylth.driver.run_record import Run
 from raylth.report import load_results
-from raylth.stages import make_plan
+from raylth.stages import Graph, make_plan
+from raylth.store import Store
+from raylth.store.tables import DATASETS as TABLES
 
 GUIDE = (Path(__file__).parents[3] / "docs/guides/networks.md").read_text()
 (NETWORK,) = re.findall(r"```python\n(# mynets\.py\n.*?)```", GUIDE, re.DOTALL)
@@ -96,6 +100,24 @@ def test_the_code_behind_a_partial_and_a_data_set_is_ones_own(own):
     assert not set(keys[0]) & set(keys[1])
 
 
+def test_the_modules_of_a_run_are_kept_as_they_were(own):
+    (own / "helper.py").write_text("WIDTH = 2\n")
+    (own / "mynets.py").write_text("import numpy\nfrom helper import WIDTH\n" + NETWORK)
+    config = SweepConfig.model_validate({**SWEEP, "data": {"import": "mydata:blobs"}, "model": {"import": "mynets:narrow"}})
+    store, graph = Store(own / "store"), Graph([])
+    for text in ("WIDTH = 2\n", "WIDTH = 2  # wider\n"):
+        (own / "helper.py").write_text(text)
+        run = Run.open(config, store)
+        assert set(run.sources) == {"mynets", "mydata", "helper"}, "and nothing that is installed"
+        (own / "helper.py").write_text("edited while the run continues\n")
+        run.write({name: [] for name in TABLES}, graph)
+        manifest = json.loads((run.folder / "manifest.json").read())
+        assert (run.folder / manifest["code"]["helper"]).read().decode() == text
+    assert len((run.folder / "code").names()) == 4, "of both starts"
+    plain = SweepConfig.model_validate({**SWEEP, "data": {"name": "mnist1d"}, "model": {"name": "mlp"}})
+    assert Run.open(plain, store).sources == {}
+
+
 @pytest.mark.parametrize(
     ("file", "text", "line"),
     [
@@ -125,6 +147,11 @@ def test_a_sweep_of_ones_own_network_and_data_by_import_path(own, monkeypatch, c
     assert set(rows["arm"]) == {"lth", "permuted", "naive"}
     assert set(rows["model"]) == {"mynets:narrow"}
     assert rows["test_accuracy"].min() > 50, "three blobs are told apart"
+    (folder,) = (own / "store" / "runs").iterdir()
+    kept = json.loads((folder / "manifest.json").read_text())["code"]
+    assert {module: (folder / file).read_text() for module, file in kept.items()} == {
+        "mynets": NETWORK, "mydata": DATA,
+    }, "the modules as they were"  # fmt: skip
     monkeypatch.chdir(own)
     assert main(["own.yaml", "model.import=mynets:wide"]) == 2
     assert "model 'mynets:wide' cannot be imported" in capsys.readouterr().err
