@@ -6,6 +6,7 @@ Differences between runs are paired where the replicates are the same, as those 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from raylth.store import Location, locate
 
 __all__ = ["Comparison", "compare"]
 
+SHOWN_DIGITS = 3
 DISTANCE = ("lth", "naive")  # that a permutation may make up for
 NOT_COMPARED = ("name", "storage")  # settings that say where a run is, not what it is
 PAIRING = ("data", "model", "seeds.base", "dense")  # settings behind A and B
@@ -48,6 +50,14 @@ class Comparison:
     contrasts: pd.DataFrame
     contrast_cells: pd.DataFrame
     barriers: pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        """Show the comparison in a notebook; what is cell by cell of the contrasts is left out."""
+        shown = ("settings", "accuracy", "contrasts", "barriers")
+        tables = {name: getattr(self, name).round(SHOWN_DIGITS) for name in shown}
+        heading = f"<p>{escape(' and '.join(self.runs))}; differences are to the first</p>"
+        parts = [f"<h4>{name}</h4>{table.to_html(index=False, na_rep='')}" for name, table in tables.items() if len(table)]
+        return "".join([heading, *parts])
 
 
 @dataclass(frozen=True)

@@ -238,3 +238,13 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, places, message):
     assert main([str(tmp_path / place) if not place.endswith("/") else f"{tmp_path}/{place}" for place in places]) == 2
     found = capsys.readouterr()
     assert (found.out, found.err) == ("", message.replace("{}", str(tmp_path)) + "\n")
+
+
+def test_a_notebook_shows_a_comparison(tmp_path):
+    one, other = sweep(), sweep(seed=1)
+    found = compare([write(tmp_path, "one", one), write(tmp_path, "other", other)])
+    page = found._repr_html_()
+    for name in ("settings", "accuracy", "contrasts", "barriers"):
+        assert (f"<h4>{name}</h4>" in page) == bool(len(getattr(found, name))), name
+    for value in (*found.accuracy["mean"], *found.contrasts["effect"]):
+        assert f"<td>{round(value, 3):.3f}</td>" in page
