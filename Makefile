@@ -5,6 +5,7 @@
 #   make docs         install with the docs extra, build the documentation into site/
 #   make cluster-files  the wheel and the token that `ray up cluster.yaml` ships
 #   make dist         wheel and sdist, checked
+#   make notebooks    run the notebooks on the quickstart, and keep their outputs in them
 #   make test-faults  kill processes and harm files while sweeps run
 #   make test-cluster  ray up over SSH to two machines made of namespaces, a sweep on them, ray down (root)
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: quickstart test test-faults test-cluster lint docs ffcv ffcv-if-possible cluster-files dist bench clean
+.PHONY: quickstart test test-faults test-cluster lint docs ffcv ffcv-if-possible cluster-files dist notebooks bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -52,6 +53,9 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: quickstart $(VENV)/.installed-dev
+	$(BIN)/python scripts/run_notebooks.py
 
 bench: $(VENV)/.installed-dev
 	sh scripts/install.sh $(VENV) bench

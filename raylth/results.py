@@ -1,8 +1,8 @@
 """The result tables in SQL: `python -m raylth.results STORE SQL`; in Python, runs side by side and in Tune's own form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raylth.common import signals, terminal
 from raylth.common.importing import on_first_use
@@ -13,12 +13,14 @@ if __name__ == "__main__":  # before imports that take seconds
 from raylth.cli.results import main
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from raylth.cluster.tune_results import result_grid
     from raylth.report.comparison import Comparison
 else:
     __getattr__ = on_first_use("raylth.cluster", {"tune_results": ("result_grid",)})
 
-__all__ = ["compare", "main", "result_grid"]
+__all__ = ["compare", "live", "main", "result_grid"]
 
 
 def compare(runs: "Sequence[str | Path]") -> "Comparison":
@@ -31,6 +33,17 @@ def compare(runs: "Sequence[str | Path]") -> "Comparison":
     from raylth.report.comparison import compare as compared  # pandas takes a second
 
     return compared(runs)
+
+
+def live(run: str, *, every: float = 5.0, wait: float = 0.0, figure: "Callable[[pd.DataFrame], Any] | None" = None) -> None:
+    """Show a run, or the newest of a store, in a notebook until it has ended; interrupting the cell stops showing it.
+
+    Progress, failures, accuracies so far and `figure(results)` are drawn again every `every` seconds; `wait` is how many
+    seconds a run that starts in another process may take to appear. Raises FileNotFoundError where no sweep has run.
+    """
+    from raylth.driver.notebook import live as shown  # pandas and matplotlib
+
+    shown(run, every=every, wait=wait, figure=figure)
 
 
 if __name__ == "__main__":

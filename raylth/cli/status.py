@@ -14,14 +14,12 @@ from rich.text import Text
 
 from raylth.common import signals
 from raylth.common.exit_codes import ExitCode, describe
-from raylth.driver.progress import STATES, duration, read_status, speed
+from raylth.driver.progress import STATES, duration, process_has_ended, read_status, speed, state_of, used_text
 from raylth.store import locate
-from raylth.store.process import has_ended
 
-__all__ = ["main", "make_parser", "state_of"]
+__all__ = ["main", "make_parser"]
 
 EVERY = 2.0  # seconds between two looks of --watch
-SILENCE = 150.0  # seconds without a word after which a running sweep's driver counts as gone
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -97,16 +95,6 @@ def _watch(place: str, found: dict[str, dict[str, Any]]) -> int:
     return ExitCode.OK
 
 
-def state_of(status: dict[str, Any]) -> str:
-    """Return a sweep's state: one that is "running" is "lost" when its process is known to have ended, or is silent."""
-    is_lost = status["state"] == "running" and (_has_ended(status) or time.time() - status["time"] > SILENCE)
-    return "lost" if is_lost else str(status["state"])
-
-
-def _has_ended(status: dict[str, Any]) -> bool:
-    return "process" in status and has_ended(status["process"])
-
-
 def _show(console: Console, name: str, status: dict[str, Any]) -> None:
     for part in _parts(name, status):
         console.print(part, soft_wrap=isinstance(part, Text))
@@ -128,10 +116,8 @@ def _parts(name: str, status: dict[str, Any]) -> Iterator[RenderableType]:
     yield Text(line)
     if status.get("note"):
         yield Text(status["note"])
-    used = status.get("used", {})
-    parts = [f"{used[name]:.2f} {unit}" for name, unit in (("gpu_hours", "GPU-hours"), ("usd", "USD")) if used.get(name)]
-    if parts:
-        yield Text(f"used so far: {', '.join(parts)}")
+    if used := used_text(status):
+        yield Text(f"used so far: {used}")
     if status["incidents"]:
         counted = ", ".join(f"{times} {cause}" for cause, times in sorted(status["incidents"].items()))
         yield Text(f"workers that ended: {counted}")
@@ -142,6 +128,8 @@ def _parts(name: str, status: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text(f"and {status['num_errors'] - len(status['errors'])} more")
     if state == "lost":
         why = (
-            f"process {status['process']['pid']} has ended" if _has_ended(status) else f"no update from its driver for {ago}"
+            f"process {status['process']['pid']} has ended"
+            if process_has_ended(status)
+            else f"no update from its driver for {ago}"
         )
         yield Text(f"{why}; running the same sweep file again resumes it")

@@ -1,0 +1,105 @@
+"""A running sweep in a notebook: progress, failures, accuracies and a figure, drawn again until it has ended."""
+
+import io
+import time
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from raylth.driver.progress import STATES, duration, read_status, speed, state_of
+from raylth.report import accuracy_table, accuracy_vs_rewind, load_results
+from raylth.store import Location, locate
+
+__all__ = ["live"]
+
+
+def live(run: str, *, every: float = 5.0, wait: float = 0.0, figure: Callable[[pd.DataFrame], Any] | None = None) -> None:
+    """Show a run, `<store>/runs/<run>` or the newest of a store, in a notebook until it has ended; interrupting stops it.
+
+    Drawn again every `every` seconds: stages by state, speed and time left, failures with their reasons, the table of
+    accuracies so far, and `figure(results)`, by default accuracy against the rewind point. The sweep runs in another process,
+    which may start up to `wait` seconds later, and is not affected. Raises FileNotFoundError where no sweep has run,
+    ImportError outside IPython.
+    """
+    from IPython.display import HTML, display
+
+    folder = _folder(run, wait)
+    text, picture = display(HTML(""), display_id=True), display(HTML(""), display_id=True)
+    try:
+        while True:
+            status = read_status(folder)
+            results = _results(folder)
+            text.update(HTML(_page(folder.name, status, results)))
+            if results is not None:
+                picture.update(_picture((figure or _figure)(results)))
+            if status is None or state_of(status) != "running":
+                return
+            time.sleep(every)
+    except KeyboardInterrupt:
+        return
+
+
+def _folder(run: str, wait: float) -> Location:
+    """Return the folder of a run that has started, or the newest of a store; waits so many seconds for one."""
+    place, start = locate(run), time.monotonic()
+    while True:
+        if read_status(place) is not None:
+            return place
+        runs = place / "runs"
+        found = {name: status for name in runs.names() if (status := read_status(runs / name)) is not None}
+        if found:
+            return runs / max(found, key=lambda name: found[name]["time"])
+        if time.monotonic() - start >= wait:
+            raise FileNotFoundError(f"{run}: no sweep has run here; expected <store>/runs/<run>, or a store")
+        time.sleep(0.5)
+
+
+def _results(folder: Location) -> pd.DataFrame | None:
+    """Return the rows of a run, None while no sparse network has finished, or where a file is being replaced."""
+    try:
+        results = load_results(folder)
+    except (FileNotFoundError, ValueError):
+        return None
+    is_done = (results["stage"] == "sparse") & (results["status"] == "done")
+    return results if is_done.any() else None
+
+
+def _figure(results: pd.DataFrame) -> Any:
+    return accuracy_vs_rewind(results, "test accuracy so far")
+
+
+def _picture(figure: Any) -> Any:
+    """Return a figure of matplotlib as an image, so that it needs no `%matplotlib inline`; what is none as it is."""
+    if not hasattr(figure, "savefig"):
+        return figure
+    from IPython.display import Image
+    from matplotlib import pyplot
+
+    png = io.BytesIO()
+    figure.savefig(png, format="png", bbox_inches="tight")
+    pyplot.close(figure)
+    return Image(png.getvalue())
+
+
+def _page(name: str, status: dict[str, Any] | None, results: pd.DataFrame | None) -> str:
+    """Return the progress of a run and its accuracies as HTML."""
+    if status is None:
+        return f"<p>{escape(name)}: not started</p>"
+    state = state_of(status)
+    words = [f"elapsed {duration(status['elapsed_seconds'])}"]
+    if state == "running":
+        words.insert(0, speed(status["epochs_per_second"]))
+        words += [f"about {duration(left)} left"] if (left := status["left_seconds"]) is not None else []
+    stages = pd.DataFrame(status["stages"]).T.reindex(columns=list(STATES)).fillna(0).astype(int)
+    parts = [f"<p><b>{escape(name)}: {state}</b>; {', '.join(words)}</p>", stages.loc[:, stages.any()].to_html()]
+    if status.get("note"):
+        parts.append(f"<p>{escape(status['note'])}</p>")
+    parts += [
+        f"<p>{escape(entry['state'])}: {escape(entry['stage'])}: {escape(entry['error'])}</p>" for entry in status["errors"]
+    ]
+    parts.append(
+        "<p>no sparse network has finished yet</p>" if results is None else accuracy_table(results).round(2).to_html()
+    )
+    return "".join(parts)
