@@ -9,7 +9,7 @@
   on the driver keeps that many GPUs busy: GPUs x seconds per trial. That is extrapolated, and assumes that a worker on
   another machine costs the driver what one here does.
 
-    python benchmarks/scale.py [--stages 1000 10000 100000] [--nodes 32] [--trials 400] [--workers 4] [--json FILE]
+    python benchmarks/scale.py [--stages 1000 10000 100000] [--nodes 32] [--trials 160] [--workers 4] [--json FILE]
 """
 
 import argparse
@@ -41,10 +41,11 @@ GPUS = 1024
 ARMS = ["lth", "naive", "permuted", "random", "random_permutation"]
 SPARSITIES = [0.5, 0.6, 0.7, 0.8]
 REWINDS = 48
+LENGTHS = (0.5, 2.0)  # seconds of a stage that sleeps
 
 
 def sweep(name: str, folder: Path, replicates: int, rewinds: int = REWINDS, **more: Any) -> SweepConfig:
-    """A sweep with replicates * rewinds * 20 arms, and 8 stages of other kinds for each replicate."""
+    """A sweep with replicates * rewinds * 20 arms, and 14 stages of other kinds for each replicate."""
     return SweepConfig.model_validate(
         {
             "name": name,
@@ -74,7 +75,7 @@ def memory() -> float:
 
 def growth(folder: Path, stages: int) -> dict[str, Any]:
     """Run all stages of one plan as stubs, in this process, and time what surrounds them."""
-    config = sweep(f"growth-{stages}", folder, max(1, stages // (20 * REWINDS + 8)))
+    config = sweep(f"growth-{stages}", folder, max(1, stages // (20 * REWINDS + 14)))
     before = memory()
     seconds: dict[str, float] = {}
     seconds["plan"], plan = timed(lambda: make_plan(config))
@@ -118,32 +119,63 @@ def orders(sizes: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def cluster(folder: Path, nodes: int, trials: int, workers: int) -> dict[str, Any]:
-    """Run stages that sleep on a Ray of simulated nodes, and say what a trial costs the driver."""
-    import ray
-    from ray.cluster_utils import Cluster
+    """Run stages that sleep, of two lengths, on a Ray of simulated nodes, and say what a trial costs the driver.
 
-    from raylth.cluster.address import Joining
-    from raylth.cluster.launch import run_on_ray
-    from raylth.cluster.nodes.budget_meter import Meter
+    Its seconds of the processor are taken to be a for each trial and b for each second; both follow from the two runs.
+    """
+    from ray.cluster_utils import Cluster
 
     started = time.monotonic()
     machines = Cluster()
     for node in range(nodes):  # workers need a CPU each: few nodes have one
         machines.add_node(num_cpus=1 if node < workers else 0, num_gpus=GPUS // nodes, object_store_memory=80_000_000)
     joined = time.monotonic() - started
+    found = [measured(folder / f"{nodes}-{length}", machines.address, trials, length) for length in LENGTHS]
+    machines.shutdown()
+    (n, seconds, taken), (other_n, other_seconds, other_taken) = found
+    per_second = (other_taken / other_n - taken / n) / (other_seconds / other_n - seconds / n)
+    per_trial = taken / n - per_second * seconds / n
+    return {
+        "nodes": nodes,
+        "gpus": GPUS,
+        "workers": workers,
+        "seconds to start the nodes": round(joined, 1),
+        "runs": [
+            {
+                "seconds a training": length,
+                "trials": n,
+                "wall seconds": round(wall, 1),
+                "driver's processor seconds": round(cpu, 2),
+            }
+            for length, (n, wall, cpu) in zip(LENGTHS, found, strict=True)
+        ],
+        "driver's processor, milliseconds per trial": round(1000 * per_trial, 1),
+        "share of a processor besides": round(per_second, 3),
+        "shortest training that keeps all GPUs busy, seconds (extrapolated)": round(GPUS * per_trial / (1 - per_second), 1),
+    }
+
+
+def measured(folder: Path, address: str, trials: int, length: float) -> tuple[int, float, float]:
+    """Run a sweep on a cluster; returns how many trials ended after the first quarter, in how long, and the driver's CPU."""
+    from raylth.cluster import launch
+    from raylth.cluster.address import Joining
+    from raylth.cluster.nodes.budget_meter import Meter
+
+    os.environ["RAYLTH_STUB_SECONDS"] = json.dumps({"sparse": length})
     gpu = {kind: {"gpus": 1, "cpus": 1} for kind in ("dense", "imp", "sparse")}
-    config = sweep(f"cluster-{nodes}", folder, 1, trials // 20, resources={**gpu, "pack": "off"})
+    config = sweep("cluster", folder, 1, trials // 20, resources={**gpu, "pack": "off"})
     plan, store = make_plan(config), Store(config.storage)
     run, graph = Run.open(config, store), scan(plan, store)
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)
-    marks: list[tuple[int, float, float]] = []  # trainings ended, time, the driver's seconds of the processor
+    marks: list[tuple[int, float, float]] = []  # stages ended, time, the driver's seconds of the processor
 
     def watch(graph: Any, epochs: int, notes: list[str]) -> None:
         recorder.update()
         status.update(graph, epochs)
         marks.append((len(graph.ended), time.monotonic(), _processor_seconds()))
 
-    run_on_ray(
+    launch.gpu_table = lambda: [("simulated", 2**33)]
+    launch.run_on_ray(
         plan,
         graph,
         store,
@@ -151,26 +183,14 @@ def cluster(folder: Path, nodes: int, trials: int, workers: int) -> dict[str, An
         errors=run.errors,
         watch=watch,
         meter=Meter(None, None, run.folder / "used.json"),
-        joining=Joining(machines.address),
-        imports=("stub_stages",),
+        joining=Joining(address),
+        imports=("tests.fake_gpus", "stub_stages"),
     )
     recorder.close()
     assert set(graph.states.values()) == {"done"}, graph.errors
-    ray.shutdown()
-    machines.shutdown()
     first = next(mark for mark in marks if mark[0] >= len(plan.stages) // 4)  # workers have started
-    ended, wall, taken = (last - early for last, early in zip(marks[-1], first, strict=True))
-    each = taken / ended
-    return {
-        "nodes": nodes,
-        "gpus": GPUS,
-        "workers": workers,
-        "trials measured": ended,
-        "seconds to start the nodes": round(joined, 1),
-        "wall seconds per trial": round(wall / ended, 4),
-        "driver's processor seconds per trial": round(each, 4),
-        f"shortest training that keeps {GPUS} GPUs busy, seconds (extrapolated)": round(each * GPUS, 1),
-    }
+    last = next(mark for mark in marks if mark[0] >= len(plan.stages) - 1)  # and end after this
+    return last[0] - first[0], last[1] - first[1], last[2] - first[2]
 
 
 def _processor_seconds() -> float:
@@ -182,12 +202,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--nodes", type=int, nargs="*", default=[1, 32], help="simulated nodes of each cluster; none: no Ray")
-    parser.add_argument("--trials", type=int, default=400, help="a multiple of 20")
+    parser.add_argument("--trials", type=int, default=160, help="a multiple of 20")
     parser.add_argument("--workers", type=int, default=4, help="that this machine's memory allows")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     os.environ.setdefault("RAYLTH_STUB_SECONDS", json.dumps({}))
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.fake_gpus
     import stub_stages  # noqa: F401  # stages of this process, too
 
     with tempfile.TemporaryDirectory() as temporary:
