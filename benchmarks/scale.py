@@ -123,15 +123,7 @@ def cluster(folder: Path, nodes: int, trials: int, workers: int) -> dict[str, An
 
     Its seconds of the processor are taken to be a for each trial and b for each second; both follow from the two runs.
     """
-    from ray.cluster_utils import Cluster
-
-    started = time.monotonic()
-    machines = Cluster()
-    for node in range(nodes):  # workers need a CPU each: few nodes have one
-        machines.add_node(num_cpus=1 if node < workers else 0, num_gpus=GPUS // nodes, object_store_memory=80_000_000)
-    joined = time.monotonic() - started
-    found = [measured(folder / f"{nodes}-{length}", machines.address, trials, length) for length in LENGTHS]
-    machines.shutdown()
+    found = [measured(folder / f"{nodes}-{length}", nodes, trials, workers, length) for length in LENGTHS]
     (n, seconds, taken), (other_n, other_seconds, other_taken) = found
     per_second = (other_taken / other_n - taken / n) / (other_seconds / other_n - seconds / n)
     per_trial = taken / n - per_second * seconds / n
@@ -139,7 +131,6 @@ def cluster(folder: Path, nodes: int, trials: int, workers: int) -> dict[str, An
         "nodes": nodes,
         "gpus": GPUS,
         "workers": workers,
-        "seconds to start the nodes": round(joined, 1),
         "runs": [
             {
                 "seconds a training": length,
@@ -155,13 +146,18 @@ def cluster(folder: Path, nodes: int, trials: int, workers: int) -> dict[str, An
     }
 
 
-def measured(folder: Path, address: str, trials: int, length: float) -> tuple[int, float, float]:
+def measured(folder: Path, nodes: int, trials: int, workers: int, length: float) -> tuple[int, float, float]:
     """Run a sweep on a cluster; returns how many trials ended after the first quarter, in how long, and the driver's CPU."""
+    from ray.cluster_utils import Cluster
+
     from raylth.cluster import launch
     from raylth.cluster.address import Joining
     from raylth.cluster.nodes.budget_meter import Meter
 
     os.environ["RAYLTH_STUB_SECONDS"] = json.dumps({"sparse": length})
+    machines = Cluster()  # whose processes, workers among them, have this environment
+    for node in range(nodes):  # workers need a CPU each: few nodes have one
+        machines.add_node(num_cpus=1 if node < workers else 0, num_gpus=GPUS // nodes, object_store_memory=80_000_000)
     gpu = {kind: {"gpus": 1, "cpus": 1} for kind in ("dense", "imp", "sparse")}
     config = sweep("cluster", folder, 1, trials // 20, resources={**gpu, "pack": "off"})
     plan, store = make_plan(config), Store(config.storage)
@@ -183,10 +179,11 @@ def measured(folder: Path, address: str, trials: int, length: float) -> tuple[in
         errors=run.errors,
         watch=watch,
         meter=Meter(None, None, run.folder / "used.json"),
-        joining=Joining(address),
+        joining=Joining(machines.address),
         imports=("tests.fake_gpus", "stub_stages"),
     )
     recorder.close()
+    machines.shutdown()
     assert set(graph.states.values()) == {"done"}, graph.errors
     first = next(mark for mark in marks if mark[0] >= len(plan.stages) // 4)  # workers have started
     last = next(mark for mark in marks if mark[0] >= len(plan.stages) - 1)  # and end after this
