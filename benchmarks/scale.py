@@ -37,6 +37,7 @@ from raylth.stages import load_data, make_context, make_plan, run_stage, scan
 from raylth.store import Store
 
 T = TypeVar("T")
+HERE = Path(__file__).resolve().parent
 GPUS = 1024
 ARMS = ["lth", "naive", "permuted", "random", "random_permutation"]
 SPARSITIES = [0.5, 0.6, 0.7, 0.8]
@@ -155,9 +156,11 @@ def measured(folder: Path, nodes: int, trials: int, workers: int, length: float)
     from raylth.cluster.nodes.budget_meter import Meter
 
     os.environ["RAYLTH_STUB_SECONDS"] = json.dumps({"sparse": length})
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     machines = Cluster()  # whose processes, workers among them, have this environment
-    for node in range(nodes):  # workers need a CPU each: few nodes have one
-        machines.add_node(num_cpus=1 if node < workers else 0, num_gpus=GPUS // nodes, object_store_memory=80_000_000)
+    for node in range(nodes):  # workers need a CPU each, so that there are so many at once
+        cpus = workers // nodes + (node < workers % nodes)
+        machines.add_node(num_cpus=cpus, num_gpus=GPUS // nodes, object_store_memory=80_000_000)
     gpu = {kind: {"gpus": 1, "cpus": 1} for kind in ("dense", "imp", "sparse")}
     config = sweep("cluster", folder, 1, trials // 20, resources={**gpu, "pack": "off"})
     plan, store = make_plan(config), Store(config.storage)
@@ -204,7 +207,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     os.environ.setdefault("RAYLTH_STUB_SECONDS", json.dumps({}))
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.fake_gpus
+    sys.path.insert(0, str(HERE.parent))  # for tests.fake_gpus
     import stub_stages  # noqa: F401  # stages of this process, too
 
     with tempfile.TemporaryDirectory() as temporary:
