@@ -33,7 +33,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 GresTypes=gpu
 ReturnToService=2
-SlurmdTimeout=5
+SlurmdTimeout=3
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 {nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -123,7 +123,7 @@ class Slurm(Namespaces):
     def commands(self, index: int) -> list[str]:
         """Return the command lines of all processes of a node."""
         inside = ("nsenter", "--pid", "--mount", "--target", str(self.first(index)))
-        return [line for line in run(*inside, "ps", "-eo", "args").splitlines()[1:] if line != "ps -eo args"]
+        return [line for line in run(*inside, "ps", "-ww", "-eo", "args").splitlines()[1:] if not line.startswith("ps -ww")]
 
     def names(self, index: int, folder: str) -> list[str]:
         """Return what is in a folder of a node."""

@@ -1,5 +1,6 @@
 """`sbatch clusters/slurm.sbatch` on a Slurm of two nodes: nodes that die, a notice of the end, and nothing left behind."""
 
+import json
 import os
 import sys
 import time
@@ -21,14 +22,14 @@ SMALL = ("--cpus-per-task=1", "--mem=2500M", "--time=10")  # of a node; the rest
 RAY = ("raylet", "gcs_server", "ray::", "raylth")
 
 
-def long_sweep():
+def long_sweep(epochs: int = 80):
     """Trainings that last long enough to be hit in their middle, and the stages that need them."""
     return tiny_sweep(
         data={"num_train": 2000, "num_test": 200},
         model={"widths": [1]},
-        dense={"epochs": 30},
+        dense={"epochs": epochs},
         imp={"epochs_per_round": 10},
-        match={"epochs": [30]},
+        match={"epochs": [epochs]},
         sparse={"arms": ["lth", "permuted"], "sparsities": [0.3], "rewinds": [0, 5]},
         resources={"state_every": 1, "state_seconds": 0, "pack": "off"},
     )
@@ -46,12 +47,12 @@ def slurm(tmp_path_factory):
 class Job:
     """A sweep that was submitted as a user submits it."""
 
-    def __init__(self, slurm: Slurm, name: str, *options: str, settings: tuple[str, ...] = ()) -> None:
+    def __init__(self, slurm: Slurm, name: str, *options: str, sweep=None, settings: tuple[str, ...] = ()) -> None:
         self.slurm, self.store, self.trace = slurm, Store(slurm.folder / name), slurm.folder / f"{name}.jsonl"
-        sweep = slurm.folder / f"{name}.yaml"
-        sweep.write_text(yaml.safe_dump(long_sweep().model_dump(mode="json", exclude_defaults=True)))
+        file, config = slurm.folder / f"{name}.yaml", (sweep or long_sweep()).model_dump(mode="json", exclude_defaults=True)
+        file.write_text(yaml.safe_dump(config))
         slurm.environment[trace.VARIABLE] = str(self.trace)
-        words = ["clusters/slurm.sbatch", sweep.name, f"storage={self.store.root}", *settings]
+        words = ["clusters/slurm.sbatch", file.name, f"storage={self.store.root}", *settings]
         self.number = slurm.call("sbatch", "--parsable", *SMALL, *options, *words).strip()
 
     @property
@@ -62,8 +63,12 @@ class Job:
     def shown(self) -> dict[str, str]:
         return self.slurm.job(self.number)
 
+    def events(self, event: str) -> list[dict]:
+        lines = self.trace.read_text().splitlines() if self.trace.exists() else []
+        return [found for line in lines if (found := json.loads(line))["event"] == event]
+
     def num_epochs(self) -> int:
-        return self.trace.read_text().count('"epochs": 1}') if self.trace.exists() else 0
+        return sum(found["epochs"] == 1 for found in self.events("epochs"))
 
     def trains_on(self, more: int = 5) -> None:
         """Wait until so many more epochs are trained."""
@@ -96,9 +101,11 @@ def rays(slurm: Slurm, index: int) -> list[str]:
 
 
 def assert_nothing_is_left(slurm: Slurm, index: int) -> None:
-    wait_until(lambda: time.sleep(0.2) or not rays(slurm, index), f"end of {rays(slurm, index)}")
+    """Nothing runs any more once Slurm takes the jobs of a node for ended; without cgroups it would not see to that itself."""
+    ended = lambda: not any("slurmstepd" in command for command in slurm.commands(index))  # noqa: E731
+    wait_until(lambda: time.sleep(0.2) or ended(), "end of all steps")
+    assert not rays(slurm, index)
     assert not [name for name in slurm.names(index, "/tmp") if name.startswith("raylth")]
-    assert not [command for command in slurm.commands(index) if "slurmstepd" in command]
 
 
 def test_a_sweep_survives_the_end_of_either_node_with_equal_bits(slurm, tmp_path):
@@ -127,9 +134,9 @@ def test_a_sweep_survives_the_end_of_either_node_with_equal_bits(slurm, tmp_path
 
 def test_a_notice_saves_every_training_and_requeues_the_job_beside_another_on_the_same_node(slurm):
     """And scancel leaves nothing."""
-    never = ("resources.state_every=0",)  # but when it is asked for
-    first = Job(slurm, "first", "--nodes=1", "--nodelist=node0", settings=never)
-    second = Job(slurm, "second", "--nodes=1", "--nodelist=node0", "--gres=none")
+    long, on_request = {"sweep": long_sweep(10_000)}, ("resources.state_every=0",)  # a state is saved only then
+    first = Job(slurm, "first", "--nodes=1", "--nodelist=node0", **long, settings=on_request)
+    second = Job(slurm, "second", "--nodes=1", "--nodelist=node0", "--gres=none", **long)
     for job in (first, second):
         job.trains_on()
     gpus = sorted("GPU,1" in command for command in rays(slurm, 0) if "--static_resource_list" in command)
@@ -141,8 +148,10 @@ def test_a_notice_saves_every_training_and_requeues_the_job_beside_another_on_th
     assert "stopped (SIGTERM)" in first.output, "in order"
     first.trains_on()
     second.trains_on()
-    work = Work(first.trace, make_plan(long_sweep()))
-    assert work.again, "a training was hit"
-    assert not work.epochs_twice, "it continued where the notice came"
+    began = [found["time"] for found in first.events("began")]
+    assert len(began) == 2, "the first training, and again"
+    epochs = first.events("epochs")
+    before = sum(found["epochs"] for found in epochs if found["time"] < began[1])
+    assert next(found["epochs"] for found in epochs if found["time"] > began[1]) == before > 0, "not one is trained again"
     slurm.call("scancel", first.number, second.number)
     assert_nothing_is_left(slurm, 0)
