@@ -101,7 +101,7 @@ def rays(slurm: Slurm, index: int) -> list[str]:
 
 
 def assert_nothing_is_left(slurm: Slurm, index: int) -> None:
-    """Nothing runs any more once Slurm takes the jobs of a node for ended; without cgroups it would not see to that itself."""
+    """Nothing runs any more once Slurm takes a node's jobs for ended; without cgroups it would not see to that itself."""
     ended = lambda: not any("slurmstepd" in command for command in slurm.commands(index))  # noqa: E731
     wait_until(lambda: time.sleep(0.2) or ended(), "end of all steps")
     assert not rays(slurm, index)
