@@ -7,7 +7,7 @@
 #   make dist         wheel and sdist, checked
 #   make notebooks    run the notebooks on the quickstart, and keep their outputs in them
 #   make test-faults  kill processes and harm files while sweeps run
-#   make test-cluster  ray up over SSH to two machines made of namespaces, a sweep on them, ray down (root)
+#   make test-cluster  ray up over SSH to two machines made of namespaces, a sweep on them, ray down; a Slurm on such (root)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,14 +21,14 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(MAKE) --no-print-directory -j 2 lint ffcv-if-possible
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/clouds/test_local.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/clouds/test_local.py --ignore tests/clouds/test_slurm.py
 
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 tests/faults
 
 test-cluster: $(VENV)/.installed-dev
 	sh scripts/packages.sh cluster
-	$(BIN)/python -m pytest tests/clouds/test_local.py
+	$(BIN)/python -m pytest tests/clouds/test_local.py tests/clouds/test_slurm.py
 
 ffcv: $(VENV)/.installed-ffcv
 

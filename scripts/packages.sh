@@ -12,9 +12,9 @@ case "${1:-}" in
     if have g++ pkg-config && pkg-config --exists opencv4 libturbojpeg; then exit 0; fi
     ;;
   cluster)
-    what="Machines made of namespaces need sshd, rsync, ip, unshare and nsenter"
-    packages="openssh-server openssh-client rsync iproute2 util-linux"
-    if have sshd ssh-keygen rsync ip unshare nsenter; then exit 0; fi
+    what="Machines made of namespaces need sshd, rsync, ip, unshare and nsenter; a Slurm on them its daemons and munge"
+    packages="openssh-server openssh-client rsync iproute2 util-linux slurmctld slurmd slurm-client munge"
+    if have sshd ssh-keygen rsync ip unshare nsenter slurmctld slurmd sbatch munged; then exit 0; fi
     ;;
   browser)
     what="The report's page is looked at in Chromium"

@@ -115,8 +115,8 @@ def draining_nodes(timeout: float) -> set[str]:
     return {node if isinstance(node, str) else node.hex() for node in found}
 
 
-def drain_machine(head: str, address: str, why: str, seconds: float) -> None:
-    """Have Ray give the node at `address` no more work, since it will be preempted in so many seconds.
+def drain_machine(head: str, address: str | None, why: str, seconds: float) -> None:
+    """Have Ray give the node at `address` (None: all nodes) no more work, since it will be preempted in so many seconds.
 
     It needs no `ray.init`, as the hidden command `ray drain-node`, which needs the node's id; Ray has no public way. Raises
     RuntimeError when the cluster at `head` has no such node, or refuses.
@@ -127,14 +127,15 @@ def drain_machine(head: str, address: str, why: str, seconds: float) -> None:
     client = GcsClient(address=head)
     alive = gcs_pb2.GcsNodeInfo.GcsNodeState.ALIVE  # type: ignore[attr-defined]
     found = client.get_all_node_info()
-    ours = [node for node, info in found.items() if info.node_manager_address == address and info.state == alive]
+    ours = [node for node, info in found.items() if address in (None, info.node_manager_address) and info.state == alive]
     if not ours:
         raise RuntimeError(f"Ray at {head} has no machine {address}")
     reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]
     for node in ours:
         is_accepted, refusal = client.drain_node(node.hex(), reason, why, int(1000 * (time.time() + seconds)))
         if not is_accepted:
-            raise RuntimeError(f"Ray at {head} does not drain {address}: {refusal}")
+            where = found[node].node_manager_address
+            raise RuntimeError(f"Ray at {head} does not drain {where}: {refusal}")
 
 
 # The autoscaler (its first version: docs/cluster-versions.md).

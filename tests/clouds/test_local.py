@@ -16,7 +16,7 @@ from raylth.report import load_results
 from tests.clouds.machines import Machines, can_be_made
 
 ROOT = Path(__file__).parents[2]
-MISSING = None if os.environ.get("CI") else can_be_made()  # CI is never without
+MISSING = None if os.environ.get("CI") else can_be_made("sshd", "ssh-keygen", "rsync")  # CI is never without
 pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING)), pytest.mark.timeout(600)]
 BIN = Path(sys.executable).parent
 SETTINGS = {

@@ -1,7 +1,8 @@
 """Reports a preemption notice to Ray: `python -m raylth.cluster.nodes.preemption_notice HEAD:PORT`, on each worker.
 
 A spot machine learns from its cloud's metadata server that it will end, two minutes before on AWS and half a minute on
-Google Cloud. Ray then drains it: trainings save their state at their next step, and continue elsewhere.
+Google Cloud. Ray then drains it: trainings save their state at their next step, and continue elsewhere. With `--all WHY` the
+notice has come already, for every machine: a batch scheduler will end them together (clusters/slurm.sbatch).
 """
 
 import argparse
@@ -27,11 +28,15 @@ NOTICE_SECONDS = 120
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Wait for a notice and drain this machine; returns at once where no cloud is."""
+    """Wait for a notice and drain this machine; returns at once where no cloud is, and with `--all`."""
     parser = argparse.ArgumentParser(prog="python -m raylth.cluster.nodes.preemption_notice", description=__doc__)
     parser.add_argument("head", help="address of Ray's head, with its port")
     parser.add_argument("--address", default=None, help="this machine's address in Ray (default: the one that Ray uses)")
+    parser.add_argument("--all", metavar="WHY", help="drain every machine of the cluster now, for this reason")
     options = parser.parse_args(arguments)
+    if options.all is not None:
+        drain_machine(options.head, None, options.all, NOTICE_SECONDS)
+        return ExitCode.OK
     why = watch(os.environ.get("RAYLTH_METADATA", METADATA))
     if why is None:
         print("no metadata server responds: this machine gets no notice", file=sys.stderr)
