@@ -173,7 +173,7 @@ def measured(folder: Path, nodes: int, trials: int, workers: int, length: float)
         status.update(graph, epochs)
         marks.append((len(graph.ended), time.monotonic(), _processor_seconds()))
 
-    launch.gpu_table = lambda: [("simulated", 2**33)]
+    launch.gpu_table = lambda: [("simulated", 2**33)] * GPUS
     launch.run_on_ray(
         plan,
         graph,
