@@ -12,13 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from raylth.common.exit_codes import ExitCode, describe
-from raylth.driver.progress import STATES, duration, read_status, speed
+from raylth.driver.progress import STATES, duration, process_has_ended, read_status, speed, state_of, used_text
 from raylth.store import locate
-from raylth.store.process import has_ended
 
-__all__ = ["main", "make_parser", "state_of"]
-
-SILENCE = 150.0  # seconds without a word after which a running sweep's driver counts as gone
+__all__ = ["main", "make_parser"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,16 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitCode.OK
 
 
-def state_of(status: dict[str, Any]) -> str:
-    """Return a sweep's state: one that is "running" is "lost" when its process is known to have ended, or is silent."""
-    is_lost = status["state"] == "running" and (_has_ended(status) or time.time() - status["time"] > SILENCE)
-    return "lost" if is_lost else str(status["state"])
-
-
-def _has_ended(status: dict[str, Any]) -> bool:
-    return "process" in status and has_ended(status["process"])
-
-
 def _show(console: Console, name: str, status: dict[str, Any]) -> None:
     state, ago = state_of(status), duration(max(0.0, time.time() - status["time"]))
     table = Table(title=f"{name}: {state}, reported {ago} ago by {status['host']}", title_justify="left")
@@ -84,10 +71,8 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
     console.print(line, highlight=False)
     if status.get("note"):
         console.print(Text(status["note"]), soft_wrap=True)
-    used = status.get("used", {})
-    parts = [f"{used[name]:.2f} {unit}" for name, unit in (("gpu_hours", "GPU-hours"), ("usd", "USD")) if used.get(name)]
-    if parts:
-        console.print(f"used so far: {', '.join(parts)}", highlight=False)
+    if used := used_text(status):
+        console.print(f"used so far: {used}", highlight=False)
     if status["incidents"]:
         counted = ", ".join(f"{times} {cause}" for cause, times in sorted(status["incidents"].items()))
         console.print(f"workers that ended: {counted}", highlight=False)
@@ -98,6 +83,8 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
         console.print(f"and {status['num_errors'] - len(status['errors'])} more", highlight=False)
     if state == "lost":
         why = (
-            f"process {status['process']['pid']} has ended" if _has_ended(status) else f"no update from its driver for {ago}"
+            f"process {status['process']['pid']} has ended"
+            if process_has_ended(status)
+            else f"no update from its driver for {ago}"
         )
         console.print(f"{why}; running the same sweep file again resumes it", highlight=False)

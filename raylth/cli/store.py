@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from raylth.cli.status import state_of
 from raylth.common.exit_codes import ExitCode, describe
-from raylth.driver.progress import read_status
+from raylth.driver.progress import read_status, state_of
 from raylth.store import Store, leased
 from raylth.store.needs import Usage, remove_run
 

@@ -8,18 +8,19 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from raylth.store import Location
-from raylth.store.process import this_process
+from raylth.store.process import has_ended, this_process
 
 if TYPE_CHECKING:  # `raylth.status` needs no stages, which import torch
     from raylth.stages import Graph
 
-__all__ = ["STATES", "Pace", "StatusFile", "duration", "read_status", "speed"]
+__all__ = ["STATES", "Pace", "StatusFile", "duration", "process_has_ended", "read_status", "speed", "state_of", "used_text"]
 
 STATES = ("waiting", "running", "done", "diverged", "failed", "blocked")  # of a stage in a Graph, as columns of a table
 WINDOW = 30.0  # seconds over which the speed is measured
 ENOUGH = 5.0  # seconds of training that an estimate of the time left needs
 WRITE_INTERVAL = 5.0  # seconds between two status files
 SHOWN_ERRORS = 20
+SILENCE = 150.0  # seconds without a word after which a running sweep's driver counts as gone
 
 
 def duration(seconds: float) -> str:
@@ -138,3 +139,21 @@ def read_status(folder: Location) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) and {"state", "time"} <= found.keys() else None
+
+
+def state_of(status: dict[str, Any]) -> str:
+    """Return a sweep's state: one that is "running" is "lost" when its process is known to have ended, or is silent."""
+    is_lost = status["state"] == "running" and (process_has_ended(status) or time.time() - status["time"] > SILENCE)
+    return "lost" if is_lost else str(status["state"])
+
+
+def process_has_ended(status: dict[str, Any]) -> bool:
+    """Return whether the process that wrote a status is known to have ended."""
+    return "process" in status and has_ended(status["process"])
+
+
+def used_text(status: dict[str, Any]) -> str:
+    """Write what a sweep has used for people, such as "1.50 GPU-hours, 3.20 USD"; "" where nothing is counted."""
+    used = status.get("used", {})
+    parts = [f"{used[name]:.2f} {unit}" for name, unit in (("gpu_hours", "GPU-hours"), ("usd", "USD")) if used.get(name)]
+    return ", ".join(parts)
