@@ -13,7 +13,7 @@ from raylth.report.tables import dense_networks, finished_arms
 
 __all__ = ["learning_curves"]
 
-MOST_SPARSITIES = 3
+MOST_SPARSITIES = 2
 
 
 def learning_curves(results: pd.DataFrame, curves: pd.DataFrame, title: str) -> Figure:

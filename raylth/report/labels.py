@@ -26,6 +26,6 @@ def arm_labels(arms: pd.DataFrame) -> "pd.Series[str]":
     return labels
 
 
-def readable(between: str) -> str:
-    """Return networks as people read them: "pi^-1(permuted) - lth", as tables have it, is "π⁻¹(permuted) – lth"."""
-    return re.sub(r"\bpi(?=\()", "π", re.sub(r"\bpi\^-1(?=\()", "π⁻¹", between)).replace(" - ", " – ")
+def readable(text: str) -> str:
+    """Return a text with networks as people read them: what is pi^-1(permuted) in tables is π⁻¹(permuted)."""
+    return re.sub(r"\bpi(?=\()", "π", re.sub(r"\bpi\^-1(?=\()", "π⁻¹", text))

@@ -21,6 +21,7 @@ from raylth.report.style import (
     new_panels,
     spread,
     tidy,
+    width_of,
 )
 from raylth.report.tables import barrier_means, imp_barrier_table, matched_lines
 
@@ -89,7 +90,7 @@ def plane_plot(planes: pd.DataFrame, title: str) -> Figure:
         raise ValueError("no plane has been measured (analyses.planes asks for them)")
     panels = spread([group for _, group in test.groupby("key", sort=False)])
     rows, columns = -(-len(panels) // 2), min(len(panels), 2)
-    figure = new_figure(0.2 + 4.2 * columns, 0.4 + 3.6 * rows, title)
+    figure = new_figure(width_of(columns), 0.4 + 3.2 * rows, title)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for spare in axes[len(panels) :]:
         spare.remove()

@@ -10,6 +10,7 @@ import pandas as pd
 from raylth.arms import arm_of
 from raylth.report.display import as_view
 from raylth.report.entry import Frames
+from raylth.report.labels import readable
 from raylth.report.landscape import line_name
 from raylth.report.lost import lost_networks
 from raylth.report.measurements import NothingToShow
@@ -197,7 +198,7 @@ def _distinct(frame: pd.DataFrame, name: str) -> Sequence[Any]:
 def _findings(frames: Frames, notes: list[str]) -> list[list[str]]:
     """Return each finding as its sentence and the details below it."""
     try:
-        return [sentence.split("\n") for sentence in findings_of(frames)]
+        return [readable(sentence).split("\n") for sentence in findings_of(frames)]
     except ValueError as error:
         if str(error) not in notes:
             notes.append(str(error))
@@ -216,11 +217,11 @@ def _tables(frames: Frames) -> tuple[list[dict[str, Any]], list[dict[str, str]]]
         except ValueError:  # of runs that cannot be averaged: `notes` has the reason
             continue
         if made is not None:
-            notes = notes_of(entry, frames)
-            about = {"name": entry.name, "title": entry.title, "text": entry.text, "notes": notes}
+            notes = [readable(note) for note in notes_of(entry, frames)]
+            about = {"name": entry.name, "title": readable(entry.title), "text": readable(entry.text), "notes": notes}
             shown.append({**about, **_view_of(made[1])})
         elif nothing and entry.has_place(frames):
-            missing.append({"title": entry.title, "reason": nothing})
+            missing.append({"title": readable(entry.title), "reason": readable(nothing)})
     return shown, missing
 
 
@@ -229,4 +230,8 @@ def _view(frame: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def _view_of(view: Any) -> dict[str, Any]:
-    return {"headings": view.headings, "are_numbers": view.are_numbers, "rows": view.rows}
+    return {
+        "headings": view.headings,
+        "are_numbers": view.are_numbers,
+        "rows": [[readable(text) for text in row] for row in view.rows],
+    }

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+from raylth.report.labels import readable
 from raylth.report.sections import figures_of
 from raylth.serve.data import read_frames
 from raylth.store import Location
@@ -34,6 +35,6 @@ def figures_data(run: Location) -> dict[str, list[dict[str, Any]]]:
             continue
         width, height = (round(96 * side) for side in figure.get_size_inches())
         picture = base64.b64encode(svg.getvalue()).decode()
-        about = {"name": entry.name, "title": entry.title, "text": entry.text}
+        about = {"name": entry.name, "title": entry.title, "text": readable(entry.text)}
         shown.append({**about, "svg": picture, "width": width, "height": height})
     return {"figures": shown, "missing": missing}
