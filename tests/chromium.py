@@ -61,12 +61,11 @@ class Chromium:
         return found["result"].get("value")
 
     def wait_for(self, expression):
-        """Wait until an expression is true; returns its value."""
+        """Wait until an expression is true."""
         deadline = time.monotonic() + PATIENCE
-        while not (found := self.evaluate(expression)):
+        while not self.evaluate(f"!!({expression})"):
             assert time.monotonic() < deadline, f"not in {PATIENCE:.0f} s: {expression}; {self.problems}"
             time.sleep(0.05)
-        return found
 
     def open(self, url):
         """Load a page anew, also where its address differs in the hash alone."""

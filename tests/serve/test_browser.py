@@ -59,6 +59,7 @@ def traces_of(panel):
 def test_the_token_leaves_the_address(page, served):
     page.open(f"{served.address}/?token={served.token}")
     assert page.evaluate("location.href") == f"{served.address}/"
+    page.wait_for("document.querySelectorAll('#sweeps li').length === 4")
     page.evaluate(f"document.querySelector('#sweeps a[href=\"runs/{STUDY}\"]').click()")
     page.wait_for(
         f"location.pathname === '/runs/{STUDY}' && document.getElementById('state')?.textContent.includes('finished')"
@@ -100,7 +101,7 @@ def test_differences_curves_and_lines_on_the_page_equal_the_parquet(page, served
     wide = results[results["width"] == 2.0].pivot_table(index=[*CELL[1:], "replicate"], columns="arm", values="test_accuracy")
     expected = (wide["permuted"] - wide["naive"]).groupby(level=[0, 1]).mean()
     (panel,) = figures(page, "contrasts")
-    assert panel["traces"][0]["y"] == [f"S = {s:g}, k = {k}" for s, k in expected.index]
+    assert panel["traces"][0]["y"] == [f"S = {s:g}, k = {k:g}" for s, k in expected.index]
     np.testing.assert_allclose(panel["traces"][0]["x"], expected)
     page.wait_for("curvePoints.length")
     cell = results[(results[CELL] == [2.0, 0.9, 10]).all(axis=1)]
@@ -223,15 +224,14 @@ def test_both_colour_schemes_are_readable(page, served, scheme):
         show(page, served)
         figures(page, "accuracy")
         page.colours(scheme)  # while the page is open
-        page.wait_for(f"dark.matches === {str(scheme == 'dark').lower()}")
+        plot, ground = "document.querySelector('#section-accuracy .plot')", {"light": "#ffffff", "dark": "#14181d"}[scheme]
+        page.wait_for(f"{plot}.layout.paper_bgcolor === '{ground}'")
         luminance = page.evaluate(f"{LUMINANCE}(getComputedStyle(document.body).backgroundColor)")
         assert (luminance < 0.05) is (scheme == "dark")
         for selector in ("body", "a", ".soft", "#failures", "summary"):
             text = page.evaluate(f"{LUMINANCE}(getComputedStyle(document.querySelector('{selector}')).color)")
             low, high = sorted((text, luminance))
             assert (high + 0.05) / (low + 0.05) >= 4.5, selector
-        plot = "document.querySelector('#section-accuracy .plot')"
-        page.wait_for(f"{plot}.layout.paper_bgcolor === css('--back')")
         (dense,) = [trace for trace in figures(page, "accuracy")[0]["traces"] if trace["name"] == "dense"]
         assert dense["colour"] == page.evaluate("css('--ink')"), "black lines are light on a dark ground"
     finally:

@@ -4,7 +4,7 @@
 const MOST_PANELS = 24;
 const FIELDS = { widths: "width", sparsities: "sparsity", rewinds: "rewind_epoch" }; // choice -> column
 const MEASURES = { test_accuracy: "test accuracy (%)", train_loss: "training loss (nats)" };
-const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const CONFIG = { displayModeBar: false, responsive: true }; // its buttons are many stops of the Tab key
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const coarse = matchMedia("(pointer: coarse)");
 
@@ -17,6 +17,7 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 const ink = (colour) => (/^(black|#000(000)?)$/i.test(colour) ? css("--ink") : colour);
 const is = (value) => value !== null && value !== undefined;
 const show = (value, digits) => (is(value) ? value.toFixed(digits) : "");
+const showP = (p) => (is(p) && p < 0.001 ? "< 0.001" : show(p, 3));
 const distinct = (values) => [...new Set(values)];
 
 /** Return a table by column as rows. */
@@ -151,10 +152,11 @@ function drawAccuracy(picked) {
   const against = drawSelect("against", [["sparsity", "sparsity"], ["rewind", "rewind point"]], "sparsity");
   const [x, by] = against === "sparsity" ? ["sparsity", "rewind_epoch"] : ["rewind_epoch", "sparsity"];
   const rows = all.filter((row) => isShown(row, picked) && picked.arms.includes(row.label));
-  const ends = rows.flatMap((row) => [row.mean, row.low, row.high]).filter(is);
+  const dense = rowsOf(data.dense);
+  const level = dense.filter((row) => picked.widths.includes(row.width)).map((row) => row.mean);
+  const ends = [...level, ...rows.flatMap((row) => [row.mean, row.low, row.high])].filter(is);
   const pad = 0.05 * (Math.max(...ends) - Math.min(...ends)) || 1;
   const yaxis = ends.length ? { range: [Math.min(...ends) - pad, Math.max(...ends) + pad] } : {};
-  const dense = rowsOf(data.dense);
   const panels = [];
   for (const width of picked.widths) {
     for (const value of by === "sparsity" ? picked.sparsities : picked.rewinds) {
@@ -201,7 +203,7 @@ function drawContrasts(picked) {
   byId("section-contrasts").hidden = all.length === 0;
   const effects = rowsOf(data.effects).map((row) => [
     name(row), show(row.difference, 1), is(row.low) ? `${show(row.low, 1)} to ${show(row.high, 1)}` : "", String(row.n),
-    `${row.cells} of ${row.cells_all}`, show(row.p, 3), show(row.p_holm, 3),
+    `${row.cells} of ${row.cells_all}`, showP(row.p), showP(row.p_holm),
   ]);
   const headings = ["contrast", "difference", "95 % interval", "n", "cells", "p", "p, Holm-corrected"];
   byId("effects").replaceChildren(tableOf({ headings, are_numbers: headings.map((_, i) => i > 0), rows: effects }));
@@ -220,7 +222,7 @@ function drawContrasts(picked) {
         error_x: { type: "data", symmetric: false, array: of("plus"), arrayminus: of("minus"), thickness: 1.4, width: 4 },
         marker: { symbol: look.symbol, size: 8, color: ink(look.colour) },
         text: mine.map((row) => `${wanted}: ${show(row.difference, 2)} points${between(row, 2, "")}<br>sparsity ${row.sparsity}, ` +
-          `k = ${row.rewind_epoch}, n = ${row.n}, ${row.design}${is(row.p_holm) ? `<br>p, Holm-corrected ${show(row.p_holm, 3)}` : ""}`),
+          `k = ${row.rewind_epoch}, n = ${row.n}, ${row.design}${is(row.p_holm) ? `<br>p, Holm-corrected ${showP(row.p_holm)}` : ""}`),
         hovertemplate: "%{text}<extra></extra>",
       }],
       layout: layoutOf("percentage points", "", {
@@ -233,7 +235,7 @@ function drawContrasts(picked) {
   drawNumbers("contrasts", [
     ...CELL_COLUMNS, ["contrast", name, false], ["difference (points)", (row) => show(row.difference, 2)],
     ["95 % interval, lower", (row) => show(row.low, 2)], ["95 % interval, upper", (row) => show(row.high, 2)],
-    ["n", (row) => row.n], ["p, Holm-corrected", (row) => show(row.p_holm, 3)], ["comparison", (row) => row.design, false],
+    ["n", (row) => row.n], ["p, Holm-corrected", (row) => showP(row.p_holm)], ["comparison", (row) => row.design, false],
   ], rows);
 }
 
