@@ -72,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         listening = socket.create_server((options.host, options.port), family=_family(options.host))
     except OSError as error:
-        print(f"--host {options.host}, --port {options.port}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"--host {options.host}, --port {options.port}: {str(error.strerror or error).partition(' (while')[0]}",
+            file=sys.stderr,
+        )
         return ExitCode.BAD_INPUT
     token = new_token()
     signals.raise_in_order()
