@@ -133,6 +133,16 @@ def test_what_was_not_drawn_is_one_line_at_the_end(run, tmp_path):
     assert "Masks: analyses.overlap asks for them;" in listed
 
 
+def test_figures_have_one_of_two_widths_and_names_are_for_people(whole):
+    page = whole.read().decode()
+    widths = [int(found) for found in re.findall(r'<img [^>]*?width="(\d+)"', page)]
+    assert len(widths) == 11
+    assert set(widths) == {round(96 * SINGLE), round(96 * WIDE)}
+    shown = re.sub(r"<pre.*?</pre>", "", page, flags=re.DOTALL)  # settings as they are written
+    assert "π(A)" in shown
+    assert not re.search(r"\bpi(\^-1)?\(", shown)
+
+
 def test_what_is_not_drawn_any_more_leaves_no_file(run):
     (run / "report/figures/planes.png").write(b"old")
     write_report(run, run / "report")
