@@ -20,6 +20,7 @@ COMMANDS = {  # name -> (module with a `main`, what it does)
     "cluster": ("raylth.cluster.nodes.down", "shut down a cluster, and list what is left of it"),
     "data": ("raylth.cli.data", "convert ImageNet into the format that sweeps read"),
     "status": ("raylth.cli.status", "show the progress of the sweeps of a store"),
+    "serve": ("raylth.serve.command", "show the sweeps of a store in a browser while they run"),
     "store": ("raylth.cli.store", "list what a store holds, and remove what no sweep needs"),
     "export": ("raylth.export.command", "export one trained network into a folder"),
     "results": ("raylth.cli.results", "query the results in SQL"),

@@ -11,9 +11,9 @@ from raylth.arms import short_name
 from raylth.report.statistics import CONFIDENCE, contrast
 from raylth.report.style import (
     ARM_COLOURS,
-    MOST_PANELS,
     PER_ROW,
     SINGLE,
+    WIDE,
     legend_below,
     looks_of,
     new_figure,
@@ -69,11 +69,16 @@ def _accuracy_panels(
         raise ValueError("no sparse network has finished")
     widths, values = sorted(cells["width"].unique()), spread(sorted(cells[by].unique()))
     beside = [(finder, value) for finder in dict.fromkeys(cells["finder"]) for value in values]
-    columns = len(beside) if len(widths) > 1 and len(beside) <= MOST_PANELS else min(len(beside), PER_ROW)
-    figure, axes = new_panels(len(widths) * len(beside), columns, title, sharey="row" if len(widths) > 1 else True)
-    places = [(width, *place) for width in widths for place in beside]
+    columns = min(len(beside), PER_ROW)
+    gaps = [None] * (-len(beside) % columns if len(widths) > 1 else 0)  # every width begins a row
+    places = [place and (width, *place) for width in widths for place in [*beside, *gaps]]
+    figure, axes = new_panels(len(places), columns, title, sharey="row" if len(widths) > 1 else True)
     looks = looks_of(zip(cells["arm"], cells["label"], strict=True))
-    for number, (axis, (width, finder, value)) in enumerate(zip(axes, places, strict=True)):
+    for number, (axis, place) in enumerate(zip(axes, places, strict=True)):
+        if place is None:
+            axis.remove()
+            continue
+        width, finder, value = place
         if dense is not None:
             axis.axhline(dense.get(width, float("nan")), color="black", linestyle="--", linewidth=1, label="dense")
         shown = (cells["width"] == width) & (cells["finder"] == finder) & (cells[by] == value)
@@ -86,8 +91,11 @@ def _accuracy_panels(
         if number % columns == 0:
             axis.set_ylabel("test accuracy (%)")
         tidy(axis)
-    for axis in axes[-columns:]:
-        axis.set_xlabel("rewind point k (epochs)" if against == "rewind_epoch" else "sparsity of the mask")
+    for number, axis in enumerate(axes):
+        if number + columns >= len(axes) or places[number + columns] is None:
+            axis.set_xlabel("rewind point k (epochs)" if against == "rewind_epoch" else "sparsity of the mask")
+            axis.tick_params(labelbottom=True)
+    axes = [axis for axis, place in zip(axes, places, strict=True) if place is not None]
     caption = f"points: mean over replicates ({_range(cells['n'])}); bars: one standard deviation"
     legend_below(figure, axes, caption, [label for _, label in looks])
     return figure
@@ -135,7 +143,7 @@ def difference_plot(results: pd.DataFrame, title: str) -> Figure:
         for row in pairs.itertuples()
     ]
     longest = max(map(len, names))
-    figure = new_figure(SINGLE if longest < LONG_NAME else 6.5, 1.6 + 0.3 * len(pairs), title)
+    figure = new_figure(SINGLE if longest < LONG_NAME else WIDE, 1.6 + 0.3 * len(pairs), title)
     axis = figure.subplots()
     places = range(len(pairs))
     axis.errorbar(

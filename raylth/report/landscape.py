@@ -1,11 +1,15 @@
 """Figures of the loss landscape: lines between networks, the plane through three, barriers."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from raylth.report.labels import readable
+from raylth.report.points import LINE, line_points
 from raylth.report.sentences import DENSE
 from raylth.report.style import (
     CORRECTION_STYLES,
@@ -17,10 +21,11 @@ from raylth.report.style import (
     new_panels,
     spread,
     tidy,
+    width_of,
 )
-from raylth.report.tables import alike, barrier_means, imp_barrier_table, matched_lines
+from raylth.report.tables import barrier_means, imp_barrier_table, matched_lines
 
-__all__ = ["barrier_vs_width", "imp_barriers", "line_plot", "plane_plot"]
+__all__ = ["barrier_vs_width", "imp_barriers", "line_name", "line_plot", "plane_plot"]
 
 MOST_LINES = 12  # panels
 
@@ -37,11 +42,8 @@ def line_plot(lines: pd.DataFrame, title: str) -> Figure:
     is_match = test["carries_masks"].notna()
     latest = test["match_epoch"] == test.loc[test["carries_masks"].eq(True), "match_epoch"].max()
     last_round = test["imp_round"].isna() | (test["imp_round"] == test["imp_round"].max())
-    test = test[last_round & (~is_match | (test["carries_masks"].eq(True) & latest))].drop_duplicates(
-        ["key", "correction", "alpha"]
-    )
-    cell = ["between", "width", "match_method", "sparsity", "rewind_epoch", "imp_round"]
-    panels = [group for _, group in alike(test, [*cell, "correction", "alpha"]).groupby(cell, dropna=False)]
+    test = test[last_round & (~is_match | (test["carries_masks"].eq(True) & latest))]
+    panels = [group for _, group in line_points(test).groupby(LINE, dropna=False)]
     if len(panels) > MOST_LINES:
         figure_note = f"{title} (the first {MOST_LINES} of {len(panels)} kinds; the tables have all)"
         panels, title = panels[:MOST_LINES], figure_note
@@ -49,13 +51,12 @@ def line_plot(lines: pd.DataFrame, title: str) -> Figure:
     figure, axes = new_panels(len(panels), columns, title)
     for axis, panel in zip(axes, panels, strict=True):
         for correction, (colour, marker, dash) in CORRECTION_STYLES.items():
-            points = panel[panel["correction"] == correction].groupby("alpha")["error"].agg(["mean", "min", "max"])
+            points = panel[panel["correction"] == correction]
             if len(points):
-                axis.plot(
-                    points.index, points["mean"], color=colour, marker=marker, linestyle=dash, markersize=4, label=correction
-                )
-                axis.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
-        axis.set_title(_panel_name(panel, test), fontsize=9)
+                along = points["alpha"]
+                axis.plot(along, points["mean"], color=colour, marker=marker, linestyle=dash, markersize=4, label=correction)
+                axis.fill_between(along, points["low"], points["high"], color=colour, alpha=0.15, linewidth=0)
+        axis.set_title(line_name(panel.iloc[0], test), fontsize=9)
         axis.set_xlabel("from the first (0) to the second (1)", fontsize=8)
         axis.tick_params(labelbottom=True)
         tidy(axis)
@@ -65,9 +66,9 @@ def line_plot(lines: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _panel_name(panel: pd.DataFrame, lines: pd.DataFrame) -> str:
-    first = panel.iloc[0]
-    parts = [str(first["between"])]
+def line_name(first: "pd.Series[Any]", lines: pd.DataFrame) -> str:
+    """Return what a kind of line is called, of which `first` is a row, among all these lines."""
+    parts = [readable(str(first["between"]))]
     if pd.notna(first["imp_round"]):
         parts.append(f"round {first['imp_round']:.0f}")
     if lines["width"].nunique() > 1:
@@ -89,7 +90,7 @@ def plane_plot(planes: pd.DataFrame, title: str) -> Figure:
         raise ValueError("no plane has been measured (analyses.planes asks for them)")
     panels = spread([group for _, group in test.groupby("key", sort=False)])
     rows, columns = -(-len(panels) // 2), min(len(panels), 2)
-    figure = new_figure(0.2 + 4.2 * columns, 0.4 + 3.6 * rows, title)
+    figure = new_figure(width_of(columns), 0.4 + 3.2 * rows, title)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for spare in axes[len(panels) :]:
         spare.remove()

@@ -4,10 +4,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raylth.report.style import MARKERS, SINGLE, new_figure, tidy
+from raylth.report.labels import readable
+from raylth.report.style import MARKERS, new_figure, tidy, width_of
 from raylth.report.tables import alike, own_matches
 
 __all__ = ["mask_overlap", "match_effort", "match_quality"]
+
+FEW = 6  # names that a single panel has beside each other
+MOST_NAMES = 40  # below panels of a whole page's width
 
 
 def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
@@ -20,7 +24,7 @@ def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
     if permutations.empty:
         raise ValueError("nothing was matched, or no unit can be permuted")
     groups = list(dict.fromkeys(permutations["unit_group"]))
-    figure = new_figure(max(SINGLE, 1.5 + 0.42 * len(groups)), 3.6, title)
+    figure = new_figure(width_of(1 if len(groups) <= FEW else 2), 3.6, title)
     axis = figure.subplots()
     match = ["width", "match_method", "match_epoch", "mask_finder"]
     for number, (name, rows) in enumerate(permutations.groupby(match, observed=True, dropna=False)):
@@ -32,7 +36,7 @@ def match_quality(permutations: pd.DataFrame, title: str) -> Figure:
             + (f", width {width:g}" if permutations["width"].nunique() > 1 else "")
         )
         axis.plot(range(len(groups)), line, marker=MARKERS[number % 6], markersize=5, linewidth=1.4, label=label)
-    axis.set_xticks(range(len(groups)), groups, rotation=60 if len(groups) > 6 else 0, fontsize=8)
+    _name_ticks(axis, groups)
     axis.set_ylabel("mean correlation")
     axis.set_ylim(top=1.0)
     tidy(axis)
@@ -63,7 +67,7 @@ def match_effort(permutations: pd.DataFrame, barriers: pd.DataFrame, title: str)
             panels.append((column, name, *alike))
     if not panels:
         raise ValueError("all matches are made from the same samples and epoch (analyses.match_quality asks for others)")
-    figure = new_figure(0.8 + 4.4 * len(panels), 5.0, title)
+    figure = new_figure(width_of(len(panels)), 5.0, title)
     axes = figure.subplots(2, len(panels), squeeze=False, sharex="col")
     for (upper, lower), (column, name, found, walked) in zip(axes.T, panels, strict=True):
         _draw_effort(upper, found, column, "correlation")
@@ -99,22 +103,23 @@ def mask_overlap(masks: pd.DataFrame, title: str) -> Figure:
         raise ValueError("no masks have been compared (analyses.overlap asks for it)")
     masks = alike(masks, ["width", "sparsity", "layer", "mask", "other"])
     masks = masks[(masks["layer"] != "all") & (masks["width"] == masks["width"].min())]
-    layers, sparsities = list(dict.fromkeys(masks["layer"])), sorted(masks["sparsity"].unique())[-3:]
-    figure = new_figure(1.0 + max(3.0, 0.3 * len(layers)) * len(sparsities), 5.4, title)
+    layers, sparsities = list(dict.fromkeys(masks["layer"])), sorted(masks["sparsity"].unique())[-2:]
+    figure = new_figure(width_of(len(sparsities) if len(layers) <= FEW else 2), 5.4, title)
     axes = figure.subplots(2, len(sparsities), squeeze=False, sharex=True, sharey="row")
     for (upper, lower), sparsity in zip(axes.T, sparsities, strict=True):
         cell = masks[masks["sparsity"] == sparsity]
         alone = cell[cell["other"].isna() & (cell["mask"] != "pi(A)")]
         for number, (name, rows) in enumerate(alone.groupby("mask")):
             density = rows.groupby("layer")["density"].mean().reindex(layers)
-            upper.plot(range(len(layers)), density, marker=MARKERS[number], label=name)
+            upper.plot(range(len(layers)), density, marker=MARKERS[number], label=readable(str(name)))
         for number, ((one, other), rows) in enumerate(cell[cell["other"].notna()].groupby(["mask", "other"])):
             means = rows.groupby("layer")[["jaccard", "expected_jaccard"]].mean().reindex(layers)
-            (drawn,) = lower.plot(range(len(layers)), means["jaccard"], marker=MARKERS[number], label=f"{one}, {other}")
+            (drawn,) = lower.plot(
+                range(len(layers)), means["jaccard"], marker=MARKERS[number], label=readable(f"{one}, {other}")
+            )
             lower.plot(range(len(layers)), means["expected_jaccard"], color=drawn.get_color(), linestyle="--", linewidth=1)
         upper.set_title(f"sparsity {sparsity:g}", fontsize=10)
-        names = [layer.removesuffix(".weight") for layer in layers]
-        lower.set_xticks(range(len(layers)), names, rotation=60 if len(layers) > 5 else 0, fontsize=7)
+        _name_ticks(lower, [layer.removesuffix(".weight") for layer in layers], len(sparsities))
         tidy(upper)
         tidy(lower)
     axes[0, 0].set_ylabel("weights alive")
@@ -122,3 +127,10 @@ def mask_overlap(masks: pd.DataFrame, title: str) -> Figure:
     axes[0, 0].legend(fontsize=8, frameon=False)
     axes[1, 0].legend(fontsize=8, frameon=False)
     return figure
+
+
+def _name_ticks(axis: Axes, names: list[str], panels: int = 1) -> None:
+    """Name the places 0, 1, ... of an axis, of many every second or third; `panels` are beside each other."""
+    step = -(-len(names) * panels // MOST_NAMES)
+    is_close = len(names) * panels > FEW
+    axis.set_xticks(range(0, len(names), step), names[::step], rotation=60 if is_close else 0, fontsize=7 if is_close else 8)

@@ -17,9 +17,7 @@ from raylth.report.entry import Frames, TableEntry
 from raylth.report.links import data_files
 from raylth.report.measurements import NothingToShow
 from raylth.report.results import load_manifest
-from raylth.report.searches import search_findings
-from raylth.report.sections import figures_of, notes_of, tables_of
-from raylth.report.sentences import findings, symmetry_findings
+from raylth.report.sections import figures_of, findings_of, made_table, notes_of, tables_of
 from raylth.report.templates import template
 from raylth.store import Location
 
@@ -67,11 +65,7 @@ def write_report(run: Location, out: Location) -> Location:
         done=done,
         total=total,
         counts=as_view(counts.rename_axis("stage").reset_index()),
-        findings=[
-            *search_findings(frames.search, frames.results),
-            *symmetry_findings(manifest, frames.permutations),
-            *findings(frames.results, frames.barriers, frames.ensembles, frames.masks),
-        ],
+        findings=findings_of(frames),
         figures=_figures(frames, name, out),
         tables=_tables(frames, out),
         not_done=_not_done(manifest),
@@ -141,11 +135,10 @@ def _tables(frames: Frames, out: Location) -> Contents:
 
 def _made(entry: TableEntry, frames: Frames) -> tuple[bytes, bytes, View] | None:
     """Return a table as CSV, as LaTeX and as the page shows it; None where there is nothing in it."""
-    frame = entry.make(frames) if entry.has_place(frames) else pd.DataFrame()
-    if frame.empty:
+    made = made_table(entry, frames)
+    if made is None:
         return None
-    rounded = frame.round({name: 6 if str(name).startswith("p") else 3 for name in frame})
-    view = as_view(entry.shown(frames, rounded), entry.name)
+    rounded, view = made
     return rounded.to_csv(index=False).encode(), _latex(rounded).encode(), view
 
 

@@ -2,15 +2,28 @@
 
 import re
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from raylth.arms import short_name
 from raylth.report.contents import FIGURES, TABLES
+from raylth.report.display import View, as_view
 from raylth.report.entry import Entry, FigureEntry, Frames, TableEntry
 from raylth.report.lost import lost_note
 from raylth.report.measurements import analyses_in, measurement_figure, measurement_table, summary_of
+from raylth.report.searches import search_findings
+from raylth.report.sentences import findings, symmetry_findings
 
-__all__ = ["figures_of", "notes_of", "tables_of"]
+__all__ = ["figures_of", "findings_of", "made_table", "notes_of", "tables_of"]
+
+
+def findings_of(frames: Frames) -> list[str]:
+    """Return what a run shows, as sentences; details of one are on its further lines."""
+    return [
+        *search_findings(frames.search, frames.results),
+        *symmetry_findings(frames.manifest, frames.permutations),
+        *findings(frames.results, frames.barriers, frames.ensembles, frames.masks),
+    ]
 
 
 def figures_of(frames: Frames) -> list[FigureEntry]:
@@ -50,3 +63,12 @@ def notes_of(entry: TableEntry, frames: Frames) -> list[str]:
     """Return what else must be known of a table: its notes, and the networks that it lacks."""
     lost = lost_note(frames.results, entry.lacks) if entry.lacks else ""
     return [*entry.notes(frames), *([f"{lost[0].upper()}{lost[1:]}"] if lost else [])]
+
+
+def made_table(entry: TableEntry, frames: Frames) -> tuple[pd.DataFrame, View] | None:
+    """Return a table with the decimals that its files have, and as a page shows it; None where there is nothing in it."""
+    frame = entry.make(frames) if entry.has_place(frames) else pd.DataFrame()
+    if frame.empty:
+        return None
+    rounded = frame.round({name: 6 if str(name).startswith("p") else 3 for name in frame})
+    return rounded, as_view(entry.shown(frames, rounded), entry.name)

@@ -21,6 +21,7 @@ __all__ = [
     "MOST_PANELS",
     "PER_ROW",
     "SINGLE",
+    "WIDE",
     "interval_bars",
     "legend_below",
     "looks_of",
@@ -28,6 +29,7 @@ __all__ = [
     "new_panels",
     "spread",
     "tidy",
+    "width_of",
 ]
 
 ARM_COLOURS = {name: arm.colour for name, arm in BUILT_IN.items()}
@@ -36,8 +38,9 @@ DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 LEGEND = 1.0  # inches: the height of a legend that figures have room for
 MARKERS = "osv^Dx"
 MOST_PANELS = 6  # of many, so many are drawn
-PER_ROW = 3  # panels beside each other: as many as stay readable on a page
+PER_ROW = 2  # panels beside each other: as many as stay readable on a page
 SINGLE = 4.4  # inches: the width of a single panel, which a telephone shows whole
+WIDE = 7.2  # inches: the width of every other figure
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -48,12 +51,18 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def new_panels(
-    count: int, columns: int, title: str, *, size: tuple[float, float] = (3.0, 2.9), sharey: Any = True
-) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its panels, row by row; the lowest of each column has the labels of the horizontal axis."""
+def width_of(columns: int) -> float:
+    """Return the width of a figure with so many panels beside each other, in inches: one of two for all figures."""
+    return SINGLE if columns < 2 else WIDE
+
+
+def new_panels(count: int, columns: int, title: str, *, height: float = 2.9, sharey: Any = True) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels, row by row; the lowest of each column has the labels of the horizontal axis.
+
+    `height` is a panel's, in inches.
+    """
     rows = -(-count // columns)
-    figure = new_figure(1.2 + size[0] * columns, 0.9 + size[1] * rows, title)
+    figure = new_figure(width_of(columns), 0.9 + height * rows, title)
     axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=sharey).flatten())
     for spare in axes[count:]:
         spare.remove()

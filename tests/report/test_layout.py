@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from raylth.report import accuracy_vs_rewind, load_curves, load_results, write_report
 from raylth.report.curves import learning_curves
 from raylth.report.display import as_view
-from raylth.report.style import SINGLE, new_figure
+from raylth.report.style import SINGLE, WIDE, new_figure
 from raylth.store import locate
 from raylth.store.tables import write_table
 from tests.report import test_page
@@ -133,6 +133,16 @@ def test_what_was_not_drawn_is_one_line_at_the_end(run, tmp_path):
     assert "Masks: analyses.overlap asks for them;" in listed
 
 
+def test_figures_have_one_of_two_widths_and_names_are_for_people(whole):
+    page = whole.read().decode()
+    widths = [int(found) for found in re.findall(r'<img [^>]*?width="(\d+)"', page)]
+    assert len(widths) == 11
+    assert set(widths) == {round(96 * SINGLE), round(96 * WIDE)}
+    shown = re.sub(r"<pre.*?</pre>", "", page, flags=re.DOTALL)  # settings as they are written
+    assert "π(A)" in shown
+    assert not re.search(r"\bpi(\^-1)?\(", shown)
+
+
 def test_what_is_not_drawn_any_more_leaves_no_file(run):
     (run / "report/figures/planes.png").write(b"old")
     write_report(run, run / "report")
@@ -248,7 +258,7 @@ def test_many_panels_wrap(run):
     write_table(store, "results", "r-1", many, MANIFEST)
     figure = accuracy_vs_rewind(load_results(run), "t")
     assert len(figure.axes) == 5
-    assert figure.get_figwidth() <= 10.2, "three beside each other"
+    assert figure.get_figwidth() == WIDE, "two beside each other"
     figure.canvas.draw()
     labelled = [any(label.get_visible() and label.get_text() for label in axis.get_xticklabels()) for axis in figure.axes]
-    assert labelled == [False, False, True, True, True], "also above the place that is left empty"
+    assert labelled == [False, False, False, True, True], "also above the place that is left empty"

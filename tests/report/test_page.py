@@ -209,7 +209,7 @@ def test_a_sweep_that_asks_for_everything_has_every_figure_and_table(quickstart,
     assert "<li>mlp on mnist1d, which the paper has not" in page
     assert "<h2>Beside the paper" not in page
     said = re.findall("<li>(.*?)</li>", page)
-    assert any("pi(mask_A) and B&#39;s own mask share" in sentence for sentence in said)
+    assert any("π(mask_A) and B&#39;s own mask share" in sentence for sentence in said)
     assert any(sentence.startswith("Between A and B, width 0.25, the test error barrier is") for sentence in said)
     assert len(list((tmp_path / "figures").glob("*.svg"))) == 11
 
