@@ -60,6 +60,8 @@ class Arm:
             raise ValueError(f"signs: should be 'own' or 'A', found {self.signs!r}")
         if not isinstance(self.against, tuple) or not all(isinstance(name, str) for name in self.against):
             raise TypeError(f"against: should be a tuple of arms' names, found {self.against!r:.60}")
+        if len(set(self.against)) < len(self.against):
+            raise ValueError(f"against: names an arm twice: {self.against!r:.60}")
         for name in ("summary", "colour", "marker"):
             if not isinstance(found := getattr(self, name), str):
                 raise TypeError(f"{name}: should be a string, found {found!r:.60}")

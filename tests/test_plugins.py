@@ -257,6 +257,7 @@ def test_other_code_than_was_planned_is_not_run(own, tmp_path, kind, said, chang
         ('Arm("B", "permute", "x")', "transform: 'permute' reads the permutation: set needs_match=True"),
         ('Arm("B", "shuffle", "x")', "transform: 'shuffle' draws random numbers: set needs_seed=True"),
         ('Arm("B", "none", "x", against="lth")', "against: should be a tuple of arms' names, found 'lth'"),
+        ('Arm("B", "none", "x", against=("lth", "lth"))', "against: names an arm twice"),
         ('Arm("B", "none", None)', "summary: should be a string, found None"),
         ('MaskFinder(reads, "x", network="init")', "network: should be 'trained' or 'initial', found 'init'"),
         ('MaskFinder(3, "x")', "find: should be a function, found 3"),

@@ -17,8 +17,8 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="raylth check",
-        description="Read a sweep's data, train each of its networks for one step, derive their symmetry, and print the plan "
-        "with its cost. Nothing is written, and no Ray is started.\n\nexamples:\n"
+        description="Read a sweep's data, compute the loss and gradient of one batch for each of its networks, derive their "
+        "symmetry, and print the plan with its cost. Nothing is written, and no Ray is started.\n\nexamples:\n"
         "  raylth check sweeps/quickstart.yaml\n  raylth check mine.yaml model.name=torchvision:resnet18",
         epilog=describe(STATUSES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -33,13 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_intermixed_args(arguments)
     with uncollected():
         from raylth.cli.dry_run import print_check
+        from raylth.cli.start import expanded_file
         from raylth.config.load import BadSweep, read_sweep_and_places
         from raylth.core.data import DataError
         from raylth.store import NewerStore
 
     signals.raise_in_order()
     try:
-        config, places = read_sweep_and_places(options.file, options.overrides)
+        config, places = read_sweep_and_places(expanded_file(options.file), options.overrides)
         try:
             print_check(config)
         except (BadSweep, DataError) as error:

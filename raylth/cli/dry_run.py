@@ -41,7 +41,7 @@ def print_dry_run(config: SweepConfig) -> None:
 
 
 def print_check(config: SweepConfig) -> None:
-    """Print what a sweep's data and networks are, each network trained for one step, and then its dry run.
+    """Print what a sweep's data and networks are, each network's loss and gradient on one batch, and then its dry run.
 
     Raises BadSweep or DataError, also for data that are not there. Nothing is written.
     """

@@ -16,13 +16,13 @@ from raylth.driver.run_search import run_search
 from raylth.driver.run_sweep import run_sweep
 from raylth.store import NewerStore
 
-__all__ = ["start"]
+__all__ = ["expanded_file", "start"]
 
 
 def start(options: argparse.Namespace) -> int:
     """Read the sweep file and do what is asked for; returns the exit status."""
     try:
-        options.file, options.cluster = (each and _expanded(each) for each in (options.file, options.cluster))
+        options.file, options.cluster = (each and expanded_file(each) for each in (options.file, options.cluster))
         address, note = (LOCAL, "") if options.cluster or options.dry_run else choose_cluster(options.address)
         joining = Joining(address, options.without_token, options.verbose, note)
         signals.raise_in_order()
@@ -39,7 +39,8 @@ def start(options: argparse.Namespace) -> int:
         return ExitCode.BAD_INPUT
 
 
-def _expanded(path: str) -> str:
+def expanded_file(path: str) -> str:
+    """Fill in `~` and variables of a sweep file's path; BadSweep for those that are not there."""
     try:
         return expanded(path)
     except ValueError as error:

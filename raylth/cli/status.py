@@ -1,6 +1,7 @@
 """Progress of a store's sweeps, or of one: `python -m raylth.status STORE`, from any machine that sees the store."""
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _read(place: str) -> dict[str, dict[str, Any]]:
     """Return the status of each run of a store, or of the one run that is named, the newest last."""
-    folder = locate(place)
+    folder = locate(place.rstrip("/") or "/")
     if (status := read_status(folder)) is not None:
         return {folder.name: status}
     runs = folder / "runs"
@@ -76,23 +77,24 @@ def _read(place: str) -> dict[str, dict[str, Any]]:
 
 
 def _watch(place: str, found: dict[str, dict[str, Any]]) -> int:
-    """Show what runs, or where nothing does the newest run, again and again until it has ended."""
-    shown = {name for name, status in found.items() if state_of(status) == "running"} or {[*found][-1]}
+    """Show what runs, or where nothing does the newest run, again and again until nothing does."""
+    shown = {[*found][-1]} if not _running(found) else set[str]()
     signals.raise_in_order()  # for a Live that ends leaves the terminal as it was
     console = Console()
-    try:
-        with Live(console=console, auto_refresh=False, transient=True) as live:
-            while any(state_of(found[name]) == "running" for name in shown):
-                live.update(
-                    Group(*(part for name in found if name in shown for part in _parts(name, found[name]))), refresh=True
-                )
-                time.sleep(EVERY)
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, transient=True) as live:
+        while running := _running(found):
+            shown |= running
+            live.update(Group(*(part for name in found if name in shown for part in _parts(name, found[name]))), refresh=True)
+            time.sleep(EVERY)
+            with contextlib.suppress(OSError):  # of a store that does not answer now: what was read last stays
                 found |= _read(place)
-    except KeyboardInterrupt:
-        pass  # what was read last is shown
     for name in (name for name in found if name in shown):
         _show(console, name, found[name])
     return ExitCode.OK
+
+
+def _running(found: dict[str, dict[str, Any]]) -> set[str]:
+    return {name for name, status in found.items() if state_of(status) == "running"}
 
 
 def _show(console: Console, name: str, status: dict[str, Any]) -> None:

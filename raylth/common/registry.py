@@ -70,6 +70,14 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name in self._entries:
             return self._entries[name]
+        try:
+            resolved = self.resolve(name)  # not kept: a file can change
+        except UnknownName:
+            raise
+        except Exception as error:
+            raise self._not_imported(name, error) from error
+        if resolved is not None:
+            return resolved
         if name not in self._found:
             found = self._provided(name)
             if found is not None:
@@ -80,11 +88,9 @@ class Registry(Generic[T]):
         return self._found[name]
 
     def _provided(self, name: str) -> T | None:
-        """Return what an import path, a library or an installed package's entry point provides under a name."""
+        """Return what an import path or an installed package's entry point provides under a name."""
         module, separator, attribute = name.partition(":")
         try:
-            if (found := self.resolve(name)) is not None:
-                return found
             if separator:
                 value: Any = importlib.import_module(module)
                 for part in attribute.split("."):
@@ -92,12 +98,13 @@ class Registry(Generic[T]):
                 return cast(T, value)
             points = entry_points(group=self.group, name=name) if self.group else ()
             return next((cast(T, point.load()) for point in points), None)
-        except UnknownName:  # of `resolve`, in its own words
-            raise
         except (Exception, SystemExit) as error:  # what a module of someone else's raises at its import can be anything
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            close = nearest(name, self._suggestions(), ALMOST)
-            raise UnknownName(f"{self.kind} {name!r} cannot be imported: {why}{close}") from error
+            raise self._not_imported(name, error) from error
+
+    def _not_imported(self, name: str, error: BaseException) -> UnknownName:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        close = nearest(name, (other for other in self._suggestions() if other != name), ALMOST)
+        return UnknownName(f"{self.kind} {name!r} cannot be imported: {why}{close}")
 
     def _suggestions(self) -> list[str]:
         """Return all names that can be listed, the registered ones first."""

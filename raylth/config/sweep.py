@@ -11,6 +11,7 @@ from torch import nn
 
 from raylth.arms import ARMS
 from raylth.common.omit import without_later
+from raylth.common.registry import UnknownName
 from raylth.config.analyses import AnalysesConfig, Cells, ConnectConfig, MatchedLineConfig
 from raylth.config.budget import BudgetConfig, PricesConfig
 from raylth.config.data import DataConfig
@@ -193,7 +194,7 @@ class SweepConfig(Settings):
             raise ValueError(f"mask.structure: match.method {many[0]} knows no permutations that keep {structure}: remove it")
         for finder in self.mask.finders if self.sparse.mask_from is None else []:
             if not FINDERS[finder].has_structure:
-                able = ", ".join(name for name in FINDERS if FINDERS[name].has_structure)
+                able = ", ".join(name for name in FINDERS if _has_structure(name))
                 raise ValueError(
                     f"mask.structure: mask.finder {finder} makes unstructured masks only (with patterns: {able})"
                 )
@@ -246,3 +247,11 @@ class SweepConfig(Settings):
             raise ValueError(
                 f"{kind}.first_resolution: {self.model.name} has different layers at {first} pixels than at {sides[0]}"
             )
+
+
+def _has_structure(finder: str) -> bool:
+    """Whether a finder makes masks with patterns; False for a package's that cannot be imported."""
+    try:
+        return bool(getattr(FINDERS[finder], "has_structure", False))
+    except UnknownName:
+        return False

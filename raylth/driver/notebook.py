@@ -1,5 +1,6 @@
 """A running sweep in a notebook: progress, failures, accuracies and a figure, drawn again until it has ended."""
 
+import contextlib
 import io
 import time
 from collections.abc import Callable
@@ -27,9 +28,11 @@ def live(run: str, *, every: float = 5.0, wait: float = 0.0, figure: Callable[[p
 
     folder = _folder(run, wait)
     text, picture = display(HTML(""), display_id=True), display(HTML(""), display_id=True)
+    status: dict[str, Any] | None = None
     try:
         while True:
-            status = read_status(folder)
+            with contextlib.suppress(OSError):  # of a store that does not answer now
+                status = read_status(folder) or status
             results = _results(folder)
             text.update(HTML(_page(folder.name, status, results)))
             if results is not None:
@@ -42,25 +45,32 @@ def live(run: str, *, every: float = 5.0, wait: float = 0.0, figure: Callable[[p
 
 
 def _folder(run: str, wait: float) -> Location:
-    """Return the folder of a run that has started, or the newest of a store; waits so many seconds for one."""
-    place, start = locate(run), time.monotonic()
+    """Return the folder of a run, or of a store's run that is running, or else its newest; waits for one that starts."""
+    place, start = locate(run.rstrip("/") or "/"), time.time()
     while True:
-        if read_status(place) is not None:
-            return place
-        runs = place / "runs"
-        found = {name: status for name in runs.names() if (status := read_status(runs / name)) is not None}
-        if found:
-            return runs / max(found, key=lambda name: found[name]["time"])
-        if time.monotonic() - start >= wait:
+        found = _statuses(place)
+        running = {name for name, status in found.items() if state_of(status) == "running" or status["time"] > start}
+        if found and (running or time.time() - start >= wait):
+            newest = max(running or found, key=lambda name: found[name]["time"])
+            return place / newest if newest else place
+        if time.time() - start >= wait:
             raise FileNotFoundError(f"{run}: no sweep has run here; expected <store>/runs/<run>, or a store")
         time.sleep(0.5)
+
+
+def _statuses(place: Location) -> dict[str, dict[str, Any]]:
+    """Return the status of each run by its path in `place`, which is "" where that is a run itself."""
+    if (own := read_status(place)) is not None:
+        return {"": own}
+    runs = place / "runs"
+    return {f"runs/{name}": status for name in runs.names() if (status := read_status(runs / name)) is not None}
 
 
 def _results(folder: Location) -> pd.DataFrame | None:
     """Return the rows of a run, None while no sparse network has finished, or where a file is being replaced."""
     try:
         results = load_results(folder)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     is_done = (results["stage"] == "sparse") & (results["status"] == "done")
     return results if is_done.any() else None

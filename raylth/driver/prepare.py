@@ -86,6 +86,7 @@ def prepare(
     store = Store(config.storage)
     run = run or Run.open(config, store)
     plan = plan or plan_of(run.config)
+    _ = run.sources  # read now: modules may be edited before the first stage has ended
     networks = tried(plan, store)
     for line in symmetry_notes(plan):
         say(line)

@@ -70,9 +70,11 @@ def _summarise(sweep: Prepared, console: Console, command: Sequence[str]) -> int
     """Write the results and the report, print the table and what failed; returns the exit status."""
     graph = sweep.graph
     sweep.keep()
-    sweep.status.update(graph, 0, sweep.meter.used, state="finished" if graph.finished else "stopped")
     try:
-        sweep.recorder.close()
+        try:
+            sweep.recorder.close()
+        finally:  # whoever reads that it has finished finds all rows
+            sweep.status.update(graph, 0, sweep.meter.used, state="finished" if graph.finished else "stopped")
         for note in sweep.recorder.take_notes():
             console.print(Text(note, style="yellow"), soft_wrap=True)
         show_results(graph, sweep.run, console)

@@ -101,6 +101,11 @@ def find_network(store: Store, beginning: str) -> Network:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{store.root / 'runs' / run}: its manifest.json is missing") from error
     origin, info = _origin(store, key, manifest["config"]), DATASETS[row["dataset"]]
+    if info.content is not None and isinstance(origin, str):
+        raise ValueError(
+            f"{key[:12]}: how its inputs are to be normalised is not known: {row['dataset']} is not the file on which it was "
+            f"trained ({origin})"
+        )
     scale = info.scale()
     if manifest["config"]["data"].get("normalisation") == "imagenet":
         scale = scale._replace(mean=IMAGENET_MEAN, std=IMAGENET_STD)

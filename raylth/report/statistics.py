@@ -65,7 +65,11 @@ def planned(results: pd.DataFrame) -> list[tuple[str, str]]:
     The paper's claim comes first, then in the order of tables.
     """
     arms = sorted(results["arm"].dropna().unique(), key=lambda name: (rank(name), name))
-    pairs = [(first, second) for first in arms for second in arm_of(first).against if second in arms]
+    pairs = list[tuple[str, str]]()
+    for first in arms:
+        for second in arm_of(first).against:
+            if second in arms and second != first and (second, first) not in pairs:
+                pairs.append((first, second))
     return sorted(pairs, key=lambda pair: pair != CLAIM)
 
 

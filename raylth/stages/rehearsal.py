@@ -38,9 +38,9 @@ def describe_data(plan: Plan, dataset: Dataset) -> Iterator[str]:
 
 
 def describe_networks(plan: Plan, dataset: Dataset) -> Iterator[str]:
-    """Yield what each of a sweep's networks is: its weights, its symmetry, and how its first training step went.
+    """Yield what each of a sweep's networks is: its weights, its symmetry, and its loss and gradient on a batch.
 
-    The step is of one batch as training has it, at most 32 samples of it, in float32 on a CPU, at the initialisation. Raises
+    The batch is the first of a training, at most 32 samples of it; in float32 on a CPU, at the initialisation. Raises
     ValueError, one line that starts with a setting's key path, for a loss or a gradient that is not finite.
     """
     train, _ = dataset.splits("cpu")
@@ -57,7 +57,7 @@ def describe_networks(plan: Plan, dataset: Dataset) -> Iterator[str]:
         yield f"{named}: {_weights(network, prune_shortcuts=plan.config.imp.prune_shortcuts)}"
         x, y = _batch(train, settings)
         yield f"  symmetry: {_symmetry(network, x)}"
-        yield f"  first step: {_step(network, x, y, model.num_classes, f'model.name: {named}')}"
+        yield f"  first batch: {_step(network, x, y, model.num_classes, f'model.name: {named}')}"
 
 
 def _batch(train: Split, settings: TrainingSettings) -> tuple[Tensor, Tensor]:

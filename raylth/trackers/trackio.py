@@ -3,6 +3,7 @@
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -31,11 +32,7 @@ class Trackio:
 
     def __init__(self, settings: TrackioConfig, sweep: str, run: str) -> None:
         folder = Path(settings.folder).absolute()
-        os.environ["TRACKIO_DIR"] = str(folder)  # read once, at the import
-        try:
-            import trackio
-        except ImportError as error:
-            raise ValueError("the package trackio is not installed: pip install 'raylth[trackio]'") from error
+        trackio = _imported(folder)
         if folder != trackio.TRACKIO_DIR:
             raise ValueError(f"folder: trackio writes into {trackio.TRACKIO_DIR} in this process already")
         self.storage, self.project, self.run = trackio.SQLiteStorage, settings.project or sweep, run
@@ -66,6 +63,21 @@ class Trackio:
             run_id=identity,
         )
         self.written.add(identity)
+
+
+def _imported(folder: Path) -> Any:
+    """Import trackio, which reads once, at its import, where it writes."""
+    before = os.environ.get("TRACKIO_DIR")
+    os.environ["TRACKIO_DIR"] = str(folder)
+    try:
+        import trackio
+    except ImportError as error:
+        raise ValueError("the package trackio is not installed: pip install 'raylth[trackio]'") from error
+    finally:
+        os.environ.pop("TRACKIO_DIR")
+        if before is not None:
+            os.environ["TRACKIO_DIR"] = before
+    return trackio
 
 
 tracker = Tracker(open=Trackio, settings=TrackioConfig)

@@ -117,30 +117,34 @@ def test_one_run_is_shown_alone(finished, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "a-1: finished" in shown
     assert "b-2" not in shown
-    assert main([str(tmp_path / "runs" / "a-1"), "--json"]) == 0
+    assert main([f"{tmp_path}/runs/a-1/", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["run"] == "a-1"
     assert main([str(tmp_path / "runs" / "c-3")]) == 2
 
 
 def test_a_running_sweep_is_watched_until_it_ends(finished, tmp_path, capsys, monkeypatch):
     graph, waits = Graph(finished[0].stages), []
-    old, new = (StatusFile(locate(tmp_path) / f"runs/{name}") for name in ("a-1", "b-2"))
+    old, new, later = (StatusFile(locate(tmp_path) / f"runs/{name}") for name in ("a-1", "b-2", "c-3"))
     old.update(graph, 0, state="finished")
     new.update(graph, 0)
 
     def wait(seconds):
         waits.append(seconds)
-        if len(waits) == 3:
+        if len(waits) == 2:
+            later.update(graph, 0)
             new.update(graph, 0, state="finished")
+        if len(waits) == 3:
+            later.update(graph, 0, state="finished")
 
     monkeypatch.setattr("raylth.cli.status.time.sleep", wait)
     assert main([str(tmp_path), "--watch"]) == 0
     shown = capsys.readouterr().out
     assert len(waits) == 3
     assert "b-2: finished" in shown
+    assert "c-3: finished" in shown, "which started meanwhile"
     assert "a-1" not in shown, "it had ended before"
     assert main([str(tmp_path), "--watch"]) == 0, "nothing runs: the newest is shown once"
-    assert "b-2: finished" in capsys.readouterr().out
+    assert "c-3: finished" in capsys.readouterr().out
     assert len(waits) == 3
 
 

@@ -9,7 +9,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from raylth.driver.progress import StatusFile
 from raylth.results import live
+from raylth.stages import Graph
+from raylth.store import locate
 from tests.report.conftest import SMALL
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -70,7 +73,7 @@ def sweep():
     file.update(graph, 7, state="finished")
 
 threading.Thread(target=sweep).start()
-live({run!r}, every=0.5, wait=60)
+live({store!r}, every=0.5, wait=60)
 """
 
 
@@ -80,7 +83,8 @@ def test_a_running_sweep_is_drawn_until_it_ends(quickstart, tmp_path):
     shutil.copytree(str(quickstart.parent.parent), store)
     run = store / "runs" / quickstart.name
     (run / "status.json").unlink(missing_ok=True)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE.format(run=str(run)))])
+    StatusFile(locate(store / "runs" / "earlier-1")).update(Graph([]), 0, state="finished")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE.format(run=str(run), store=f"{store}/"))])
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()
     outputs = notebook.cells[0].outputs
     assert len(outputs) == 2, "one text and one figure, drawn again in their places"

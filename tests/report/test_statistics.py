@@ -83,7 +83,9 @@ def test_all_contrasts_of_the_arms_that_a_sweep_has_and_of_no_others():
 
 
 def test_the_arms_say_what_they_are_compared_with(monkeypatch):
-    monkeypatch.setitem(ARMS_KNOWN._entries, "own:arm", Arm("B", "none", "x", against=("signs_only", "nowhere", "lth")))
+    monkeypatch.setitem(
+        ARMS_KNOWN._entries, "own:arm", Arm("B", "none", "x", against=("signs_only", "nowhere", "lth", "own:arm"))
+    )
     arms = {**ARMS, "own:arm": 70.0, "signs_only": 40.0, "signs": 55.0, "permuted_signs": 63.0}
     found = contrast_cells(sweep(arms))
     expected = [*PLANNED, *SIGNS, ("arm", "lth"), ("arm", "signs_only")]

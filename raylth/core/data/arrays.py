@@ -1,5 +1,6 @@
 """Data sets that are arrays already: in one .npz file (`data: {arrays: FILE}`), or in somebody else's data set."""
 
+import functools
 import hashlib
 import operator
 import zipfile
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from raylth.common.registry import UnknownName
+from raylth.core.data.check import as_array
 from raylth.core.data.dataset import ArrayDataset, DataError, MissingData
 from raylth.core.data.info import CHANNELS, DATASETS, DatasetInfo, Scale
 from raylth.core.data.parquet import IMAGE_COLUMNS
@@ -28,6 +30,7 @@ class Samples(Protocol):
 
 ARRAYS = "arrays"  # the data set's name in keys, where the file's content says which
 ENDING = ".npz"
+MODES = ("RGB", "L")  # of PIL images
 NAMES = ("train_x", "train_y", "test_x", "test_y")
 OTHER = ("x_train", "y_train", "x_test", "y_test")  # as Keras names them
 
@@ -38,17 +41,34 @@ def from_file(name: str) -> DatasetInfo | None:
     The file holds train_x, train_y, test_x and test_y, or x_train and so on: samples (N, *shape), labels (N,) of whole
     numbers from 0. Images of uint8, (N, C, H, W), (N, H, W, C) or (N, H, W), are normalised by channel with mean and
     deviation of the training split; other samples go into a network as they are. Raises UnknownName, one line, for a file
-    that cannot be read so.
+    that cannot be read so; its `load` raises DataError where the file has changed since.
     """
     if not name.endswith(ENDING):
         return None
     path = Path(name)
     try:
-        found = _read(path)
-        content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        return _info(found, lambda: _read(path), "none", content)
-    except (DataError, ValueError) as error:
+        found = path.stat()
+        return _from_file(path, found.st_size, found.st_mtime_ns, found.st_ino)
+    except FileNotFoundError as error:
+        raise UnknownName(f"the file {name}: there is no such file") from error
+    except (OSError, ValueError) as error:  # DataError, too
         raise UnknownName(f"the file {name}: {' '.join(str(error).split())}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _from_file(path: Path, *_version: int) -> DatasetInfo:
+    content = _hash(path)
+
+    def load() -> Arrays:
+        if _hash(path) != content:
+            raise DataError(f"data.arrays: {path} has changed since the sweep was planned: start it again")
+        return _read(path)
+
+    return _info(_read(path), load, "none", content)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def wrapped(train: Samples, test: Samples, *, augment: str = "none") -> DatasetInfo:
@@ -97,10 +117,14 @@ def _pair(sample: Any, what: str) -> tuple[np.ndarray, int]:
         sample = sample[names[0]], sample["label"]
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise DataError(f"{what} is a {type(sample).__name__}; a pair (input, label) is expected")
+    x, label = sample
+    mode = getattr(x, "mode", None)  # of a PIL image; of a tensor it is a method
+    if isinstance(mode, str) and mode not in MODES:
+        raise DataError(f"{what} is an image of mode {mode}; {' or '.join(MODES)} is expected: convert('RGB')")
     try:
-        return np.asarray(sample[0]), operator.index(sample[1])
+        return as_array(x, what), operator.index(label)
     except TypeError:
-        raise DataError(f"{what} has the label {sample[1]!r:.40}; a whole number is expected") from None
+        raise DataError(f"{what} has the label {label!r:.40}; a whole number is expected") from None
 
 
 def _read(path: Path) -> Arrays:
@@ -130,10 +154,19 @@ def _read(path: Path) -> Arrays:
 
 
 def _check(found: Arrays) -> None:
+    if len({found[name].dtype == np.uint8 for name in ("train_x", "test_x")}) > 1:
+        found_types = " and ".join(str(found[name].dtype) for name in ("train_x", "test_x"))
+        raise DataError(f"train_x and test_x are {found_types}: give both as uint8, or neither")
     for name, array in found.items():
         least = 2 if name.endswith("_x") else 1
         if array.ndim < least or array.dtype.kind not in "biuf" or not array.size:
             raise DataError(f"{name} is {array.dtype} of shape {array.shape}; numbers with {least} axes or more are expected")
+    shape = found["train_x"].shape
+    if found["train_x"].dtype == np.uint8 and len(shape) == 4 and shape[1] not in CHANNELS:
+        raise DataError(
+            f"images have the shape {shape[1:]}; (C, H, W) or (H, W, C) is expected, "
+            f"of {' or '.join(map(str, CHANNELS))} channels"
+        )
     if found["train_x"].shape[1:] != found["test_x"].shape[1:]:
         shapes = " and ".join(str(found[name].shape[1:]) for name in ("train_x", "test_x"))
         raise DataError(f"train_x and test_x have samples of the shapes {shapes}")

@@ -13,7 +13,7 @@ from raylth.core.data.dataset import ArrayDataset, DataError, Dataset, MissingDa
 from raylth.core.data.info import DatasetInfo
 from raylth.core.data.streamed.dataset import ImageFiles
 
-__all__ = ["called", "checked"]
+__all__ = ["as_array", "called", "checked"]
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def checked(
     for split, whole, asked in zip(SPLITS, (info.num_train, info.num_test), (num_train, num_test), strict=True):
         what = f"data.name: {name}: {split}"
         x = _samples(getattr(dataset, f"{split}_x"), info, f"{what}_x")
-        y = _labels(_array(getattr(dataset, f"{split}_y"), f"{what}_y"), info.num_classes, f"{what}_y")
+        y = _labels(as_array(getattr(dataset, f"{split}_y"), f"{what}_y"), info.num_classes, f"{what}_y")
         if len(x) != len(y):
             raise DataError(f"{what}_x has {len(x):,} samples and {split}_y {len(y):,} labels: each sample needs one")
         _check_number(len(y), whole, asked, info, name, split)
@@ -87,8 +87,8 @@ def checked(
     return replace(dataset, **found, mean=mean, std=std)
 
 
-def _array(value: object, what: str) -> np.ndarray:
-    """Return an array of numbers, of whatever can be read as one."""
+def as_array(value: object, what: str) -> np.ndarray:
+    """Return an array of numbers, of whatever can be read as one; DataError, which begins with `what`, for the rest."""
     try:
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
@@ -109,7 +109,7 @@ def _array(value: object, what: str) -> np.ndarray:
 
 def _samples(value: object, info: DatasetInfo, what: str) -> np.ndarray:
     """Return samples (N, *in_shape) as float32, or uint8 if the data set is announced so."""
-    x = _shaped(_array(value, what), info.in_shape, what)
+    x = _shaped(as_array(value, what), info.in_shape, what)
     if info.dtype == "uint8" and x.dtype != np.uint8:
         low, high = (x.min(), x.max()) if x.size else (0, 0)
         if x.dtype.kind == "f" or low < 0 or high > 255:
@@ -180,7 +180,7 @@ def _check_number(found: int, whole: int, asked: int | None, info: DatasetInfo, 
 
 def _channels(values: Sequence[float], info: DatasetInfo, what: str) -> tuple[float, ...]:
     """Return mean or deviation as numbers, one per channel, or none."""
-    numbers = _array(values if values is not None else (), what).astype(np.float64).reshape(-1).tolist()
+    numbers = as_array(values if values is not None else (), what).astype(np.float64).reshape(-1).tolist()
     if numbers and (len(numbers) not in (1, info.in_shape[0]) or not all(map(math.isfinite, numbers))):
         raise DataError(f"{what} is {values}; a number for each of the {info.in_shape[0]} channels is expected")
     return tuple(numbers)
@@ -202,7 +202,7 @@ def _checked_splits(dataset: object, info: DatasetInfo, name: str) -> Dataset:
             raise DataError(
                 f"{what}: {split} samples have the shape {found.in_shape}, and its DatasetInfo says {info.in_shape}"
             )
-        labels = _labels(_array(found.y, f"{what}: {split} labels"), info.num_classes, f"{what}: {split} labels")
+        labels = _labels(as_array(found.y, f"{what}: {split} labels"), info.num_classes, f"{what}: {split} labels")
         _check_number(len(labels), whole, None, info, name, split)
     return dataset
 

@@ -1,6 +1,7 @@
 """Networks that others wrote: by name from torchvision and timm, and a user's own by import path."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -16,6 +17,7 @@ Builder = Callable[[int, int, dict[str, Any]], nn.Module]  # number of classes, 
 WITH_HEADS = ("googlenet", "inception_v3")
 
 
+@functools.cache
 def from_library(name: str) -> Callable[..., nn.Module] | None:
     """Return what builds "torchvision:NAME" or "timm:NAME", with random weights; None for any other name.
 

@@ -33,7 +33,7 @@ from raylth.store import Store, fingerprint
 
 __all__ = ["check_networks", "keep_checked", "symmetry_notes"]
 
-VERSION = 1  # of the checks
+VERSION = 2  # of the checks
 FOLDER = "checked"  # of the store
 PERMUTED = ("permute", "random_permutation")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from raylth.analyses import ANALYSES
-from raylth.arms import ARMS
+from raylth.arms import ARMS, Arm
 from raylth.config.sweep import SweepConfig
 from raylth.config.tracking import TRACKERS
 from raylth.core.data import DATASETS
@@ -29,8 +29,8 @@ def _own(config: SweepConfig) -> Iterator[tuple[str, Callable[..., object]]]:
     yield config.model.name, MODELS[config.model.name]
     yield config.data.name, DATASETS[config.data.name].load
     for name in config.sparse.arms:
-        if callable(transform := ARMS[name].transform):
-            yield name, transform
+        transform = ARMS[name].transform
+        yield name, transform if callable(transform) else Arm
     for name in config.mask.finders:
         finder = FINDERS[name]
         yield name, finder.update if isinstance(finder, DynamicFinder) else finder.find

@@ -13,7 +13,9 @@ from torchvision.datasets import FakeData, FashionMNIST
 from raylth.common.registry import UnknownName
 from raylth.config.load import BadSweep, read_sweep
 from raylth.core.data import ARRAYS, DATASETS, DataError, load_dataset, wrapped
-from raylth.stages import make_plan, run_plan
+from raylth.driver.run_record import Run
+from raylth.export.stored_network import find_network
+from raylth.stages import make_plan, result_rows, run_plan
 from raylth.store import Store
 from tests.conftest import tiny_sweep
 from tests.fashion import write_fashion
@@ -77,10 +79,14 @@ def test_a_file_of_arrays_is_a_data_set(names, shape, dtype, in_shape):
         expected = np.moveaxis((channels_last - mean) / std, -1, 1)
     elif len(shape) == 3:
         expected = np.moveaxis(expected, -1, 1)
-    order = torch.cat([y for _, y in test.batches(25)])
-    rows = {row.tobytes() for row in np.round(expected.reshape(60, -1), 3).astype(np.float32)}
-    assert {row.tobytes() for row in np.round(x.reshape(60, -1).double().numpy(), 3).astype(np.float32)} == rows
-    assert sorted(order.tolist()) == sorted(found["test_y"].tolist())
+    labels = torch.cat([y for _, y in test.batches(25)])
+    found_pairs = {(row.tobytes(), int(y)) for row, y in zip(rounded(x.double().numpy()), labels, strict=True)}
+    assert found_pairs == {(row.tobytes(), int(y)) for row, y in zip(rounded(expected), found["test_y"], strict=True)}
+
+
+def rounded(samples):
+    """Rows that are alike but for rounding."""
+    return np.round(samples.reshape(len(samples), -1), 2).astype(np.float32) + 0.0
 
 
 def without(name):
@@ -93,6 +99,8 @@ def without(name):
         (without("test_y"), r"has the arrays train_x, train_y, test_x; expected are train_x, train_y, test_x, test_y \(or"),
         ({}, "has the arrays of no name"),
         ({**arrays((4,)), "test_x": np.zeros((60, 5))}, r"samples of the shapes \(4,\) and \(5,\)"),
+        ({**arrays((4,)), "test_x": np.zeros((60, 4), np.uint8)}, "train_x and test_x are float32 and uint8"),
+        (arrays((8, 8, 4), "uint8"), r"images have the shape \(8, 8, 4\)"),
         ({**arrays((4,)), "train_x": np.zeros(300)}, r"train_x is float64 of shape \(300,\); numbers with 2 axes"),
         ({**arrays((4,)), "train_y": np.array(["a"] * 300)}, "train_y is <U1 of shape"),
         ({**arrays((4,)), "train_x": np.array([{}] * 300)}, "holds Python objects"),
@@ -132,7 +140,6 @@ def test_samples_are_checked_as_those_of_any_data_set(change, message):
 
 
 def keys(name):
-    DATASETS._found.clear()
     sweep = tiny_sweep(**TINY, data={"name": name, "num_train": None, "num_test": None})
     return [stage.key for stage in make_plan(sweep).stages]
 
@@ -150,13 +157,34 @@ def test_a_key_has_the_content_and_not_the_place(tmp_path):
 def test_a_changed_file_is_trained_anew_in_the_same_store():
     for seed in (0, 1):
         np.savez("own.npz", **arrays((40,), seed=seed))
-        DATASETS._found.clear()
         plan = make_plan(tiny_sweep(**TINY, data={"name": "own.npz", "num_train": None, "num_test": None}))
         assert {stage.settings.data.name for stage in plan.stages} == {ARRAYS}
         done = []
         graph = run_plan(plan, Store("store"), done.append)
         assert not graph.errors
         assert {stage.key for stage in done} >= {stage.key for stage in plan.stages if stage.kind == "dense"}
+
+
+def test_a_file_that_changes_after_planning_is_refused():
+    np.savez("own.npz", **arrays((40,)))
+    info = DATASETS["own.npz"]
+    np.savez("own.npz", **arrays((40,), seed=1))
+    with pytest.raises(DataError, match=r"own.npz has changed since the sweep was planned"):
+        info.load()
+
+
+def test_an_export_normalises_as_in_training_or_not_at_all():
+    np.savez("own.npz", **arrays((8, 8), "uint8"))
+    config = tiny_sweep(**TINY, storage="store", data={"name": "own.npz", "num_train": None, "num_test": None})
+    plan, store = make_plan(config), Store("store")
+    graph = run_plan(plan, store)
+    run = Run.open(config, store)
+    run.write(result_rows(plan, graph, store, run.name), graph)
+    key = next(stage.key for stage in plan.stages if stage.kind == "sparse")
+    assert find_network(store, key).scale == DATASETS["own.npz"].scale()
+    np.savez("own.npz", **arrays((8, 8), "uint8", seed=1))
+    with pytest.raises(ValueError, match=r"own\.npz is not the file on which it was trained"):
+        find_network(store, key)
 
 
 def test_variables_of_a_path_are_filled_in(tmp_path, monkeypatch):
@@ -186,7 +214,8 @@ def test_mappings_are_wrapped_as_the_hub_names_them():
     info = wrapped(rows[:6], rows[6:])
     assert info.in_shape == (1, 5, 7)
     assert info.load().test_x[:, 0, 0, 0].tolist() == [6, 7]
-    tensors = [(torch.full((4,), float(index)), torch.tensor(index % 2)) for index in range(8)]
+    values = torch.arange(8.0).repeat(4, 1).T.bfloat16().requires_grad_()
+    tensors = [(row, torch.tensor(index % 2)) for index, row in enumerate(values)]
     info = wrapped(tensors[:6], tensors[6:])
     assert (info.in_shape, info.dtype) == ((4,), "float32")
     assert info.load().mean == ()
@@ -200,6 +229,10 @@ def test_mappings_are_wrapped_as_the_hub_names_them():
         ([(np.zeros(3), "cat")], r"train\[0\] has the label 'cat'; a whole number"),
         ([(np.zeros(3), 0), (np.zeros(4), 1)], r"train: samples have the shapes \(3,\) and \(4,\)"),
         ([], "train: it has no sample"),
+        ([(Image.new("RGBA", (4, 4)), 0)], r"train\[0\] is an image of mode RGBA; RGB or L is expected"),
+        ([(Image.new("P", (4, 4)), 0)], r"train\[0\] is an image of mode P"),
+        ([({"a": 1}, 0)], r"train\[0\] is a dict"),
+        ([(np.zeros(3, np.uint8), 0)], "train_x and test_x are uint8 and float64: give both as uint8, or neither"),
     ],
 )
 def test_samples_that_cannot_be_wrapped_are_one_line(samples, message):

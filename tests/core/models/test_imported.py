@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from raylth.arms import ARMS
 from raylth.cli.sweep import main
 from raylth.common.registry import UnknownName
 from raylth.config.load import BadSweep, read_sweep
@@ -114,6 +115,12 @@ def test_the_modules_of_a_run_are_kept_as_they_were(own):
         manifest = json.loads((run.folder / "manifest.json").read())
         assert (run.folder / manifest["code"]["helper"]).read().decode() == text
     assert len((run.folder / "code").names()) == 4, "of both starts"
+    (own / "myarms.py").write_text("from raylth.arms import Arm\nearly = Arm('A', 'none', 'x')\n")
+    sparse = {**SWEEP["sparse"], "arms": ["naive", "myarms:early"]}
+    arms = SweepConfig.model_validate({**SWEEP, "data": {"name": "mnist1d"}, "model": {"name": "mlp"}, "sparse": sparse})
+    assert set(Run.open(arms, store).sources) == {"myarms"}
+    sys.modules.pop("myarms")
+    ARMS._found.clear()
     plain = SweepConfig.model_validate({**SWEEP, "data": {"name": "mnist1d"}, "model": {"name": "mlp"}})
     assert Run.open(plain, store).sources == {}
 
