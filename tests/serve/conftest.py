@@ -54,7 +54,8 @@ def serving(store):
         yield served
     finally:
         served.server.should_exit = True
-        served.thread.join()
+        served.thread.join(30)
+        assert not served.thread.is_alive()
         served.listening.close()
 
 
@@ -66,7 +67,7 @@ def store(tmp_path_factory):
     return place
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # and no longer: where another test moves the clock, the server's loop would wait for it
 def served(store):
     with serving(store) as found:
         yield found
