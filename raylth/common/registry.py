@@ -74,7 +74,7 @@ class Registry(Generic[T]):
             resolved = self.resolve(name)  # not kept: a file can change
         except UnknownName:
             raise
-        except Exception as error:
+        except Exception as error:  # of a library that builds networks; named in one line
             raise self._not_imported(name, error) from error
         if resolved is not None:
             return resolved
