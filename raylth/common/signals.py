@@ -46,7 +46,7 @@ class Asked:
             if not self.is_deferred:
                 raise KeyboardInterrupt
         elif time.monotonic() - self.at > SAME_SECONDS:
-            os.write(2, b"\nended at once; what was finished is in the store\n")
+            _write("\nended at once; what was finished is in the store\n")
             os._exit(ExitCode.INTERRUPTED)
 
     @property
@@ -140,5 +140,11 @@ def _leave_closed_terminal() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"{STOPPED_EARLY}\n".encode())  # print may be in the middle of something
+    _write(f"{STOPPED_EARLY}\n")
     os._exit(ExitCode.INTERRUPTED)
+
+
+def _write(text: str) -> None:
+    """Write to standard error past `print`, which may be in the middle of something; to a closed terminal, nothing."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())

@@ -1,13 +1,14 @@
 """What a command shares with the terminal that it was typed in. Imports nothing heavy: it comes before the rest."""
 
 import contextlib
+import errno
 import io
 import os
 import select
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import IO, Any, NoReturn, cast
 
 from raylth.common.exit_codes import ExitCode
 
@@ -15,8 +16,13 @@ __all__ = ["leave", "run", "typed_python"]
 
 
 def run(command: Callable[[], int]) -> int:
-    """Run a command and return its exit status; when its reader leaves (`| head`), it ends quietly with status 0."""
+    """Run a command and return its exit status; when its reader leaves (`| head`), it ends quietly with status 0.
+
+    A terminal that is closed ends the command by SIGHUP, where that is not ignored, and never by an error of a write.
+    """
     warnings.formatwarning = _format_warning
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, _without_hangup(getattr(sys, name)))
     try:
         try:
             return command()
@@ -51,6 +57,33 @@ def typed_python() -> str:
     if python.is_relative_to(Path.cwd()):
         return str(python.relative_to(Path.cwd()))
     return python.name if shutil.which(python.name) == str(python) else str(python)
+
+
+class _Terminal(io.FileIO):
+    """A terminal to which writing goes on when it has been closed: the kernel refuses writes before it sends SIGHUP."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return memoryview(data).nbytes
+
+
+def _without_hangup(stream: Any) -> Any:
+    """Return a text stream that writes as `stream` does, to the same terminal; `stream` itself where it is none."""
+    if not isinstance(stream, io.TextIOWrapper) or not stream.isatty():
+        return stream
+    stream.flush()
+    raw = _Terminal(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        cast(IO[bytes], raw if stream.write_through else io.BufferedWriter(raw)),
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _format_warning(

@@ -93,3 +93,53 @@ def test_what_a_cell_of_a_notebook_shows_is_short():
     assert "groups: " in shown
     assert len(shown) < 400
     assert repr(locate("a/b")) == "DiskLocation('a/b')"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("options", [[], ["-u"]], ids=["buffered", "unbuffered"])
+def test_writes_to_a_terminal_that_was_closed_do_not_end_a_command(options, stream):
+    """It is no process of the terminal's session, so no SIGHUP comes: only the writes notice."""
+    ours, theirs = os.openpty()
+    code = (
+        "import sys, threading; from raylth.common import terminal\n"
+        "def say():\n"
+        f"    print('x' * 5000, file=sys.{stream}, flush=True)\n"
+        "def command():\n"
+        f"    assert sys.{stream}.isatty()\n"
+        "    say(); input(); say()\n"
+        "    thread = threading.Thread(target=say); thread.start(); thread.join(); say()\n"
+        f"    print('not flushed', file=sys.{stream})\n"
+        "    return 7\n"
+        "terminal.leave(terminal.run(command))"
+    )
+    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+    streams = {"stdin": subprocess.PIPE, stream: theirs, other: subprocess.PIPE}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, *options, "-c", code], text=True, env=environment, **streams) as process:
+        os.close(theirs)
+        seen = b""
+        while len(seen) < 5000:
+            seen += os.read(ours, 5000)
+        os.close(ours)
+        said, complaint = process.communicate("\n", timeout=60)
+    assert process.returncode == 7, (said, complaint)
+    assert not (said or complaint)
+
+
+def test_what_is_written_to_a_terminal_is_what_it_was():
+    ours, theirs = os.openpty()
+    code = (
+        "import sys; from raylth.common import terminal\n"
+        "def kind():\n"
+        "    return sys.stdout.encoding, sys.stdout.errors, sys.stdout.line_buffering, sys.stdout.write_through\n"
+        "before = kind(), sys.stdout\n"
+        "def command():\n"
+        "    print('Änderung', kind() == before[0], sys.stdout is before[1])\n"
+        "    return 0\n"
+        "terminal.leave(terminal.run(command))"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:replace"}
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, check=True, env=environment, timeout=60)
+    assert os.read(ours, 1000).decode() == "Änderung True False\r\n"
+    os.close(theirs)
+    os.close(ours)

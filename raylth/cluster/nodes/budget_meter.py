@@ -66,7 +66,8 @@ class Meter:
         for name, used, unit in (("gpu_hours", self.gpu_hours, "GPU-hours"), ("usd", self.usd, "USD")):
             most = getattr(self.budget, name)
             if most is not None and used >= most:
-                return f"budget.{name}: {used:.2f} of {most:g} {unit} are used"
+                shown = self.used[name]  # rounded once, as status and the file have it
+                return f"budget.{name}: {shown:.2f} of {most:g} {unit} are used"
         return None
 
 

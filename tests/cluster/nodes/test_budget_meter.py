@@ -164,6 +164,13 @@ def test_an_idle_worker_that_died_is_no_crash_of_the_stage_that_it_was_to_run():
     assert causes["t1"][0] == CRASHED
 
 
+def test_all_places_round_what_was_used_alike(tmp_path, clock):
+    """8.42499 would be 8.42 by itself, and 8.43 where 8.425 is written first."""
+    meter = meter_of(tmp_path, clock, usd=1)
+    meter.usd = 8.42499
+    assert f"{meter.used['usd']:.2f} of 1 USD" in str(meter.exhausted)
+
+
 def test_a_sweep_stops_at_its_budget_and_resumes_with_a_larger_one(tmp_path, monkeypatch, capsys):
     """A day costs so much that the first look at the machines uses it up; what runs is finished, and counted."""
     sparse = {"sparsities": [0.5], "rewinds": [1]}
