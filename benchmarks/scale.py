@@ -162,7 +162,7 @@ def measured(folder: Path, nodes: int, trials: int, workers: int, length: float)
         cpus = workers // nodes + (node < workers % nodes)
         machines.add_node(num_cpus=cpus, num_gpus=GPUS // nodes, object_store_memory=80_000_000)
     gpu = {kind: {"gpus": 1, "cpus": 1} for kind in ("dense", "imp", "sparse")}
-    config = sweep("cluster", folder, 1, trials // 20, resources={**gpu, "pack": "off"})
+    config = sweep("cluster", folder, 1, trials // 20, resources={**gpu, "pack": "off", "engine": "eager"})
     plan, store = make_plan(config), Store(config.storage)
     run, graph = Run.open(config, store), scan(plan, store)
     recorder, status = Recorder(run, plan, graph), StatusFile(run.folder)

@@ -123,7 +123,8 @@ def test_writes_to_a_terminal_that_was_closed_do_not_end_a_command(options, stre
         os.close(ours)
         said, complaint = process.communicate("\n", timeout=60)
     assert process.returncode == 7, (said, complaint)
-    assert not (said or complaint)
+    assert not said
+    assert not complaint
 
 
 def test_what_is_written_to_a_terminal_is_what_it_was():
