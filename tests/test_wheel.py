@@ -1,12 +1,17 @@
 """The wheel alone: in an environment of its own, outside the checkout, it shows the finding."""
 
 import os
+import signal
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from raylth.report import load_results
+from tests.chromium import Chromium
+from tests.report.test_page import browser
 
 ROOT = Path(__file__).resolve().parents[1]
 LENT = ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_ADDOPTS", "PYTHONDONTWRITEBYTECODE")  # each process would compile torch anew
@@ -45,18 +50,49 @@ def test_builds_are_reproducible_and_have_all_files(built):
     assert "raylth/py.typed" in names
 
 
-def test_the_wheel_alone_shows_the_finding(built, tmp_path):
+@pytest.fixture(scope="module")
+def alone(built, tmp_path_factory):
+    """An environment that has the wheel and nothing of the checkout, beside the store of a quickstart, and what that said."""
     (wheel,) = built[0].glob("*.whl")
-    environment = tmp_path / "environment"
-    run(UV, "venv", "--quiet", "--python", sys.executable, environment, cwd=tmp_path)
-    install = (UV, "pip", "install", "--quiet", "--python", environment / "bin/python", "-c", ROOT / "constraints.txt", wheel)
-    run(*install, cwd=tmp_path)
-    command = environment / "bin/raylth"
-    said = run(command, "quickstart", "storage=store", *REDUCED, cwd=tmp_path)
+    folder = tmp_path_factory.mktemp("alone")
+    python = folder / "environment/bin/python"
+    run(UV, "venv", "--quiet", "--python", sys.executable, folder / "environment", cwd=folder)
+    constraints = ("-c", ROOT / "constraints.txt")
+    run(UV, "pip", "install", "--quiet", "--python", python, *constraints, f"{wheel}[serve]", cwd=folder)
+    return folder, run(folder / "environment/bin/raylth", "quickstart", "storage=store", *REDUCED, cwd=folder)
+
+
+def test_the_wheel_alone_shows_the_finding(alone):
+    folder, said = alone
     assert "permuted" in said
-    (page,) = tmp_path.glob("store/runs/*/report/report.html")
+    (page,) = folder.glob("store/runs/*/report/report.html")
     assert "permuted" in page.read_text()
-    run(command, "new", "mine", cwd=tmp_path)
-    assert "mine" in run(command, "sweep", "mine.yaml", "--dry-run", cwd=tmp_path)
-    where = run(environment / "bin/python", "-c", "import raylth; print(raylth.__file__)", cwd=tmp_path)
-    assert Path(where.strip()).is_relative_to(environment)
+    command = folder / "environment/bin/raylth"
+    run(command, "new", "mine", cwd=folder)
+    assert "mine" in run(command, "sweep", "mine.yaml", "--dry-run", cwd=folder)
+    where = run(folder / "environment/bin/python", "-c", "import raylth; print(raylth.__file__)", cwd=folder)
+    assert Path(where.strip()).is_relative_to(folder / "environment")
+
+
+def test_the_wheel_alone_shows_its_page_in_a_browser(alone, tmp_path):
+    folder, _ = alone
+    found = load_results(folder / "store").query("stage == 'sparse'").groupby("arm")["test_accuracy"].mean()
+    words = [folder / "environment/bin/raylth", "serve", "store"]
+    kept = {name: value for name, value in os.environ.items() if name not in LENT}
+    with subprocess.Popen(words, cwd=folder, env=kept, stdout=subprocess.PIPE, text=True) as server:
+        chromium = Chromium(browser(), tmp_path)
+        try:
+            chromium.open(server.stdout.readline().strip())
+            chromium.wait_for("document.querySelector('#sweeps a[href^=\"runs/\"]')")
+            chromium.evaluate("document.querySelector('#sweeps a[href^=\"runs/\"]').click()")
+            chromium.wait_for("document.querySelector('#section-accuracy .plot')?.data")
+            drawn = chromium.evaluate(
+                "Object.fromEntries(document.querySelector('#section-accuracy .plot').data.map((t) => [t.name, [...t.y]]))"
+            )
+            problems = chromium.problems
+        finally:
+            chromium.close()
+            server.send_signal(signal.SIGINT)
+    assert server.returncode == 0
+    assert problems == []
+    assert {arm: drawn[arm] for arm in found.index} == {arm: [pytest.approx(mean)] for arm, mean in found.items()}
