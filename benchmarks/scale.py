@@ -5,11 +5,11 @@
   the scan of a store that holds everything, for the rows of all stages, for one status, for loading the results and for the
   report; memory. `order` is the exponent between two sizes: 1 is linear.
 - cluster: a Ray of several simulated nodes with 1,024 GPUs in all that are none. Stages that sleep run on as many workers
-  as this machine's memory allows, and the seconds of the driver's processor per trial say from which length of a training
-  on the driver keeps that many GPUs busy: GPUs x seconds per trial. That is extrapolated, and assumes that a worker on
-  another machine costs the driver what one here does.
+  as this machine's memory allows, of two lengths, and the driver's processor is measured. What a trial costs it, and what
+  nodes and live trials cost it while nothing ends, say from which length of a training on it keeps that many GPUs busy.
+  That is extrapolated, and assumes that a worker on another machine costs the driver what one here does.
 
-    python benchmarks/scale.py [--stages 1000 10000 100000] [--nodes 32] [--trials 160] [--workers 4] [--json FILE]
+    python benchmarks/scale.py [--stages 1000 10000 100000] [--nodes 1 32] [--trials 160] [--workers 3 12] [--json FILE]
 """
 
 import argparse
@@ -25,8 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import psutil
 from hardware import describe, tell
+from scipy.optimize import nnls
 
 from raylth.config.sweep import SweepConfig
 from raylth.driver.progress import StatusFile
@@ -119,35 +121,42 @@ def orders(sizes: list[dict[str, Any]]) -> dict[str, list[float]]:
     return found
 
 
-def cluster(folder: Path, nodes: int, trials: int, workers: int) -> dict[str, Any]:
-    """Run stages that sleep, of two lengths, on a Ray of simulated nodes, and say what a trial costs the driver.
+def clusters(folder: Path, nodes: list[int], trials: int, workers: list[int]) -> dict[str, Any]:
+    """Run stages that sleep, of two lengths, on Rays of simulated nodes, and say what the driver's processor does for them.
 
-    Its seconds of the processor are taken to be a for each trial and b for each second; both follow from the two runs.
+    Its seconds are taken to be a for each trial that ends, and for each second b, c for each node and d for each live trial:
+    the least squares, none below 0, over all runs. All workers are tried on the first number of nodes, the most on others.
     """
-    found = [measured(folder / f"{nodes}-{length}", nodes, trials, workers, length) for length in LENGTHS]
-    (n, seconds, taken), (other_n, other_seconds, other_taken) = found
-    per_second = (other_taken / other_n - taken / n) / (other_seconds / other_n - seconds / n)
-    per_trial = taken / n - per_second * seconds / n
+    settings = [(count, most) for count in nodes for most in (workers if count == nodes[0] else [max(workers)])]
+    runs = [
+        {"nodes": count, "workers": most, "seconds a training": length}
+        | measured(folder / f"{count}-{most}-{length}", count, trials, most, length)
+        for count, most in settings
+        for length in LENGTHS
+    ]
+    terms = np.array(
+        [[run["trials"], run["seconds"], run["seconds"] * run["nodes"], run["seconds"] * run["workers"]] for run in runs]
+    )
+    (trial, second, node, live), _ = nnls(terms, np.array([run["driver's processor seconds"] for run in runs]))
+    idle = second + max(nodes) * node + GPUS * live
     return {
-        "nodes": nodes,
         "gpus": GPUS,
-        "workers": workers,
-        "runs": [
-            {
-                "seconds a training": length,
-                "trials": n,
-                "wall seconds": round(wall, 1),
-                "driver's processor seconds": round(cpu, 2),
-            }
-            for length, (n, wall, cpu) in zip(LENGTHS, found, strict=True)
-        ],
-        "driver's processor, milliseconds per trial": round(1000 * per_trial, 1),
-        "share of a processor besides": round(per_second, 3),
-        "shortest training that keeps all GPUs busy, seconds (extrapolated)": round(GPUS * per_trial / (1 - per_second), 1),
+        "runs": runs,
+        "driver's processor": {
+            "milliseconds a trial": round(1000 * trial, 2),
+            "share": round(second, 4),
+            "share for each node": round(node, 5),
+            "share for each live trial": round(live, 5),
+        },
+        "extrapolated": {
+            "nodes": max(nodes),
+            f"share while {GPUS} trials live": round(idle, 3),
+            "shortest training that keeps all GPUs busy, seconds": round(GPUS * trial / (1 - idle), 1) if idle < 1 else None,
+        },
     }
 
 
-def measured(folder: Path, nodes: int, trials: int, workers: int, length: float) -> tuple[int, float, float]:
+def measured(folder: Path, nodes: int, trials: int, workers: int, length: float) -> dict[str, Any]:
     """Run a sweep on a cluster; returns how many trials ended after the first quarter, in how long, and the driver's CPU."""
     from ray.cluster_utils import Cluster
 
@@ -190,7 +199,8 @@ def measured(folder: Path, nodes: int, trials: int, workers: int, length: float)
     assert set(graph.states.values()) == {"done"}, graph.errors
     first = next(mark for mark in marks if mark[0] >= len(plan.stages) // 4)  # workers have started
     last = next(mark for mark in marks if mark[0] >= len(plan.stages) - 1)  # and end after this
-    return last[0] - first[0], last[1] - first[1], last[2] - first[2]
+    ended, seconds, used = (round(end - begin, 2) for begin, end in zip(first, last, strict=True))
+    return {"trials": ended, "seconds": seconds, "driver's processor seconds": used}
 
 
 def _processor_seconds() -> float:
@@ -203,7 +213,7 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--nodes", type=int, nargs="*", default=[1, 32], help="simulated nodes of each cluster; none: no Ray")
     parser.add_argument("--trials", type=int, default=160, help="a multiple of 20")
-    parser.add_argument("--workers", type=int, default=4, help="that this machine's memory allows")
+    parser.add_argument("--workers", type=int, nargs="+", default=[3, 12], help="that this machine's memory allows")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     os.environ.setdefault("RAYLTH_STUB_SECONDS", json.dumps({}))
@@ -213,9 +223,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         sizes = [growth(folder, stages) for stages in options.stages]
-        clusters = [cluster(folder, nodes, options.trials, options.workers) for nodes in options.nodes]
+        found = clusters(folder, options.nodes, options.trials, options.workers) if options.nodes else {}
     tell(
-        {"benchmark": "scale", "growth": sizes, "order": orders(sizes), "cluster": clusters, "hardware": describe()},
+        {"benchmark": "scale", "growth": sizes, "order": orders(sizes), "cluster": found, "hardware": describe()},
         options.json,
     )
 

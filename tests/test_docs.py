@@ -136,6 +136,14 @@ def module_name(block: str) -> str | None:
     return found[1] if found else None
 
 
+# Names of one example are unknown to the next; packages are imported once for all of a page.
+EACH_ALONE = """
+import sys
+for code in sys.argv[1:]:
+    exec(compile(code, code, "exec"), {"__name__": "__main__"})
+"""
+
+
 @pytest.mark.parametrize("path", [path for path in TEXTS if blocks(path, "python")], ids=named)
 def test_python_examples_run(path, tmp_path, monkeypatch):
     examples = blocks(path, "python")
@@ -151,10 +159,10 @@ def test_python_examples_run(path, tmp_path, monkeypatch):
             importlib.import_module(name)
         finally:
             sys.modules.pop(name, None)
-    for example in examples:
-        if module_name(example) is None:
-            code = example.replace('"raylth-store"', repr(str(tmp_path / "store")))
-            subprocess.run([sys.executable, "-c", code], check=True, timeout=200, env=importable())
+    store = repr(str(tmp_path / "store"))
+    codes = [example.replace('"raylth-store"', store) for example in examples if module_name(example) is None]
+    if codes:
+        subprocess.run([sys.executable, "-c", EACH_ALONE, *codes], check=True, timeout=400, env=importable())
 
 
 def importable() -> dict[str, str]:

@@ -34,7 +34,6 @@ from raylth.core.data.streamed.pil_reader import PilImages
 from raylth.core.data.streamed.sources import FolderSource, open_source
 from raylth.core.models import init_model
 from raylth.core.training.loop import Recipe, train
-from tests.buckets import BucketServer
 from tests.pictures import write_pictures
 
 needs_ffcv = pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed: make ffcv")
@@ -292,20 +291,14 @@ def test_wrong_files_are_one_line(converted, tmp_path):
         assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.fixture
-def bucket():
-    server = BucketServer("s3")
-    yield server
-    server.stop()
-
-
-def test_files_in_a_bucket_are_copied_to_the_machine_and_read_there(converted, bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr("raylth.core.data.streamed.files.PIECE", 50_000)  # several at a time
-    system, inside = FileSystem.from_uri(bucket.url("images"))
+def test_files_in_a_bucket_are_copied_to_the_machine_and_read_there(converted, bucket_servers, tmp_path, monkeypatch):
+    monkeypatch.setattr("raylth.core.data.streamed.files.PIECE", 3_000_000)  # several for a file
+    bucket = bucket_servers["s3"]
+    system, inside = FileSystem.from_uri(bucket.url(f"{tmp_path.name}/images"))
     for name in ("train.beton", "val.beton"):
         with system.open_output_stream(f"{inside}/{name}") as file:
             file.write((converted / name).read_bytes())
-    root = bucket.url("images")
+    root = bucket.url(f"{tmp_path.name}/images")
     data = load_dataset("imagenet", root=root, resolution=32, num_train=NUM_TRAIN, num_test=NUM_VAL)
     assert data.fingerprint() == load(converted).fingerprint(), "where files lie does not enter a key"
     with pytest.raises(DataError, match=r"is in a bucket: set resources\.staging"):
@@ -329,7 +322,8 @@ def stage_and_note(path, folder, notes):
 
 def test_processes_of_one_machine_copy_a_file_once(converted, tmp_path):
     path, notes = str(converted / "train.beton"), tmp_path / "notes"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     processes = [context.Process(target=stage_and_note, args=(path, str(tmp_path / "local"), str(notes))) for _ in range(4)]
     for process in processes:
         process.start()
