@@ -12,7 +12,7 @@ from rich.table import Table
 from raylth.common.exit_codes import ExitCode, describe
 from raylth.driver.progress import read_status, state_of
 from raylth.store import Store, leased
-from raylth.store.needs import Usage, remove_run
+from raylth.store.needs import Usage, remove_artefacts, remove_run
 
 __all__ = ["main", "make_parser"]
 
@@ -114,8 +114,8 @@ def _collect(store: Store, usage: Usage, *, is_sure: bool) -> None:
             f"a process computes {min(unknown)[:12]}, which no run needs (a search, perhaps): wait for it, or stop it"
         )
     _say(unneeded, usage, "needed by no run", is_sure=is_sure)
-    for key in sorted(unneeded) if is_sure else []:
-        store.remove(key)
+    if is_sure:
+        _say_kept(remove_artefacts(store, unneeded))
 
 
 def _remove(store: Store, usage: Usage, run: str, *, is_sure: bool) -> None:
@@ -130,7 +130,12 @@ def _remove(store: Store, usage: Usage, run: str, *, is_sure: bool) -> None:
     if usage.needs[run] is None:
         print(f"{run} has no record of the artefacts that it needs: when it is removed, gc removes them")
     if is_sure:
-        remove_run(store, run, keys)
+        _say_kept(remove_run(store, run, keys))
+
+
+def _say_kept(number: int) -> None:
+    if number:
+        print(f"{number:,} of them kept: a sweep that has started meanwhile needs them")
 
 
 def _say(keys: Collection[str], usage: Usage, what: str, *, is_sure: bool) -> None:

@@ -62,7 +62,7 @@ def typed_python() -> str:
 class _Terminal(io.FileIO):
     """A terminal to which writing goes on when it has been closed: the kernel refuses writes before it sends SIGHUP."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int | None:  # type: ignore[override]
         try:
             return super().write(data)
         except OSError as error:

@@ -1,5 +1,7 @@
 """The data set."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, model_validator
@@ -12,8 +14,11 @@ __all__ = ["DataConfig"]
 
 
 def _file(name: object) -> object:
-    """Expand the path of a .npz file; other names stay."""
-    return expanded(is_path(name)) if isinstance(name, str) and name.endswith(".npz") else name
+    """Expand a .npz file's path, and spell it in one way: from the current folder where it lies below; others stay."""
+    if not isinstance(name, str) or not name.endswith(".npz"):
+        return name
+    path = Path(os.path.abspath(expanded(is_path(name))))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 class DataConfig(Settings):

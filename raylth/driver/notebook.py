@@ -21,13 +21,15 @@ def live(run: str, *, every: float = 5.0, wait: float = 0.0, figure: Callable[[p
 
     Drawn again every `every` seconds: stages by state, speed and time left, failures with their reasons, the table of
     accuracies so far, and `figure(results)`, by default accuracy against the rewind point. The sweep runs in another process,
-    which may start up to `wait` seconds later, and is not affected. Raises FileNotFoundError where no sweep has run,
-    ImportError outside IPython.
+    which may start up to `wait` seconds later, and is not affected; what cannot be drawn has its error there. Raises
+    FileNotFoundError where no sweep has run, ImportError without IPython, RuntimeError outside a notebook.
     """
     from IPython.display import HTML, display
 
     folder = _folder(run, wait)
     text, picture = display(HTML(""), display_id=True), display(HTML(""), display_id=True)
+    if text is None or picture is None:  # a plain Python
+        raise RuntimeError("live draws in a notebook; in a terminal: raylth status STORE --watch")
     status: dict[str, Any] | None = None
     try:
         while True:
@@ -36,7 +38,10 @@ def live(run: str, *, every: float = 5.0, wait: float = 0.0, figure: Callable[[p
             results = _results(folder)
             text.update(HTML(_page(folder.name, status, results)))
             if results is not None:
-                picture.update(_picture((figure or _figure)(results)))
+                try:
+                    picture.update(_picture((figure or _figure)(results)))
+                except Exception as error:  # of one's own figure, or of rows that cannot be drawn so far
+                    picture.update(HTML(_line(error)))
             if status is None or state_of(status) != "running":
                 return
             time.sleep(every)
@@ -109,7 +114,12 @@ def _page(name: str, status: dict[str, Any] | None, results: pd.DataFrame | None
     parts += [
         f"<p>{escape(entry['state'])}: {escape(entry['stage'])}: {escape(entry['error'])}</p>" for entry in status["errors"]
     ]
-    parts.append(
-        "<p>no sparse network has finished yet</p>" if results is None else accuracy_table(results).round(2).to_html()
-    )
-    return "".join(parts)
+    try:
+        table = None if results is None else accuracy_table(results).round(2).to_html()
+    except ValueError as error:  # rows that cannot be averaged
+        table = _line(error)
+    return "".join([*parts, table or "<p>no sparse network has finished yet</p>"])
+
+
+def _line(error: Exception) -> str:
+    return f"<p>{escape(f'{type(error).__name__}: {error}')}</p>"

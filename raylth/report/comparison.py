@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from raylth.arms import rank
+from raylth.common.omit import without_later
 from raylth.report.estimates import Estimate, apart, holm
 from raylth.report.repeats import ON, PAIR_KEY, crossed_mean, difference_of
 from raylth.report.results import load_barriers, load_manifest, load_results
@@ -106,7 +107,7 @@ def _place(run: str | Path | Location) -> Location:
 
 def _named(places: Sequence[Location]) -> list[_Run]:
     """Load runs; each is called by its sweep's name where no other has that, else by its own, with its store's, or place."""
-    configs = [dict(load_manifest(place)["config"]) for place in places]
+    configs = [without_later(load_manifest(place)["config"]) for place in places]  # an earlier version's lacks them
     named = (
         [str(config["name"]) for config in configs],
         [place.name for place in places],
@@ -139,7 +140,7 @@ def _cells_of(arms: pd.DataFrame) -> str:
 def _settings(runs: Sequence[_Run]) -> pd.DataFrame:
     """Return the settings that differ: a row per key path, a column per run."""
     flat = [_flat(run.config) for run in runs]
-    data = [sorted(run.results["data_sha256"].dropna().unique()) for run in runs]
+    data = [sorted(run.results.get("data_sha256", pd.Series()).dropna().unique()) for run in runs]
     if len(set(map(str, data))) > 1:
         flat = [
             {**each, "data (SHA-256)": ", ".join(name[:8] for name in names)} for each, names in zip(flat, data, strict=True)
@@ -212,7 +213,8 @@ def _are_same(own: pd.DataFrame, other: pd.DataFrame, *runs: _Run) -> bool:
         return False
 
     def agree(name: str) -> bool:
-        return bool((both[name] == both[f"{name}_other"]).fillna(False).all())
+        ours, theirs = (both.get(column) for column in (name, f"{name}_other"))  # an earlier version's rows lack some
+        return ours is not None and theirs is not None and bool((ours == theirs).fillna(False).all())
 
     if agree(PAIR_KEY):
         return True

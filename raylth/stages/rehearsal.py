@@ -41,7 +41,8 @@ def describe_networks(plan: Plan, dataset: Dataset) -> Iterator[str]:
     """Yield what each of a sweep's networks is: its weights, its symmetry, and its loss and gradient on a batch.
 
     The batch is the first of a training, at most 32 samples of it; in float32 on a CPU, at the initialisation. Raises
-    ValueError, one line that starts with a setting's key path, for a loss or a gradient that is not finite.
+    ValueError, one line that starts with a setting's key path, for a network that raises, and for a loss or a
+    gradient that is not finite.
     """
     train, _ = dataset.splits("cpu")
     trainings: dict[NetworkSettings, TrainingSettings] = {}
@@ -98,9 +99,12 @@ def _range(x: Tensor) -> str:
 
 def _step(network: nn.Module, x: Tensor, y: Tensor, num_classes: int, where: str) -> str:
     network.to(memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
-    with in_mode(network, training=True):
-        loss = F.cross_entropy(network(x), y)
-        loss.backward()
+    try:
+        with in_mode(network, training=True):
+            loss = F.cross_entropy(network(x), y)
+            loss.backward()
+    except Exception as error:  # whatever a network of one's own raises
+        raise ValueError(f"{where}: {type(error).__name__} on a first batch: {' '.join(str(error).split())}") from error
     if not loss.isfinite():
         raise ValueError(f"{where}: its loss on a first batch is {loss.item():g}; inputs are {_range(x)}")
     without, size = [], 0.0

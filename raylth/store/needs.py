@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
+from raylth.store.lease import leased
 from raylth.store.store import MANIFEST, Store
 
-__all__ = ["NeedsUnknown", "Usage", "keep_needs", "remove_run"]
+__all__ = ["NeedsUnknown", "Usage", "keep_needs", "remove_artefacts", "remove_run"]
 
 RECORD = "artefacts.json"
+BATCH = 50  # artefacts that are removed before it is read again which are needed
 BEFORE = {"settled.json"}  # files of a run that has computed nothing yet
 
 
@@ -79,8 +81,28 @@ def keep_needs(store: Store, run: str, keys: Iterable[str]) -> None:
         record.write(json.dumps({"keys": sorted(needed)}, indent=0).encode())
 
 
-def remove_run(store: Store, run: str, keys: Set[str]) -> None:
+def remove_artefacts(store: Store, keys: Set[str], run: str | None = None) -> int:
+    """Remove artefacts, but for those that a run (not `run`) or a process has come to need; returns how many those are.
+
+    What is needed is read again before every few of them: a sweep may start meanwhile. Raises NeedsUnknown where a run does
+    not say what it needs.
+    """
+    waiting, kept = sorted(keys), 0
+    for start in range(0, len(waiting), BATCH):
+        records = {name: _needs(store, name) for name in (store.root / "runs").names() if name != run}
+        needed = Usage(records, {}, frozenset()).by_others() | leased(store)
+        for key in waiting[start : start + BATCH]:
+            if key in needed:
+                kept += 1
+            else:
+                store.remove(key)
+    return kept
+
+
+def remove_run(store: Store, run: str, keys: Set[str]) -> int:
     """Remove a run: its tables, its folder, its search, and the artefacts `keys`, those that only it needs; its record last.
+
+    Returns how many of these were kept, since another run or a process has come to need them.
 
     Wherever it is interrupted, the store is one in which a part of the run was never computed, and the same call does the
     rest.
@@ -93,9 +115,9 @@ def remove_run(store: Store, run: str, keys: Set[str]) -> None:
         if name != RECORD:
             (folder / name).remove()
     (store.root / "searches" / run).remove()
-    for key in sorted(keys):
-        store.remove(key)
+    kept = remove_artefacts(store, keys, run)
     folder.remove()
+    return kept
 
 
 def _needs(store: Store, run: str) -> frozenset[str] | None:

@@ -28,6 +28,7 @@ __all__ = [
 TABLE_SCHEMA = 2  # of the columns below
 RENAMED = {"group": "unit_group"}  # columns of schema 1
 PART = ".part-"
+READ_TRIES = 5  # listings of files that were joined before they were read
 
 _NETWORK = [
     ("key", pa.string()),
@@ -303,18 +304,17 @@ def read_table(root: Location, dataset: str, run: str | None = None) -> pa.Table
     was expected when there are none, ValueError for a newer schema.
     """
     folder = root / dataset
-    names = sorted((name for name in folder.names() if name.endswith(".parquet")), key=_parts_last)
-    if run is not None:
-        names = [name for name in names if name == f"{run}.parquet" or name.startswith(run + PART)]
-    if not names:
-        raise FileNotFoundError(f"{folder}: no results here; expected {run or '*'}.parquet")
+    for _ in range(READ_TRIES):
+        names = sorted((name for name in folder.names() if name.endswith(".parquet")), key=_parts_last)
+        if run is not None:
+            names = [name for name in names if name == f"{run}.parquet" or name.startswith(run + PART)]
+        if not names:
+            raise FileNotFoundError(f"{folder}: no results here; expected {run or '*'}.parquet")
+        read = {name: _read_whole(folder / name, dataset) for name in names}
+        if None not in read.values():  # else parts have been joined since they were listed
+            break
     tables = []
-    for name in names:
-        try:
-            table = _read(folder / name)
-        except HarmedTable as harmed:
-            warnings.warn(f"{harmed}: left out; the sweep's command writes it anew from its stages", stacklevel=3)
-            table = DATASETS[dataset].empty_table()
+    for name, table in read.items():
         if table is None:
             continue
         version = int((table.schema.metadata or {}).get(b"raylth_schema", b"0"))
@@ -322,6 +322,15 @@ def read_table(root: Location, dataset: str, run: str | None = None) -> pa.Table
             raise ValueError(f"{folder / name}: written by a newer raylth (schema {version}; this one reads {TABLE_SCHEMA})")
         tables.append(table.replace_schema_metadata(None))
     return pa.concat_tables([*tables, DATASETS[dataset].empty_table()][: len(tables) or 1], promote_options="default")
+
+
+def _read_whole(path: Location, dataset: str) -> pa.Table | None:
+    """Read a file as `_read` does; one that is harmed has no rows, with a warning."""
+    try:
+        return _read(path)
+    except HarmedTable as harmed:
+        warnings.warn(f"{harmed}: left out; the sweep's command writes it anew from its stages", stacklevel=4)
+        return DATASETS[dataset].empty_table()
 
 
 def _parts_last(name: str) -> tuple[str, bool, str]:

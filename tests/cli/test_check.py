@@ -30,6 +30,17 @@ class Idle(nn.Module):
         return self.head(self.hidden(x).relu())
 
 
+class Picky(nn.Module):
+    """A network that takes what it is tried with and refuses real values."""
+    def __init__(self, width, num_classes, in_shape):
+        super().__init__()
+        self.head = nn.Linear(40, num_classes)
+    def forward(self, x):
+        if x.max() > 1e30:
+            raise RuntimeError("too loud:" + chr(10) + "turn it down")
+        return self.head(x)
+
+
 import numpy as np
 from raylth.core.data import ArrayDataset, DatasetInfo
 
@@ -92,6 +103,20 @@ def test_a_loss_that_is_not_finite_on_the_real_data_is_one_line(run):
     assert ": model.name: mlp, width 1: its " in err, err
     assert "on a first batch" in err
     assert err.endswith("; inputs are 1e+38 to 1e+38\n"), err
+
+
+def test_a_network_that_raises_on_the_real_data_is_one_line(run):
+    settings = [
+        "data.name=ournets:huge",
+        "match.samples=100",
+        "connect.samples=100",
+        "analyses={}",
+        "sparse.arms=[lth,naive]",
+    ]
+    status, _, err = run(*SMALL, "model.name=ournets:Picky", *settings)
+    assert status == ExitCode.BAD_INPUT
+    assert err.endswith("model.name: ournets:Picky, width 1: RuntimeError on a first batch: too loud: turn it down\n"), err
+    assert err.count("\n") == 1
 
 
 def test_data_that_are_not_there_are_one_line(run):

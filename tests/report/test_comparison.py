@@ -138,6 +138,18 @@ def test_one_run_beside_itself_under_another_name_differs_in_nothing(tmp_path):
             assert row.effect == pytest.approx(effects.loc[(row.label, row.against), "difference"])
 
 
+def test_what_an_earlier_version_does_not_mention_is_no_difference(tmp_path):
+    """Its settings lack what was added later, and its rows may lack columns."""
+    later = {"dense": {**CONFIG["dense"], "optimizer": {"name": "sgd", "betas": [0.9, 0.999], "eps": 1e-8}}}
+    one, other = sweep(seed=1, **SHARED), sweep(seed=2, **SHARED)
+    found = compare([write(tmp_path, "one", one, **later), write(tmp_path, "other", other)])
+    assert found.settings.empty
+    assert set(found.accuracy["design"].dropna()) == {"paired"}
+    bare = other.drop(columns=[name for name in ("seed_a", "data_sha256", "pair_key") if name in other])
+    found = compare([write(tmp_path, "one", one), write(tmp_path / "old", "bare", bare)])
+    assert set(found.accuracy["design"].dropna()) == {"unpaired"}
+
+
 def line(replicate, barrier, between="A - B", **values):
     return {
         "key": f"{between}{replicate}{barrier}", "between": between, "width": 1.0, "replicate": replicate,

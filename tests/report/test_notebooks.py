@@ -95,6 +95,34 @@ def test_a_running_sweep_is_drawn_until_it_ends(quickstart, tmp_path):
     assert "image/png" in picture
 
 
+WITH_ERRORS = """
+import pandas as pd
+from raylth.driver import notebook
+
+notebook._results = lambda folder: pd.DataFrame({{"stage": ["sparse"], "status": ["done"]}})
+notebook.accuracy_table = lambda results: (_ for _ in ()).throw(ValueError("rows that <differ>"))
+notebook.live({run!r}, every=0.2, figure=lambda results: 1 / 0)
+"""
+
+
+def test_what_cannot_be_drawn_of_a_running_sweep_has_its_error_there(tmp_path):
+    StatusFile(locate(tmp_path / "runs" / "one-1")).update(Graph([]), 0, state="finished")
+    code = WITH_ERRORS.format(run=str(tmp_path / "runs" / "one-1"))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()
+    page, picture = (output["data"]["text/html"] for output in notebook.cells[0].outputs)
+    assert "one-1: finished" in page
+    assert "ValueError: rows that &lt;differ&gt;" in page
+    assert "ZeroDivisionError: division by zero" in picture
+
+
+def test_outside_a_notebook_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: None)  # as in a plain Python
+    StatusFile(locate(tmp_path / "runs" / "one-1")).update(Graph([]), 0, state="finished")
+    with pytest.raises(RuntimeError, match="raylth status STORE --watch"):
+        live(str(tmp_path))
+
+
 def test_where_no_sweep_has_run_there_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="no sweep has run here"):
         live(str(tmp_path))

@@ -1,11 +1,13 @@
 """What may be removed from a store: what no run needs, and nothing else, wherever it is interrupted."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
-from raylth.store import BrokenArtefact, Lease, Store, leased
+from raylth.store import BrokenArtefact, Lease, Store, leased, needs
 from raylth.store.location import BucketLocation, DiskLocation
-from raylth.store.needs import NeedsUnknown, Usage, keep_needs, remove_run
+from raylth.store.needs import NeedsUnknown, Usage, keep_needs, remove_artefacts, remove_run
 from raylth.store.store import MANIFEST
 from raylth.store.tables import DATASETS, append_rows, read_table, write_table
 
@@ -168,3 +170,24 @@ def test_living_leases_are_known_and_dead_ones_stay_where_they_are(place):
         assert leased(store) == set()
         assert claim.exists(), "whoever only looks writes nothing"
     assert isinstance(store.root, DiskLocation | BucketLocation)
+
+
+def test_what_a_sweep_comes_to_need_while_others_are_removed_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(needs, "BATCH", 1)
+    store = filled(str(tmp_path))
+    newer, leased_now = "e" * 64, "f" * 64
+    for key in (newer, leased_now):
+        store.publish(key, kind="dense", tensors={"weights": {"w": np.zeros(3)}}, metrics={})
+    unneeded = Usage.read(store).unneeded()
+    assert unneeded == {LOST, newer, leased_now}
+    with contextlib.ExitStack() as leases:
+        remove = store.remove
+
+        def removed(key):
+            remove(key)
+            keep_needs(store, "three-3", [newer])
+            leases.enter_context(Lease(store, leased_now))
+
+        monkeypatch.setattr(store, "remove", removed)
+        assert remove_artefacts(store, unneeded) == 2
+    assert set(store.held()) == {OWN, SHARED, OTHER, newer, leased_now}

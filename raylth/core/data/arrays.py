@@ -83,9 +83,13 @@ def wrapped(train: Samples, test: Samples, *, augment: str = "none") -> DatasetI
         if not len(samples):
             raise DataError(f"{split}: it has no sample")
         x, y = zip(*(_pair(samples[index], f"{split}[{index}]") for index in range(len(samples))), strict=True)
-        shapes = list(dict.fromkeys(each.shape for each in x))
+        shapes, types = (list(dict.fromkeys(getattr(each, what) for each in x)) for what in ("shape", "dtype"))
         if len(shapes) > 1:
-            raise DataError(f"{split}: samples have the shapes {shapes[0]} and {shapes[1]}: resize them to one")
+            is_size = len(shapes[0]) == len(shapes[1])
+            hint = "resize them to one" if is_size else "give all images one mode, convert('RGB') or convert('L')"
+            raise DataError(f"{split}: samples have the shapes {shapes[0]} and {shapes[1]}: {hint}")
+        if len(types) > 1:
+            raise DataError(f"{split}: samples are {types[0]} and {types[1]}: give all of them one type")
         found[f"{split}_x"], found[f"{split}_y"] = _with_channels_first(np.stack(x)), np.asarray(y)
     _check(found)
     return _info(found, lambda: found, augment)
@@ -148,7 +152,7 @@ def _read(path: Path) -> Arrays:
         if "allow_pickle" in str(error):
             raise DataError("holds Python objects: save arrays of numbers") from error
         raise
-    found = {name: _with_channels_first(array) if name.endswith("_x") else array for name, array in found.items()}
+    found = {name: _with_channels_first(array) if name.endswith("_x") else _flat(array) for name, array in found.items()}
     _check(found)
     return found
 
@@ -170,6 +174,33 @@ def _check(found: Arrays) -> None:
     if found["train_x"].shape[1:] != found["test_x"].shape[1:]:
         shapes = " and ".join(str(found[name].shape[1:]) for name in ("train_x", "test_x"))
         raise DataError(f"train_x and test_x have samples of the shapes {shapes}")
+    _check_labels(found)
+
+
+def _check_labels(found: Arrays) -> None:
+    for split in ("train", "test"):
+        name, y = f"{split}_y", found[f"{split}_y"]
+        if y.ndim != 1:
+            raise DataError(
+                f"{name} has the shape {y.shape}; a label for each sample is expected (of one-hot rows, argmax(1))"
+            )
+        if len(y) != len(found[f"{split}_x"]):
+            raise DataError(f"{split}_x has {len(found[f'{split}_x'])} samples and {name} {len(y)} labels")
+        wrong = y[~(np.isfinite(y) & (y >= 0) & (y == np.floor(y)))]
+        if len(wrong):
+            raise DataError(f"{name} has the label {wrong[0]}; whole numbers from 0 are expected")
+    labels = np.concatenate([found["train_y"], found["test_y"]])
+    largest, count = labels.max(), len(labels)
+    if largest >= count:
+        raise DataError(
+            f"labels go to {largest} in {count} samples; whole numbers from 0 to the number of classes - 1 are expected, as "
+            "numpy.unique(y, return_inverse=True)[1] gives them"
+        )
+
+
+def _flat(y: np.ndarray) -> np.ndarray:
+    """Return labels (N,), also of (N, 1), as Keras has them."""
+    return y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
 
 
 def _with_channels_first(x: np.ndarray) -> np.ndarray:

@@ -106,6 +106,13 @@ def without(name):
         ({**arrays((4,)), "train_x": np.array([{}] * 300)}, "holds Python objects"),
         ({**arrays((4,)), "train_x": np.zeros((0, 4))}, r"train_x is float64 of shape \(0, 4\)"),
         ({**arrays((4,)), "train_y": np.zeros(300, int), "test_y": np.zeros(60, int)}, "num_classes is 1"),
+        ({**arrays((4,)), "train_y": np.full(300, 0.5)}, "train_y has the label 0.5; whole numbers from 0"),
+        ({**arrays((4,)), "train_y": np.full(300, np.nan)}, "train_y has the label nan; whole numbers from 0"),
+        ({**arrays((4,)), "test_y": np.full(60, np.inf)}, "test_y has the label inf; whole numbers from 0"),
+        ({**arrays((4,)), "test_y": np.full(60, -1)}, "test_y has the label -1; whole numbers from 0"),
+        ({**arrays((4,)), "train_y": np.zeros(299, int)}, "train_x has 300 samples and train_y 299 labels"),
+        ({**arrays((4,)), "train_y": np.zeros((300, 3))}, r"train_y has the shape \(300, 3\); .*one-hot rows, argmax\(1\)"),
+        ({**arrays((4,)), "test_y": np.full(60, 3_000_000_000)}, r"labels go to 3000000000 in 360 samples; .*return_inverse"),
         (b"no zip file", "cannot be read: |holds Python objects"),
         (None, "there is no such file"),
     ],
@@ -124,19 +131,17 @@ def test_a_file_that_is_no_data_set_is_one_line(tmp_path, content, message):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"train_y": np.full(300, 0.5)}, "label 0 is 0.5"),
-        ({"test_y": np.full(60, -1)}, "labels from -1 to -1"),
-        ({"train_y": np.zeros(299, int)}, "300 samples and train_y 299 labels"),
-        ({"test_x": np.full((60, 4), np.nan)}, "nan|finite"),
-    ],
-)
-def test_samples_are_checked_as_those_of_any_data_set(change, message):
-    np.savez("own.npz", **{**arrays((4,)), **change})
-    with pytest.raises(DataError, match=message):
+def test_samples_are_checked_as_those_of_any_data_set():
+    np.savez("own.npz", **{**arrays((4,)), "test_x": np.full((60, 4), np.nan)})
+    with pytest.raises(DataError, match=r"nan|finite"):
         load_dataset("own.npz")
+
+
+def test_a_column_of_labels_is_read_as_keras_has_it():
+    found = arrays((4,))
+    np.savez("own.npz", **{name: array[:, None] if name.endswith("_y") else array for name, array in found.items()})
+    train, _ = load_dataset("own.npz").splits("cpu")
+    assert sorted(train.y.tolist()) == sorted(found["train_y"].tolist())
 
 
 def keys(name):
@@ -187,11 +192,17 @@ def test_an_export_normalises_as_in_training_or_not_at_all():
         find_network(store, key)
 
 
-def test_variables_of_a_path_are_filled_in(tmp_path, monkeypatch):
+def test_a_path_is_spelled_in_one_way_with_its_variables_filled_in(tmp_path, monkeypatch):
     np.savez("own.npz", **arrays((40,)))
     monkeypatch.setenv("WHERE", str(tmp_path))
     (tmp_path / "own.yaml").write_text("name: own\ndata: {arrays: $WHERE/own.npz}\nmodel: {name: mlp}\n")
-    assert read_sweep("own.yaml").data.name == str(tmp_path / "own.npz")
+    assert read_sweep("own.yaml").data.name == "own.npz"
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv("WHERE", str(tmp_path / ".." / tmp_path.name))
+    assert read_sweep(tmp_path / "own.yaml").data.name == f"{tmp_path.name}/own.npz"
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert read_sweep(tmp_path / "own.yaml").data.name == str(tmp_path / "own.npz"), "one run, however it is spelled"
 
 
 def test_torchvisions_data_sets_are_wrapped():
@@ -228,6 +239,9 @@ def test_mappings_are_wrapped_as_the_hub_names_them():
         ([3], r"train\[0\] is a int; a pair"),
         ([(np.zeros(3), "cat")], r"train\[0\] has the label 'cat'; a whole number"),
         ([(np.zeros(3), 0), (np.zeros(4), 1)], r"train: samples have the shapes \(3,\) and \(4,\)"),
+        ([(np.zeros((4, 4, 3)), 0), (np.zeros((4, 4)), 1)], r"shapes \(4, 4, 3\) and \(4, 4\): give all images one mode"),
+        ([(np.zeros(3), 0), (np.zeros(3, np.uint8), 1)], "train: samples are float64 and uint8: give all of them one type"),
+        ([(np.zeros(3), 0), (np.zeros(3), -2)], "train_y has the label -2; whole numbers from 0"),
         ([], "train: it has no sample"),
         ([(Image.new("RGBA", (4, 4)), 0)], r"train\[0\] is an image of mode RGBA; RGB or L is expected"),
         ([(Image.new("P", (4, 4)), 0)], r"train\[0\] is an image of mode P"),
