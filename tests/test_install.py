@@ -1,6 +1,7 @@
 """The installation script: by uv where that works, by pip where it does not."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,24 @@ def install(project, *extras):
     found = json.loads(subprocess.run(listed, capture_output=True, text=True, check=True).stdout)
     (record,) = (project / ".venv").glob("lib/*/site-packages/installed-1.dist-info/INSTALLER")
     return {package["name"]: package["version"] for package in found}, record.read_text().strip()
+
+
+def test_all_extras_can_be_installed_with_the_constraints_and_together(tmp_path):
+    words = [Path(sys.executable).with_name("uv"), "pip", "compile", "--quiet", "--all-extras", "-c", "constraints.txt"]
+    found = subprocess.run(
+        [*words, "-o", tmp_path / "resolved.txt", "pyproject.toml"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if "error sending request" in found.stderr or "Failed to fetch" in found.stderr:
+        pytest.skip("the package index is not to be had")
+    assert found.returncode == 0, found.stderr
+    resolved, pinned = (
+        dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+        for text in ((tmp_path / "resolved.txt").read_text(), (ROOT / "constraints.txt").read_text())
+    )
+    direct = re.findall(r'"([\w.-]+)(?:\[[\w,]+\])?[><=]', (ROOT / "pyproject.toml").read_text())
+    named = {name.lower().replace("_", "-") for name in direct} & resolved.keys()
+    assert len(named) > 30
+    assert {name: resolved[name] for name in named & pinned.keys()} == {name: pinned[name] for name in named & pinned.keys()}
 
 
 def test_uv_installs_where_it_can(project):

@@ -10,7 +10,7 @@ import pytest
 from raylth.config.tracking import LogConfig
 from raylth.trackers import open_trackers
 
-# Beside the environment: Trackio wants an older Pillow, which nothing here needs of it.
+# Beside the environment: Trackio brings a web framework, which nothing here needs of it.
 PACKAGES = ["trackio==0.43.0", "gradio-client==2.7.2", "orjson>=3.11", "websockets>=15"]
 SCRIPT = """
 import json, sys
