@@ -62,7 +62,7 @@ _asked = Asked()  # of a command, which is asked once
 def end_at_once() -> None:
     """Let Ctrl-C end the process on the spot, with one line and status 130, until `raise_in_order`.
 
-    For the seconds in which modules are imported: whoever imports at that moment would print a KeyboardInterrupt, or
+    For the seconds in which modules are imported: an import at that moment would print a KeyboardInterrupt, or
     swallow it. Does nothing outside the main thread.
     """
     if threading.current_thread() is threading.main_thread():

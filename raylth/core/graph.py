@@ -44,9 +44,9 @@ def layer_type(module: nn.Module) -> type[nn.Module]:
     changed: set[str] = set()
     for base in own.__mro__:
         if base.__module__.startswith(LAYERS):
-            said = {name for name in changed - FREE if not name.startswith("__") or name in CALLED}
+            named = {name for name in changed - FREE if not name.startswith("__") or name in CALLED}
             known = set(dir(base)) | set(getattr(base, "__annotations__", {}))
-            return own if base in (nn.Module, *CONTAINERS) or said & known else base
+            return own if base in (nn.Module, *CONTAINERS) or named & known else base
         changed |= set(vars(base))
     return own
 

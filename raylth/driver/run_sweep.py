@@ -73,7 +73,7 @@ def _summarise(sweep: Prepared, console: Console, command: Sequence[str]) -> int
     try:
         try:
             sweep.recorder.close()
-        finally:  # whoever reads that it has finished finds all rows
+        finally:  # a reader who finds it finished finds all rows
             sweep.status.update(graph, 0, sweep.meter.used, state="finished" if graph.finished else "stopped")
         for note in sweep.recorder.take_notes():
             console.print(Text(note, style="yellow"), soft_wrap=True)

@@ -119,7 +119,7 @@ def _tables(frames: Frames, out: Location) -> Contents:
         except NothingToShow as error:
             made, nothing = None, str(error)
         if made is None:
-            for kind in ("csv", "tex"):  # of an earlier report, which said more than can be said now
+            for kind in ("csv", "tex"):  # of an earlier report, which had rows that this one lacks
                 (out / "tables" / f"{file}.{kind}").remove()
             if entry.has_place(frames) and not nothing:  # its notes are all that it says
                 contents.shown.append(Shown(file, title, entry.text, notes=notes))

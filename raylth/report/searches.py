@@ -97,11 +97,11 @@ def search_findings(trials: pd.DataFrame, results: pd.DataFrame) -> list[str]:
     best = search_table(trials)
     names = best[["study", "repeat"] if "repeat" in best else ["study"]].astype(str).agg(" ".join, axis=1)
     counts = trials.groupby(["study", "repeat"], sort=False).size()
-    said = [f"{name}: {settings}" for name, settings in zip(names, best["settings"], strict=True)]
+    parts = [f"{name}: {settings}" for name, settings in zip(names, best["settings"], strict=True)]
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     times = f", in {trials['repeat'].nunique()} independent searches" if "repeat" in best else ""
     found = [
-        f"Best of {each} trials each on {trials['holdout'].iloc[0]:,} held-out training samples{times}: {'; '.join(said)}."
+        f"Best of {each} trials each on {trials['holdout'].iloc[0]:,} held-out training samples{times}: {'; '.join(parts)}."
     ]
     if "edges" in best:
         edges = [f"{name}: {edge}" for name, edge in zip(names, best["edges"], strict=True) if edge]

@@ -23,20 +23,20 @@ def findings(
     ensembles: pd.DataFrame | None = None,
     masks: pd.DataFrame | None = None,
 ) -> list[str]:
-    """Return one paragraph per thing that the finished networks show; none when nothing can be said yet.
+    """Return one paragraph per thing that the finished networks show; none while there is nothing to show.
 
     The planned contrasts come first (`mean_effects`); each paragraph names the networks that it lacks, which diverged or
     failed.
     """
-    said = [*_contrasts(results), *_recovered(results)]
+    sentences = [*_contrasts(results), *_recovered(results)]
     dense = dense_networks(results)
     for width, rows in dense.groupby("width"):
         where = f" of width {width:g}" if dense["width"].nunique() > 1 else ""
         text = f"The dense networks{where} reach {rows['test_accuracy'].mean():.1f} % (n = {len(rows)})"
-        said.append(_noted(text, results, "dense"))
-    said += _barriers(barriers, results)
-    said += [] if ensembles is None else _ensembles(ensembles, results)
-    return said + ([] if masks is None else _masks(masks, results))
+        sentences.append(_noted(text, results, "dense"))
+    sentences += _barriers(barriers, results)
+    sentences += [] if ensembles is None else _ensembles(ensembles, results)
+    return sentences + ([] if masks is None else _masks(masks, results))
 
 
 def symmetry_findings(manifest: Mapping[str, Any] | None, permutations: pd.DataFrame) -> list[str]:
@@ -59,7 +59,7 @@ def _noted(text: str, results: pd.DataFrame, *stages: str, arms: Iterable[str] =
 def _contrasts(results: pd.DataFrame) -> list[str]:
     """The mean effect of each planned contrast; on a second line its cells, and what so few replicates could have shown."""
     effects, cells, lost = mean_effects(results), contrast_cells(results), lost_arms(results)
-    said = []
+    sentences = []
     for effect in effects.to_dict("records"):
         mine = cells[(cells["label"] == effect["label"]) & (cells["against"] == effect["against"])]
         details = [*_means(effect, len(effects)), _cells(effect, mine, len(cells["p"].dropna()))]
@@ -72,8 +72,8 @@ def _contrasts(results: pd.DataFrame) -> list[str]:
         upstream = lost_note(results, UPSTREAM)
         details += [f"{missing[0].upper()}{missing[1:]}."] if missing else []
         details += [f"{upstream[0].upper()}{upstream[1:]}, and what needs them."] if upstream else []
-        said.append(f"{_mean_effect(effect)}\n{' '.join(details)}")
-    return said
+        sentences.append(f"{_mean_effect(effect)}\n{' '.join(details)}")
+    return sentences
 
 
 def _mean_effect(effect: dict[Any, Any]) -> str:
@@ -129,7 +129,7 @@ def _cells(effect: dict[Any, Any], cells: pd.DataFrame, num_tests: int) -> str:
 
 def _recovered(results: pd.DataFrame) -> list[str]:
     """How much of the distance between naive and lth the permutation makes up for, where there is a distance."""
-    said = []
+    sentences = []
     by_cell = recovered(results, by_cell=True)
     for row in recovered(results).to_dict("records"):
         cells = by_cell[by_cell["label"] == row["label"]]
@@ -141,18 +141,18 @@ def _recovered(results: pd.DataFrame) -> list[str]:
         if len(cells) and row["cells"] > 1:
             shares = f"from {100 * cells['share'].min():.0f} to {100 * cells['share'].max():.0f} %"
             text += f"; cell by cell {shares} in the {len(cells)} whose distance is significantly above 0"
-        said.append(_noted(text, results, *UPSTREAM, arms=("lth", "permuted", "naive")))
-    return said
+        sentences.append(_noted(text, results, *UPSTREAM, arms=("lth", "permuted", "naive")))
+    return sentences
 
 
 def _barriers(barriers: pd.DataFrame, results: pd.DataFrame) -> list[str]:
-    said = []
+    sentences = []
     test = barriers[barriers["split"] == "test"]
     match = ["width", "match_method", "match_epoch", "mask_finder"]
     for (width, method, epoch, finder), rows in matched_lines(test).groupby(match, observed=True, dropna=False):
         network = "" if pd.isna(finder) else f", with A as {finder} trained it"
         where = f"matched by {method} at epoch {epoch:.0f}{network}{_width(width, test)}"
-        said.append(_noted(f"Between pi(A) and B, {where}, {_rise(rows)}", results, "dense"))
+        sentences.append(_noted(f"Between pi(A) and B, {where}, {_rise(rows)}", results, "dense"))
     cell = ["between", "width", "sparsity", "rewind_epoch"]
     others = test[test["carries_masks"].isna() & test["imp_round"].isna()].drop_duplicates(["key", "correction"])
     for (between, width, sparsity, rewind), rows in others.groupby(cell, dropna=False):
@@ -160,8 +160,8 @@ def _barriers(barriers: pd.DataFrame, results: pd.DataFrame) -> list[str]:
         where = f" at sparsity {sparsity:g}, k = {rewind}" if is_of_cell else ""
         text = f"Between {between.replace(' - ', ' and ')}{where}{_width(width, test)}, {_rise(rows)}"
         stages = UPSTREAM if is_of_cell else ("dense",)
-        said.append(_noted(text, results, *stages, arms=_bases(between)))
-    return said
+        sentences.append(_noted(text, results, *stages, arms=_bases(between)))
+    return sentences
 
 
 def _bases(between: str) -> list[str]:
@@ -183,7 +183,7 @@ def _rise(rows: pd.DataFrame) -> str:
 
 
 def _ensembles(ensembles: pd.DataFrame, results: pd.DataFrame) -> list[str]:
-    said = []
+    sentences = []
     for row in ensemble_table(ensembles).sort_values("disagreement", ascending=False).to_dict("records"):
         sets = (
             f"mean and 95 % interval of {row['sets']} sets, taken as independent"
@@ -195,13 +195,13 @@ def _ensembles(ensembles: pd.DataFrame, results: pd.DataFrame) -> list[str]:
             f"{with_interval_text(row, 'gain', signed=True)} points over one alone; two of them disagree on "
             f"{100 * row['disagreement']:.0f} % of the samples (width {row['width']:g}; {sets})"
         )
-        said.append(_noted(text, results, *UPSTREAM, arms=[row["set"]]))
-    return said
+        sentences.append(_noted(text, results, *UPSTREAM, arms=[row["set"]]))
+    return sentences
 
 
 def _masks(masks: pd.DataFrame, results: pd.DataFrame) -> list[str]:
     """How much of B's own mask A's has before and after the permutation, beyond chance."""
-    said = []
+    sentences = []
     pairs = masks[(masks["layer"] == "all") & (masks["other"] == "B")]
     for (width, sparsity), rows in pairs.groupby(["width", "sparsity"], observed=True):
         means = 100 * rows.groupby("mask")[["jaccard", "expected_jaccard"]].mean()
@@ -211,8 +211,8 @@ def _masks(masks: pd.DataFrame, results: pd.DataFrame) -> list[str]:
                 f"mask_A and B's {means.loc['A', 'jaccard']:.1f} %; chance gives {means.loc['A', 'expected_jaccard']:.1f} % "
                 f"(sparsity {sparsity:g}, width {width:g})"
             )
-            said.append(_noted(text, results, *UPSTREAM))
-    return said
+            sentences.append(_noted(text, results, *UPSTREAM))
+    return sentences
 
 
 def _width(width: float, rows: pd.DataFrame) -> str:

@@ -65,7 +65,7 @@ class Resume:
         if stopping:
             self.uploads.drain()
             how = self._save(ready)
-            self.team.any(False)  # whoever is not the one that saves must not end before it has
+            self.team.any(False)  # other processes must not end before the one that saves
             raise Preempted(f"asked to stop after {epochs} epochs and {step} steps; {how}")
         self.is_saving = self.team.rank == 0
         self.uploads.submit(lambda: self._save_behind(ready))

@@ -1,8 +1,8 @@
 """Leases: who is computing an artefact now, so that two sweeps on one store do not do the same work at the same time.
 
-Whoever wants one writes a claim of its own and then looks for others: two that claim at once see each other, whatever the
-medium, and both step back. A lease is a courtesy, not a lock: whoever loses one still publishes the same bytes under the
-same key. It ends when it is given back, when it is not renewed, or when its process is known to be dead.
+A process that wants one writes a claim of its own and then looks for others: two that claim at once see each other, whatever
+the medium, and both step back. A lease is a courtesy, not a lock: a process that loses one still publishes the same bytes
+under the same key. It ends when it is given back, when it is not renewed, or when its process is known to be dead.
 """
 
 import contextlib

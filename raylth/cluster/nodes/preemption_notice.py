@@ -62,15 +62,15 @@ def watch(server: str, sleep: Callable[[float], None] = time.sleep) -> str | Non
 
 
 def _aws(server: str) -> str | None:
-    """Ask as AWS wants to be asked (its second version); 404 there is no notice."""
+    """Ask AWS (its metadata service, version 2); status 404 is no notice."""
     token = _ask(f"{server}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT")
     if token is None:
         return None
     answer = _ask(f"{server}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
     if answer is None:
         return None
-    said = json.loads(answer)
-    return f"AWS will {said['action']} this machine at {said['time']}"
+    notice = json.loads(answer)
+    return f"AWS will {notice['action']} this machine at {notice['time']}"
 
 
 def _google(server: str) -> str | None:

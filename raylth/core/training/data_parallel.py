@@ -1,7 +1,7 @@
 """Several processes that train one network together: what each takes of a batch, and what they exchange.
 
 Each holds the whole network and sees its part of every batch; the gradients that all of them apply are the whole batch's, so
-how many they are decides nothing but rounding. The process group is torch's, and whoever starts the processes makes it.
+how many they are decides nothing but rounding. The process group is torch's, and made by the code that starts the processes.
 """
 
 import warnings
