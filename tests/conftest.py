@@ -18,12 +18,29 @@ ONE_CPU = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+# Begun first, so that no file of minutes is left for the end; those with a Ray alternate with those that keep a core busy.
+LONGEST = (
+    "cluster/test_sweep.py", "core/data/test_streamed.py", "cluster/test_imagenet.py", "core/test_repair.py",
+    "cluster/scheduler/test_out_of_memory.py", "core/training/test_packing.py", "cluster/test_ray_private.py",
+    "config/test_fuzz.py", "test_wheel.py", "core/training/test_data_parallel.py", "cluster/search/test_search.py",
+    "core/permutation/test_zoo.py", "core/models/test_imported.py", "core/matching/test_weight.py", "stages/test_same_data.py",
+    "core/pruning/test_compact.py", "cluster/scheduler/test_fake_gpu.py", "export/test_export.py",
+    "cluster/scheduler/test_tasks.py", "test_docs.py", "report/test_notebooks.py", "core/permutation/test_attention.py",
+    "test_extending.py", "serve/test_app.py",
+)  # fmt: skip
+
 NETWORKS = {  # every network of the package, small enough for a test
     "mlp": {"name": "mlp", "width": 0.25, "num_classes": 10, "in_shape": (40,)},
     "resnet20": {"name": "resnet20", "width": 0.5, "num_classes": 10, "in_shape": (3, 16, 16)},
     "vgg11": {"name": "vgg11", "width": 0.25, "num_classes": 10, "in_shape": (3, 32, 32)},
     "vgg11-64px": {"name": "vgg11", "width": 0.125, "num_classes": 10, "in_shape": (3, 64, 64)},  # flatten of 2 x 2
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files for `--no-loadscope-reorder`; tests of a file stay in their order."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raylth"
 MOST_LINES = 50  # of a function
@@ -94,6 +96,10 @@ def test_files_and_functions_stay_small(path):
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     long = {node.name for node in functions if node.end_lineno - node.lineno + 1 > MOST_LINES}
     assert long == LONG.get(str(path.relative_to(ROOT)), set())
+
+
+def test_files_that_are_begun_first_exist():
+    assert not [name for name in LONGEST if not (ROOT / "tests" / name).exists()]
 
 
 def test_the_command_line_does_not_import_ray():
