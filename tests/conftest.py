@@ -23,8 +23,8 @@ LONGEST = (
     "cluster/test_sweep.py", "core/data/test_streamed.py", "cluster/test_imagenet.py", "core/test_repair.py",
     "cluster/scheduler/test_out_of_memory.py", "core/training/test_packing.py", "cluster/test_ray_private.py",
     "config/test_fuzz.py", "test_wheel.py", "core/training/test_data_parallel.py", "cluster/search/test_search.py",
-    "core/permutation/test_zoo.py", "core/models/test_imported.py", "core/matching/test_weight.py", "stages/test_same_data.py",
-    "core/pruning/test_compact.py", "cluster/scheduler/test_fake_gpu.py", "export/test_export.py",
+    "core/permutation/test_zoo.py", "core/models/test_imported.py", "core/matching/test_weight.py",
+    "stages/test_same_data.py", "core/pruning/test_compact.py", "cluster/scheduler/test_fake_gpu.py", "export/test_export.py",
     "cluster/scheduler/test_tasks.py", "test_docs.py", "report/test_notebooks.py", "core/permutation/test_attention.py",
     "test_extending.py", "serve/test_app.py",
 )  # fmt: skip
