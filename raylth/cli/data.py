@@ -61,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with uncollected():
         from raylth.core.data.imagenet import FILES
         from raylth.core.data.streamed.convert import Encoding, convert, is_converted
-        from raylth.core.data.streamed.dataset import has_ffcv
+        from raylth.core.data.streamed.loaders import is_installed
         from raylth.core.data.streamed.sources import open_source
     signals.raise_in_order()
     if not (0 <= options.jpeg_share <= 1 and 1 <= options.quality <= 100 and options.max_side >= 1 and options.workers >= 1):
         parser.error("--jpeg-share is from 0 to 1, --quality from 1 to 100, --max-side and --workers are at least 1")
-    if not has_ffcv():
+    if not is_installed("ffcv"):
         print("FFCV, which writes these files, is not installed: run `make ffcv` (docs/guides/imagenet.md)", file=sys.stderr)
         return ExitCode.BAD_INPUT
     encoding = Encoding(options.max_side, options.jpeg_share, options.quality)

@@ -15,6 +15,7 @@ LATER: dict[str, dict[str, Any]] = {  # key path in a sweep file -> fields that 
     "analyses.lines": LINE,  # of each
     "analyses.match_quality.line": LINE,
     "connect": LINE,
+    "data": {"loader": "auto"},
     "dense": OPTIMIZER,
     "dense.optimizer": SCALING,
     "imp": OPTIMIZER,

@@ -39,6 +39,12 @@ class DataConfig(Settings):
         None,
         description="Side length in pixels of training and evaluation crops, for images that stay in files; null is 224.",
     )
+    loader: Literal["auto", "ffcv", "dali", "torchcodec", "pil"] = Field(
+        "auto",
+        description="What decodes images that stay in files, with the same crops and flips; auto is the first installed of "
+        "ffcv, torchcodec and pil. Pixels differ by rounding and resizing. No key contains it; the column `loader` of "
+        "the results records it.",
+    )
     augment: Literal["auto", "none", "flip_crop", "resized_crop"] = Field(
         "auto",
         description="Training augmentation; auto is flip and crop with padding 4 for CIFAR, random resized crop and flip for "
@@ -89,6 +95,8 @@ class DataConfig(Settings):
             raise ValueError(f"augment: resized_crop is for images that stay in files, which those of {self.name} do not")
         if self.resolution is not None and not info.is_streamed:
             raise ValueError(f"resolution: the samples of {self.name} have the shape {info.in_shape}")
+        if self.loader != "auto" and not info.is_streamed:
+            raise ValueError(f"loader: {self.loader} decodes images that stay in files, which those of {self.name} do not")
         return self
 
     @property

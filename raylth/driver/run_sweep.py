@@ -14,7 +14,8 @@ from raylth.common import signals
 from raylth.common.exit_codes import ExitCode
 from raylth.config.sweep import SweepConfig
 from raylth.core.data import Dataset
-from raylth.core.data.streamed.dataset import ImageFiles, has_ffcv
+from raylth.core.data.streamed.dataset import ImageFiles
+from raylth.core.data.streamed.loaders import AUTO, chosen_loader
 from raylth.driver.compute import compute, how_to_resume
 from raylth.driver.prepare import Prepared, check_space, prepare
 from raylth.driver.run_record import Run
@@ -24,7 +25,7 @@ from raylth.stages import Graph, Plan, forecast, free_bytes, in_units
 __all__ = ["run_sweep"]
 
 INTERRUPTED_SECONDS = 5.0  # for exporters to end after Ctrl-C
-NO_FFCV = "FFCV is not installed here: PIL reads the same images, several times slower (make ffcv; docs/guides/imagenet.md)"
+NO_FFCV = "FFCV is not installed here: {} reads the same images, slower (make ffcv; docs/guides/imagenet.md)"
 
 
 def run_sweep(
@@ -97,7 +98,8 @@ def _hints(dataset: Dataset) -> list[str]:
     """Say what will make reading images slow on this machine."""
     if not isinstance(dataset, ImageFiles):
         return []
-    hints, memory = [] if has_ffcv() else [NO_FFCV], psutil.virtual_memory().total
+    loader, memory = chosen_loader(dataset.loader), psutil.virtual_memory().total
+    hints = [NO_FFCV.format(loader)] if dataset.loader == AUTO and loader != "ffcv" else []
     if dataset.bytes > memory:
         sizes = f"{in_units(dataset.bytes)} of images and {in_units(memory)} of memory"
         hints.append(f"{sizes}: the disk limits the speed; files with --jpeg-share 1 are smaller (docs/guides/imagenet.md)")

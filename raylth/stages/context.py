@@ -54,7 +54,7 @@ def load_data(data: DataConfig, staging: str | None = None, *, to_train: bool = 
     """Load the data set that a sweep names; DataError names the path of what is missing or corrupt.
 
     Images that stay in files are read from copies below `staging`, which each machine makes when it first needs them; if not
-    `to_train`, none is read.
+    `to_train`, none is read. A loader that is named must be installed here where they are.
     """
     dataset = load_dataset(
         data.name,
@@ -68,7 +68,9 @@ def load_data(data: DataConfig, staging: str | None = None, *, to_train: bool = 
     )
     if data.holdout:
         return dataset.holding_out(data.holdout)
-    return dataset.staged(staging) if to_train and isinstance(dataset, ImageFiles) else dataset
+    if not (to_train and isinstance(dataset, ImageFiles)):
+        return dataset
+    return dataset.staged(staging).loaded_by(data.loader)
 
 
 def make_context(

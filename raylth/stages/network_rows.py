@@ -10,7 +10,7 @@ RECIPE = ("lr", "batch_size", "optimizer")  # of its recipe, where it was traine
 
 MEASURED = (
     "mask_sparsity", "model_sparsity", "epochs", "test_accuracy", "test_top5", "test_loss", "train_loss", "seconds", "device",
-    "pack", "engine", "workers", "precision",
+    "pack", "engine", "workers", "precision", "loader",
 )  # fmt: skip
 
 

@@ -184,6 +184,7 @@ class Record:
             "engine": self.program.engine,
             "workers": self.context.team.size,
             "precision": self.recipe.precision,
+            "loader": self.context.train.loader,
             "curve": curve,
         }
 

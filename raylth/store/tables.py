@@ -81,6 +81,7 @@ DATASETS = {
             ("engine", pa.string()),  # by which its training steps were run
             ("workers", pa.int64()),  # processes that trained it together
             ("precision", pa.string()),  # arithmetic of its products in training
+            ("loader", pa.string()),  # that decoded its images; null: they were in memory, or an earlier version
             ("status", pa.string()),  # done, diverged or failed
             ("error", pa.string()),
         ]

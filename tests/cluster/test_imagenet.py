@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raylth.cli import data as command
-from raylth.core.data.streamed.dataset import has_ffcv
+from raylth.core.data.streamed.loaders import is_installed
 from raylth.report import load_curves, load_results
 from tests.pictures import write_pictures
 
@@ -22,7 +22,7 @@ def converted(tmp_path_factory):
     return target
 
 
-@pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed: make ffcv")
+@pytest.mark.skipif(not is_installed("ffcv"), reason="FFCV is not installed: make ffcv")
 def test_the_smoke_sweep_ends_with_a_report(converted, tmp_path):
     words = [sys.executable, "-m", "raylth.sweep", str(SWEEP), f"data.root={converted}", f"storage={tmp_path}/store"]
     words += ["sparse.sparsities=[0.36]", "dense.epochs=1", "dense.warmup_epochs=0"]
@@ -35,6 +35,7 @@ def test_the_smoke_sweep_ends_with_a_report(converted, tmp_path):
     assert rows["test_top5"].between(rows["test_accuracy"], 100).all()
     assert (rows["test_top5"] > rows["test_accuracy"]).any()
     assert set(rows["model"]) == {"resnet50"}
+    assert set(rows["loader"]) == {"ffcv"}, "what decoded the images"
     assert load_curves(tmp_path / "store")["train_loss"].notna().all()
     assert list((tmp_path / "store/runs").glob("*/report/report.html"))
     again = subprocess.run(words, capture_output=True, text=True, timeout=100, check=True)
@@ -49,3 +50,12 @@ def test_files_that_are_not_there_are_one_line(tmp_path):
         f"data.root: {tmp_path}/train.beton: no such file; `python -m raylth.data imagenet SRC DST` writes it" in done.stderr
     )
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(is_installed("dali"), reason="DALI is installed")
+def test_a_loader_that_is_not_there_is_one_line(converted, tmp_path):
+    words = [sys.executable, "-m", "raylth.sweep", str(SWEEP), f"data.root={converted}", f"storage={tmp_path}/store"]
+    done = subprocess.run([*words, "data.loader=dali"], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "data.loader: dali is not installed on this machine (pip install 'raylth[dali]'; docs/guides/imagenet.md)" in line

@@ -153,6 +153,11 @@ class Split(ABC):
     mean: Tensor | None  # (C, 1, 1), in the units of the samples
     std: Tensor | None
 
+    @property
+    def loader(self) -> str | None:
+        """What decodes its images, where they stay in files."""
+        return None
+
     def __len__(self) -> int:
         return len(self.y)
 

@@ -14,11 +14,11 @@ from raylth.core.data import DataError, MissingData, check_dataset, cifar10, loa
 from raylth.core.data.decode import BrokenImage, decode
 from raylth.core.data.parquet import TEST, TRAIN, VALIDATION, split_files
 from raylth.core.data.streamed.beton import Beton
-from raylth.core.data.streamed.dataset import has_ffcv
+from raylth.core.data.streamed.loaders import is_installed
 from raylth.core.data.streamed.sources import FolderSource, open_source
 from tests.pictures import picture
 
-needs_ffcv = pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed: make ffcv")
+needs_ffcv = pytest.mark.skipif(not is_installed("ffcv"), reason="FFCV is not installed: make ffcv")
 SPLITS = [[TRAIN], [VALIDATION, TEST]]
 
 

@@ -1,4 +1,4 @@
-"""Images that stay in .beton files: written, verified, read by FFCV and by PIL, with the same crops in any order."""
+"""Images that stay in .beton files: written, verified, their crops, their copies on machines; test_loaders.py reads them."""
 
 import dataclasses
 import io
@@ -29,34 +29,12 @@ from raylth.core.data import DataError, load_dataset
 from raylth.core.data.decode import decode
 from raylth.core.data.streamed.beton import HEADER, JPEG, RAW, Beton
 from raylth.core.data.streamed.crops import RATIO, SCALE, random_resized_crop
-from raylth.core.data.streamed.dataset import has_ffcv, stage
-from raylth.core.data.streamed.pil_reader import PilImages
+from raylth.core.data.streamed.dataset import stage
+from raylth.core.data.streamed.loaders import is_installed
 from raylth.core.data.streamed.sources import FolderSource, open_source
-from raylth.core.models import init_model
-from raylth.core.training.loop import Recipe, train
-from tests.pictures import write_pictures
+from tests.core.data.conftest import NUM_TRAIN, NUM_VAL, load
 
-needs_ffcv = pytest.mark.skipif(not has_ffcv(), reason="FFCV is not installed: make ffcv")
-NUM_TRAIN, NUM_VAL = 45, 12
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    write_pictures(root, NUM_TRAIN, NUM_VAL)
-    return root
-
-
-@pytest.fixture(scope="session")
-def converted(folder, tmp_path_factory):
-    target = tmp_path_factory.mktemp("beton")
-    assert command.main(["imagenet", str(folder), str(target), "--max-side", "128", "--workers", "2"]) == 0
-    return target
-
-
-def load(converted, resolution=32, **counts):
-    counts = {"num_train": NUM_TRAIN, "num_test": NUM_VAL, **counts}
-    return load_dataset("imagenet", root=str(converted), resolution=resolution, **counts)
+needs_ffcv = pytest.mark.skipif(not is_installed("ffcv"), reason="FFCV is not installed: make ffcv")
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 2_000_000), st.integers(1, 600), st.integers(1, 600))
@@ -107,84 +85,6 @@ def test_what_was_written_is_what_the_source_has(folder, converted):
             assert apart == 0 if beton.stored["mode"][index] == RAW else apart < 4, name
     record = json.loads((converted / "train.beton.json").read_text())
     assert (record["samples"], record["broken"], record["made_rgb"]) == (NUM_TRAIN, [], 3)
-
-
-@needs_ffcv
-@pytest.mark.parametrize("key", [None, 99])
-@pytest.mark.parametrize("resolution", [24, 64])
-def test_ffcv_and_pil_read_the_same_images(converted, resolution, key):
-    """Apart by how JPEG and resizing round, of 255: 2 on average over an image, and 6 in the worst."""
-    from raylth.core.data.streamed.ffcv_reader import FfcvImages
-
-    beton, order = Beton(converted / "train.beton"), np.random.default_rng(1).permutation(NUM_TRAIN)
-    found = []
-    for kind in (FfcvImages, PilImages):
-        reader = kind(beton, resolution, 0.875, torch.device("cpu"))
-        batches = [images.clone() for images in reader.batches(order, 8, key)]
-        assert [len(images) for images in batches] == [8] * 5 + [5], "the last batch is smaller"
-        found.append(torch.cat(batches).float())
-    apart = (found[0] - found[1]).abs().mean((1, 2, 3))
-    assert float(apart.mean()) < 2
-    assert float(apart.max()) < 6
-
-
-@pytest.mark.parametrize("with_ffcv", [pytest.param(True, marks=needs_ffcv), False])
-def test_an_epoch_is_the_same_from_any_step_on_and_in_any_company(converted, monkeypatch, with_ffcv):
-    monkeypatch.setattr("raylth.core.data.streamed.dataset.has_ffcv", lambda: with_ffcv)
-    train, test = load(converted).splits("cpu")
-    options = {"augment": "resized_crop"}
-    whole = list(train.epoch([3], 0, 8, **options))
-    assert [len(y) for _, y in whole] == [8] * 5 + [5]
-    for (x, y), (again, labels) in zip(whole[2:], train.epoch([3], 0, 8, first=2, **options), strict=True):
-        assert torch.equal(x, again)
-        assert torch.equal(y, labels)
-    for (x, y), (both, labels) in zip(whole, train.epoch([3, 4], 0, 8, **options), strict=True):
-        assert torch.equal(x, both[0::2])
-        assert torch.equal(y, labels[0::2])
-    parts = [train.epoch([3], 0, 8, part=(number, 7), **options) for number in range(7)]  # two have none of the last batch
-    for (x, y), *shares in zip(whole, *parts, strict=True):
-        assert torch.equal(x, torch.cat([share for share, _ in shares]))
-        assert torch.equal(y, torch.cat([labels for _, labels in shares]))
-    other, plain = next(train.epoch([3], 1, 8, **options)), next(train.epoch([3], 0, 8))
-    assert not torch.equal(whole[0][0], other[0]), "another epoch has other crops"
-    assert torch.equal(whole[0][1], plain[1]), "the order does not depend on the augmentation"
-    assert whole[0][0].is_contiguous(memory_format=torch.channels_last)
-    x, y = (torch.cat(parts) for parts in zip(*test.batches(5), strict=True))
-    assert x.shape == (NUM_VAL, 3, 32, 32)
-    assert y.tolist() == sorted(y.tolist()), "evaluation goes through the file in order"
-    some, fewer = test.take(7), test.take(7).take(3)
-    assert torch.equal(test.take(3).probe(3), fewer.probe(3)), "fewer lie among more"
-    for split in (some, fewer):
-        places = [int((x == image).flatten(1).all(1).nonzero()) for image in split.probe(len(split))]
-        assert places == sorted(places), "they are read in the order of the file"
-        assert torch.equal(split.y, y[places])
-    assert some.y.bincount(minlength=1000)[:3].sort().values.tolist() == [2, 2, 3], "classes in proportion"
-    thirds = [torch.cat([labels for _, labels in test.batches(5, (number, 3))]) for number in range(3)]
-    assert torch.equal(torch.cat(thirds), y)
-
-
-@pytest.mark.parametrize("with_ffcv", [pytest.param(True, marks=needs_ffcv), False])
-def test_progressive_resizing_trains_at_one_size_after_the_other_and_resumes_with_the_same_bits(
-    converted, monkeypatch, with_ffcv
-):
-    monkeypatch.setattr("raylth.core.data.streamed.dataset.has_ffcv", lambda: with_ffcv)
-    split, sides, states = load(converted, 96).splits("cpu")[0], [], []
-    recipe = Recipe(epochs=4, lr=0.01, batch_size=16, drop_last=False, first_resolution=32, resolution_ramp=(0.0, 0.75))
-
-    def network():
-        model = init_model(1, "resnet50", width=0.125, num_classes=10, in_shape=(3, 96, 96))
-        model.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]))
-        return model
-
-    def on_step(completed, step, snapshot):
-        if (completed, step) == (2, 1):
-            states.append(snapshot())
-
-    whole, again = network(), network()
-    losses = train(whole, split, recipe, seed=4, augment="resized_crop", on_step=on_step)
-    assert sides == [32] * 3 + [64] * 3 + [64] * 3 + [96] * 3
-    assert train(again, split, recipe, seed=4, augment="resized_crop", state=states[0]) == losses
-    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
 
 
 @needs_ffcv

@@ -6,7 +6,7 @@ function, compiled.
 
 import math
 
-__all__ = ["center_crop", "random_resized_crop"]
+__all__ = ["center_crop", "random_resized_crop", "window"]
 
 WORD = 0xFFFFFFFF
 TRIES = 10
@@ -62,3 +62,10 @@ def center_crop(height: int, width: int, share: float) -> tuple[int, int, int, i
     """Return (top, left, height, width) of the central square whose side is `share` of the shorter one."""
     side = max(1, int(share * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+def window(key: int | None, index: int, height: int, width: int, share: float) -> tuple[int, int, int, int, bool]:
+    """Return (top, left, height, width) and whether it is flipped: drawn by `key`, or the centre where that is None."""
+    if key is None:
+        return (*center_crop(height, width, share), False)
+    return random_resized_crop(key, index, height, width, SCALE, RATIO)

@@ -1,18 +1,15 @@
-"""Data sets whose images stay in .beton files: read and decoded a batch at a time, by FFCV where it is installed."""
+"""Data sets whose images stay in .beton files: read and decoded a batch at a time, by one of several loaders."""
 
 import dataclasses
 import fcntl
 import hashlib
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,25 +19,13 @@ from raylth.core.data.dataset import WHOLE, DataError, Dataset, Drawn, Place, Sp
 from raylth.core.data.prefetch import to_device
 from raylth.core.data.streamed.beton import Beton
 from raylth.core.data.streamed.files import copy, is_remote, locate_file
+from raylth.core.data.streamed.loaders import AUTO, Reader, chosen_loader, make_reader
 from raylth.core.data.subset import stratified_order
 
-__all__ = ["CENTER_SHARE", "ImageFiles", "StreamedSplit", "has_ffcv", "stage"]
+__all__ = ["CENTER_SHARE", "ImageFiles", "StreamedSplit", "stage"]
 
 CENTER_SHARE = 224 / 256  # of the shorter side, in evaluation
 KEYS = 2**31  # of epochs' draws
-
-
-class Reader(Protocol):
-    """What decodes a file's images."""
-
-    def batches(self, order: np.ndarray, batch_size: int, key: int | None) -> Iterator[Tensor]:
-        """Yield (B, H, W, 3) uint8: cropped and flipped by `key`, or centres; a batch may be overwritten after the next."""
-
-
-@cache
-def has_ffcv() -> bool:
-    """Whether FFCV reads the images here; without it PIL does, several times slower."""
-    return importlib.util.find_spec("ffcv") is not None
 
 
 @dataclass(frozen=True)
@@ -58,6 +43,7 @@ class ImageFiles(Dataset):
     num_test: int | None = None
     seen: tuple[str, ...] = ()  # fingerprints of the files where the sweep was started; other machines must have the same
     staging: str | None = None  # folder of each machine to which the files are copied before they are read
+    loader: str = AUTO  # what decodes the images, or "auto": the fastest that a machine has; no part of the fingerprint
 
     @property
     def bytes(self) -> int:
@@ -97,6 +83,11 @@ class ImageFiles(Dataset):
             folder = str(Path(folder).absolute()) if is_filled_in else folder  # each machine has a home of its own
         return dataclasses.replace(self, staging=folder)
 
+    def loaded_by(self, loader: str) -> "ImageFiles":
+        """Have the images decoded by the loader of that name, or "auto"; DataError when this machine does not have it."""
+        chosen_loader(loader)
+        return dataclasses.replace(self, loader=loader)
+
     def fingerprint(self) -> str:
         """Return a SHA-256 of both files' tables (sizes, labels, places), and of how they are read."""
         digest = hashlib.sha256(f"{self.resolution} {self.num_train} {self.num_test} {CENTER_SHARE}".encode())
@@ -117,19 +108,13 @@ class ImageFiles(Dataset):
         labels, order = torch.tensor(beton.labels), torch.from_numpy(stratified_order(beton.labels, name))
         mean, std = normalisation(self.mean, self.std, device, 4)
         where = torch.device(device)
+        loader = chosen_loader(self.loader)
 
         def reader(resolution: int) -> Reader:
-            if has_ffcv():
-                threads = torch.get_num_threads()
-                from raylth.core.data.streamed.ffcv_reader import FfcvImages  # FFCV sets it to 1
+            return make_reader(loader, beton, resolution, CENTER_SHARE, where)
 
-                torch.set_num_threads(threads)
-                return FfcvImages(beton, resolution, CENTER_SHARE, where)
-            from raylth.core.data.streamed.pil_reader import PilImages
-
-            return PilImages(beton, resolution, CENTER_SHARE, where)
-
-        whole = StreamedSplit(labels.to(device), mean, std, self.resolution, cache(reader), torch.arange(len(beton)), order)
+        places = torch.arange(len(beton))
+        whole = StreamedSplit(labels.to(device), mean, std, self.resolution, cache(reader), places, order, loader)
         return whole.take(len(beton) if count is None else count)
 
 
@@ -170,6 +155,12 @@ class StreamedSplit(Split):
     reader: Callable[[int], Reader] = field(repr=False)  # of images of a resolution
     places: Tensor  # (N,) of the samples in the file, ascending
     order: Tensor  # (N,) of the samples, stratified
+    decoder: str  # the loader that decodes them here
+
+    @property
+    def loader(self) -> str | None:
+        """What decodes its images."""
+        return self.decoder
 
     @property
     def in_shape(self) -> tuple[int, ...]:
