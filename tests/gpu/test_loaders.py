@@ -11,7 +11,9 @@ from tests.pictures import write_pictures
 
 
 @pytest.fixture(scope="module")
-def beton(tmp_path_factory):
+def beton(device, tmp_path_factory):
+    if device.type != "cuda":
+        pytest.skip("tests/core/data/test_loaders.py is this on a CPU")
     if not is_installed("ffcv"):
         pytest.skip("FFCV, which writes the files, is not installed: make ffcv")
     source, target = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("beton")

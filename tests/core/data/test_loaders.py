@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raylth.cli import data as command
@@ -188,6 +188,9 @@ def test_a_broken_image_is_named_and_the_loader_can_be_used_on(converted, tmp_pa
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([24, 64, 224]))
+@example(202, 208, 224)  # where only OpenCV's own arithmetic finds the same pixels
+@example(204, 179, 224)
+@example(186, 244, 224)
 def test_resizing_is_opencvs_by_area(height, width, side):
     pixels = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     expected = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)

@@ -1,1 +1,1 @@
-"""Images that stay in their files: the .beton format, its writers, and two readers."""
+"""Images that stay in their files: the .beton format, its writers, and its loaders: FFCV, DALI, TorchCodec and PIL."""

@@ -1,7 +1,7 @@
 """FFCV's file format (.beton, version 2), read without FFCV: sizes, labels, and the bytes of single samples.
 
-A file that was cut short or is something else is named in one line before any loader meets it; and where FFCV is not
-installed, these are the images that the slower loader decodes.
+A file that was cut short or is something else is named in one line before any loader meets it; and from here the loaders
+other than FFCV have their images.
 """
 
 import hashlib
