@@ -12,6 +12,7 @@ second process that reads the same file costs. `--images` of FOLDER (a folder pe
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -203,6 +204,7 @@ def main() -> None:
             "versions": {name: version(package) for name, package in PACKAGES.items() if is_installed(name)},
             "files": written,
             "images": options.images,
+            "load_average": os.getloadavg(),  # of one minute, five and fifteen: whether the machine did other things
             **measure_memory(folder, options.images),
             "hardware": describe(),
         }
