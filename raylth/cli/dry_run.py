@@ -10,6 +10,7 @@ from rich.text import Text
 from raylth.config.load import BadSweep
 from raylth.config.sweep import SweepConfig
 from raylth.core.data import DATASETS, MissingData, check_dataset
+from raylth.core.data.streamed.dataset import ImageFiles
 from raylth.driver.prepare import check_space, in_hours, plan_of, scan_of, share_of, tried
 from raylth.driver.run_record import Run
 from raylth.driver.run_search import final_of, what_is_searched
@@ -49,6 +50,8 @@ def print_check(config: SweepConfig) -> None:
     plan = plan_of(chosen)
     tried(plan, Store(config.storage))
     dataset = load_data(chosen.data.model_copy(update={"download": False}), to_train=False)
+    if isinstance(dataset, ImageFiles):
+        dataset = dataset.loaded_by(chosen.data.loader)
     print(f"data {chosen.data.name}")
     for line in describe_data(plan, dataset):
         print(f"  {line}")

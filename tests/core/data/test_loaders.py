@@ -1,18 +1,20 @@
 """Every loader reads the same crops of a .beton file, in any order and from any step on; which one is used, and said."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
-import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from raylth.cli import check
 from raylth.cli import data as command
 from raylth.config.data import DataConfig
 from raylth.core.data import DataError
@@ -193,6 +195,7 @@ def test_a_broken_image_is_named_and_the_loader_can_be_used_on(converted, tmp_pa
 @example(186, 244, 224)
 def test_resizing_is_opencvs_by_area(height, width, side):
     pixels = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    cv2 = pytest.importorskip("cv2", reason="OpenCV comes with FFCV: make ffcv")
     expected = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
     found = resize_by_area(torch.from_numpy(pixels), side)
     assert int((found.int() - torch.from_numpy(expected).int()).abs().max()) <= 1
@@ -230,6 +233,23 @@ def test_a_loader_that_is_not_installed_is_one_line_on_the_driver_and_on_a_worke
     with pytest.raises(DataError) as caught:
         data.splits("cpu")
     assert str(caught.value) == expected
+
+
+def test_a_check_tries_the_loader_that_is_named(converted, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data = {"name": "imagenet", "root": str(converted), "num_train": NUM_TRAIN, "num_test": NUM_VAL, "resolution": 32}
+    settings = {
+        "data": {**data, "loader": "torchcodec"}, "model": {"name": "resnet50", "widths": [0.125]}, "dense": {"batch_size": 8},
+        "sparse": {"arms": ["naive"], "batch_size": 8}, "connect": None, "match": {"samples": 16},
+    }  # fmt: skip
+    sweep = tiny_sweep(**settings)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(sweep.model_dump(mode="json", exclude_defaults=True)))
+    if is_installed("torchcodec"):
+        assert check.main(["own.yaml"]) == 0
+        assert f"training: {NUM_TRAIN} samples of shape (3, 32, 32)" in capsys.readouterr().out
+    having(monkeypatch, "pil")
+    assert check.main(["own.yaml"]) == 2
+    assert re.match(r"own\.yaml:\d+: data\.loader: torchcodec is not installed on this machine", capsys.readouterr().err)
 
 
 def test_a_loader_that_cannot_be_loaded_is_one_line(converted, monkeypatch):
