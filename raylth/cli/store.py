@@ -10,9 +10,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from raylth.common.exit_codes import ExitCode, describe
-from raylth.driver.progress import read_status, state_of
+from raylth.driver.progress import load_status, state_of
 from raylth.store import Store, leased
 from raylth.store.needs import Usage, remove_artefacts, remove_run
+from raylth.store.run_files import RunFileBroken
 
 __all__ = ["main", "make_parser"]
 
@@ -149,5 +150,8 @@ def _counted(keys: Collection[str], usage: Usage) -> str:
 
 
 def _state(store: Store, run: str) -> str:
-    status = read_status(store.root / "runs" / run)
+    try:
+        status = load_status(store.root / "runs" / run)
+    except (OSError, RunFileBroken):
+        return "unreadable"
     return "unknown" if status is None else state_of(status)
