@@ -8,7 +8,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from raylth.report.labels import readable
 from raylth.report.sections import figures_of
-from raylth.serve.data import read_frames
+from raylth.serve.data import read_frames, reason_of
 from raylth.store import Location
 
 __all__ = ["figures_data"]
@@ -30,8 +30,8 @@ def figures_data(run: Location) -> dict[str, list[dict[str, Any]]]:
             with entry.guarded("figure"):
                 figure, svg = entry.make(frames, entry.title), io.BytesIO()
                 FigureCanvasSVG(figure).print_svg(svg)
-        except ValueError as error:
-            missing.append({"title": entry.title, "reason": str(error)})
+        except Exception as error:  # a fault of one figure hides no other one
+            missing.append({"title": readable(entry.title), "reason": readable(reason_of(error))})
             continue
         width, height = (round(96 * side) for side in figure.get_size_inches())
         picture = base64.b64encode(svg.getvalue()).decode()
