@@ -78,7 +78,7 @@ def _read(place: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """
     folder, found, broken = locate(place.rstrip("/") or "/"), {}, []
     is_run = (folder / "status.json").exists()
-    for run in [folder] if is_run else [folder / "runs" / name for name in (folder / "runs").names()]:
+    for run in [folder] if is_run else [folder / "runs" / name for name in (folder / "runs").names(also_empty=True)]:
         try:
             status = load_status(run)
         except StorageUnreachable:

@@ -48,7 +48,7 @@ def find_run(store: str | Path, sweep: str) -> Location:
     """
     place = locate(store)
     runs = {}
-    for name in (place / "runs").names():
+    for name in (place / "runs").names(also_empty=True):
         try:
             manifest = load_manifest(place / "runs" / name)
             runs[name] = (str(manifest.get("written", "")), str(manifest["config"].get("name")))

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 from typing import Any
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -15,6 +16,8 @@ __all__ = ["figures_data"]
 
 INTERACTIVE = ("accuracy_vs_rewind", "accuracy_vs_sparsity", "difference", "learning_curves", "lines")
 
+DRAWING = threading.Lock()  # matplotlib is for one thread at a time
+
 
 def figures_data(run: Location) -> dict[str, list[dict[str, Any]]]:
     """Return the figures that the browser does not draw, as SVG in base64, and those that there are none of, with reasons."""
@@ -27,7 +30,7 @@ def figures_data(run: Location) -> dict[str, list[dict[str, Any]]]:
         if entry.name in INTERACTIVE:
             continue
         try:
-            with entry.guarded("figure"):
+            with DRAWING, entry.guarded("figure"):
                 figure, svg = entry.make(frames, entry.title), io.BytesIO()
                 FigureCanvasSVG(figure).print_svg(svg)
         except Exception as error:  # a fault of one figure hides no other one

@@ -15,7 +15,7 @@ UNREADABLE = "cannot be read"  # the state of a run with a file that is harmed, 
 
 def sweeps_of(store: Location) -> list[dict[str, Any]]:
     """Return the progress of every run of a store, the last reported first, without stages and reasons."""
-    found = [progress_of(store / "runs" / name) for name in (store / "runs").names()]
+    found = [progress_of(store / "runs" / name) for name in (store / "runs").names(also_empty=True)]
     short = [{name: run[name] for name in run if name not in ("stages", "failures")} for run in found if run is not None]
     return sorted(short, key=lambda run: (-(run["reported"] or 0.0), run["run"]))
 
