@@ -1,4 +1,4 @@
-"""The page in a real browser where something is wrong: late answers, answers that cannot be shown, runs that cannot be read."""
+"""The page in a real browser where something is wrong: late answers, faults of its own, runs that cannot be read."""
 
 import numpy as np
 
