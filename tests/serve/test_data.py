@@ -261,14 +261,16 @@ def test_results_that_cannot_be_read_are_a_note_whatever_the_exception(tmp_path)
     assert note.startswith("The results cannot be read: TypeError: ")
 
 
-def test_a_run_whose_stages_all_failed_has_no_note(tmp_path):
+@pytest.mark.parametrize("has_curves", [True, False])
+def test_a_run_whose_stages_all_failed_has_no_note(tmp_path, has_curves):
     store = locate(tmp_path)
     rows = [{**row, "status": "failed", "error": "RuntimeError: no", "test_accuracy": None}
             for row in stores.study_rows(STUDY) if row["stage"] == "dense"]  # fmt: skip
     run = store / "runs" / STUDY
     for lost in (rows, []):
         write_table(store, "results", STUDY, lost, stores.manifest_of(STUDY))
-        write_table(store, "curves", STUDY, [], stores.manifest_of(STUDY))
+        if has_curves:
+            write_table(store, "curves", STUDY, [], stores.manifest_of(STUDY))
         stores.write_json(run / "manifest.json", stores.manifest_of(STUDY))
         found = json.loads(json.dumps(run_data(run), allow_nan=False))
         assert found["notes"] == []
