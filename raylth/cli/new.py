@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from raylth.common.exit_codes import ExitCode, describe
 from raylth.common.importing import uncollected
 from raylth.common.registry import nearest
 from raylth.common.shipped import shipped, sweep_names
+from raylth.store import write_atomically
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -61,17 +63,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join(sweep_names())
         return _refused(f"--from: no sweep {options.start!r}{nearest(options.start, sweep_names())} (known: {known})")
     text = commented((shipped("sweeps") / f"{options.start}.yaml").read_text(), options.name, options.start)
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        return _refused(f"{target} is there already: choose another name, or remove it")
-    except OSError as error:
-        return _refused(f"{target}: {error.strerror or error}")
     # not the package's own file: an installed plug-in's names are completed too
-    target.with_name(SCHEMA).write_text(json.dumps(SweepConfig.model_json_schema(), indent=2) + "\n", encoding="utf-8")
+    schema = json.dumps(SweepConfig.model_json_schema(), indent=2) + "\n"
+    try:
+        _write_both(target, text, target.with_name(SCHEMA), schema)
+    except ValueError as error:
+        return _refused(str(error))
+    except OSError as error:
+        return _refused(f"{error.filename}: {error.strerror}")
     print(f"{target}: what it costs: raylth sweep {target} --dry-run; run it: raylth sweep {target}")
     return ExitCode.OK
+
+
+def _write_both(target: Path, text: str, beside: Path, schema: str) -> None:
+    """Write a sweep file and its schema, each whole, or neither; ValueError where one would replace a file."""
+    if os.path.lexists(target):
+        raise ValueError(f"{target} is there already: choose another name, or remove it")
+    is_there = os.path.lexists(beside)
+    if is_there and beside.read_text(encoding="utf-8", errors="replace") != schema:
+        raise ValueError(
+            f"{beside} is there already with other content (another version's, or with other plug-ins): remove it, which "
+            "has it written anew"
+        )
+    if not is_there:
+        _write(beside, schema)
+    try:
+        _write(target, text)
+    except OSError:
+        if not is_there:
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:  # which may name the temporary file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _refused(why: str) -> int:

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from raylth.common import signals
 from raylth.common.exit_codes import ExitCode, describe
-from raylth.driver.progress import STATES, duration, process_has_ended, read_status, speed, state_of, used_text
-from raylth.store import locate
+from raylth.driver.progress import STATES, duration, load_status, process_has_ended, speed, state_of, used_text
+from raylth.store import StorageUnreachable, locate
+from raylth.store.run_files import RunFileBroken
 
 __all__ = ["main", "make_parser"]
 
@@ -45,8 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
-        found = _read(options.store)
+        found, broken = _read(options.store)
+        for problem in broken:
+            print(problem, file=sys.stderr)
         if not found:
+            if broken:
+                return ExitCode.BAD_INPUT
             print(
                 f"{options.store}: no sweep has run here; expected {options.store}/runs/<sweep>/status.json", file=sys.stderr
             )
@@ -66,14 +71,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitCode.OK
 
 
-def _read(place: str) -> dict[str, dict[str, Any]]:
-    """Return the status of each run of a store, or of the one run that is named, the newest last."""
-    folder = locate(place.rstrip("/") or "/")
-    if (status := read_status(folder)) is not None:
-        return {folder.name: status}
-    runs = folder / "runs"
-    found = {name: status for name in runs.names() if (status := read_status(runs / name)) is not None}
-    return dict(sorted(found.items(), key=lambda item: item[1]["time"]))
+def _read(place: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the status of each run of a store, or of the one run that is named, the newest last; a line for each unreadable.
+
+    Raises OSError where the store does not answer.
+    """
+    folder, found, broken = locate(place.rstrip("/") or "/"), {}, []
+    is_run = (folder / "status.json").exists()
+    for run in [folder] if is_run else [folder / "runs" / name for name in (folder / "runs").names(also_empty=True)]:
+        try:
+            status = load_status(run)
+        except StorageUnreachable:
+            raise
+        except (OSError, RunFileBroken) as error:
+            broken.append(f"{run.name}: cannot be read: {error}")
+            continue
+        if status is not None:
+            found[run.name] = status
+    return dict(sorted(found.items(), key=lambda item: item[1]["time"])), broken
 
 
 def _watch(place: str, found: dict[str, dict[str, Any]]) -> int:
@@ -87,7 +102,7 @@ def _watch(place: str, found: dict[str, dict[str, Any]]) -> int:
             live.update(Group(*(part for name in found if name in shown for part in _parts(name, found[name]))), refresh=True)
             time.sleep(EVERY)
             with contextlib.suppress(OSError):  # of a store that does not answer now: what was read last stays
-                found |= _read(place)
+                found |= _read(place)[0]
     for name in (name for name in found if name in shown):
         _show(console, name, found[name])
     return ExitCode.OK
@@ -105,29 +120,34 @@ def _show(console: Console, name: str, status: dict[str, Any]) -> None:
 def _parts(name: str, status: dict[str, Any]) -> Iterator[RenderableType]:
     """Yield what is shown of a run: a table, and lines."""
     state, ago = state_of(status), duration(max(0.0, time.time() - status["time"]))
-    table = Table(title=f"{name}: {state}, reported {ago} ago by {status['host']}", title_justify="left")
+    by = f" by {status['host']}" if status.get("host") else ""
+    table = Table(title=f"{name}: {state}, reported {ago} ago{by}", title_justify="left")
     table.add_column("stage")
     for heading in STATES:
         table.add_column(heading, justify="right")
-    for kind, counts in status["stages"].items():
+    for kind, counts in status.get("stages", {}).items():
         table.add_row(kind, *(str(counts.get(heading, 0)) for heading in STATES))
     yield table
-    line = f"{speed(status['epochs_per_second'])}, elapsed {duration(status['elapsed_seconds'])}"
-    if state == "running" and status["left_seconds"] is not None:
-        line += f", about {duration(status['left_seconds'])} left"
-    yield Text(line)
+    pace = [speed(status["epochs_per_second"])] if "epochs_per_second" in status else []
+    pace += [f"elapsed {duration(status['elapsed_seconds'])}"] if "elapsed_seconds" in status else []
+    if state == "running" and status.get("left_seconds") is not None:
+        pace.append(f"about {duration(status['left_seconds'])} left")
+    if pace:
+        yield Text(", ".join(pace))
     if status.get("note"):
         yield Text(status["note"])
     if used := used_text(status):
         yield Text(f"used so far: {used}")
-    if status["incidents"]:
+    if status.get("incidents"):
         counted = ", ".join(f"{times} {cause}" for cause, times in sorted(status["incidents"].items()))
         yield Text(f"workers that ended: {counted}")
-    for entry in status["errors"]:
-        blocks = f"; blocks {entry['blocks']}" if entry["blocks"] else ""
-        yield Text(f"{entry['state']}: {entry['stage']}: {entry['error']}{blocks}", style="red")
-    if status["num_errors"] > len(status["errors"]):
-        yield Text(f"and {status['num_errors'] - len(status['errors'])} more")
+    errors = status.get("errors", [])
+    for entry in errors:
+        blocks = f"; blocks {entry['blocks']}" if entry.get("blocks") else ""
+        said = ": ".join(str(entry.get(name, "")) for name in ("state", "stage", "error"))
+        yield Text(f"{said}{blocks}", style="red")
+    if (more := status.get("num_errors", 0) - len(errors)) > 0:
+        yield Text(f"and {more} more")
     if state == "lost":
         why = (
             f"process {status['process']['pid']} has ended"

@@ -10,9 +10,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from raylth.common.exit_codes import ExitCode, describe
-from raylth.driver.progress import read_status, state_of
+from raylth.driver.progress import load_status, state_of
 from raylth.store import Store, leased
 from raylth.store.needs import Usage, remove_artefacts, remove_run
+from raylth.store.run_files import RunFileBroken, is_run
 
 __all__ = ["main", "make_parser"]
 
@@ -58,14 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         store = Store(options.store)
         usage = Usage.read(store)
-        if not usage.needs:
+        runs = [name for name in usage.needs if is_run(store.root / "runs" / name)]  # other files may lie there, too
+        if not runs:
             raise Refused(f"no sweep has run here; expected {options.store}/runs/<run>")
         if options.action == "list":
-            _list(store, usage, as_json=options.json)
+            _list(store, usage, runs, as_json=options.json)
         elif options.action == "gc":
             _collect(store, usage, is_sure=options.yes)
         else:
-            _remove(store, usage, options.run, is_sure=options.yes)
+            _remove(store, usage, runs, options.run, is_sure=options.yes)
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:
@@ -74,18 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitCode.OK
 
 
-def _list(store: Store, usage: Usage, *, as_json: bool) -> None:
-    held = [_held(usage, name) for name in usage.needs]
-    states = {name: _state(store, name) for name in usage.needs}
+def _list(store: Store, usage: Usage, runs: Sequence[str], *, as_json: bool) -> None:
+    held = [_held(usage, name) for name in runs]
+    states = {name: _state(store, name) for name in runs}
     if as_json:
-        for name, counts in zip(usage.needs, held, strict=True):
+        for name, counts in zip(runs, held, strict=True):
             found = dict.fromkeys(COUNTS) if counts is None else dict(zip(COUNTS, counts, strict=True))
             print(json.dumps({"run": name, "state": states[name], **found}))
         return
     table = Table()
     for heading in ("run", "state", "artefacts", "size", "shared with others"):
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
-    for name, counts in zip(usage.needs, held, strict=True):
+    for name, counts in zip(runs, held, strict=True):
         cells = ["not recorded", "?", "?"]
         if counts is not None:
             needed, there, size, shared = counts
@@ -118,9 +120,9 @@ def _collect(store: Store, usage: Usage, *, is_sure: bool) -> None:
         _say_kept(remove_artefacts(store, unneeded))
 
 
-def _remove(store: Store, usage: Usage, run: str, *, is_sure: bool) -> None:
-    if run not in usage.needs:
-        raise Refused(f"no run {run!r} (there are {', '.join(usage.needs)})")
+def _remove(store: Store, usage: Usage, runs: Sequence[str], run: str, *, is_sure: bool) -> None:
+    if run not in runs:
+        raise Refused(f"no run {run!r} (there are {', '.join(runs)})")
     if _state(store, run) == "running":
         raise Refused(f"{run} is running: stop it first")
     keys = usage.only_of(run)
@@ -149,5 +151,8 @@ def _counted(keys: Collection[str], usage: Usage) -> str:
 
 
 def _state(store: Store, run: str) -> str:
-    status = read_status(store.root / "runs" / run)
+    try:
+        status = load_status(store.root / "runs" / run)
+    except (OSError, RunFileBroken):
+        return "unreadable"
     return "unknown" if status is None else state_of(status)

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from raylth.store import Location
 from raylth.store.process import has_ended, this_process
+from raylth.store.run_files import STATUS, RunFileBroken, read_run_file
 
 if TYPE_CHECKING:  # `raylth.status` needs no stages, which import torch
     from raylth.stages import Graph
 
-__all__ = ["STATES", "Pace", "StatusFile", "duration", "process_has_ended", "read_status", "speed", "state_of", "used_text"]
+__all__ = [
+    "STATES", "Pace", "StatusFile", "duration", "load_status", "process_has_ended", "read_status", "speed", "state_of",
+    "used_text",
+]  # fmt: skip
 
 STATES = ("waiting", "running", "done", "diverged", "failed", "blocked")  # of a stage in a Graph, as columns of a table
 WINDOW = 30.0  # seconds over which the speed is measured
@@ -132,13 +136,23 @@ class StatusFile:
             self.path.write(json.dumps(status, indent=1).encode())
 
 
+def load_status(folder: Location) -> dict[str, Any] | None:
+    """Return what a run last wrote about itself; None when it never did.
+
+    An earlier version's may lack fields other than `state` and `time`. Raises RunFileBroken where the file holds something
+    else, OSError where it cannot be read.
+    """
+    try:
+        return read_run_file(folder / "status.json", STATUS, needed=("state", "time"))
+    except FileNotFoundError:
+        return None
+
+
 def read_status(folder: Location) -> dict[str, Any] | None:
     """Return what a run last wrote about itself, None when it never did, or the file holds no complete status."""
-    try:
-        found = json.loads((folder / "status.json").read())
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) and {"state", "time"} <= found.keys() else None
+    with contextlib.suppress(RunFileBroken):
+        return load_status(folder)
+    return None
 
 
 def state_of(status: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """One network of a store's results, with all that the store knows of its provenance."""
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +23,7 @@ from raylth.stages.arrays import to_torch
 from raylth.stages.settings import NetworkSettings
 from raylth.stages.training import new_network
 from raylth.store import BrokenArtefact, Store
+from raylth.store.run_files import MANIFEST, read_run_file
 from raylth.store.tables import DATASETS as TABLES
 
 __all__ = ["Network", "Origin", "compacted", "find_network"]
@@ -97,7 +97,7 @@ def find_network(store: Store, beginning: str) -> Network:
     mask = to_torch(store.tensors(key, "mask"), "cpu") if "mask" in store.files(key) else None
     check_mask(state, mask or {})
     try:
-        manifest = json.loads((store.root / "runs" / run / "manifest.json").read())
+        manifest = read_run_file(store.root / "runs" / run / "manifest.json", MANIFEST, needed=("config",))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{store.root / 'runs' / run}: its manifest.json is missing") from error
     origin, info = _origin(store, key, manifest["config"]), DATASETS[row["dataset"]]

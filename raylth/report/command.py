@@ -80,7 +80,7 @@ def _write_all(write: Callable[[Location, Location], object], place: Location, o
 def _runs(place: Location) -> list[Location]:
     if (place / "manifest.json").exists():
         return [place]
-    runs = [place / "runs" / name for name in (place / "runs").names()]
+    runs = [place / "runs" / name for name in (place / "runs").names(also_empty=True)]
     found = [run for run in runs if (run / "manifest.json").exists()]
     if not found:
         raise FileNotFoundError(f"{place}: no sweep has written results here; expected {place}/runs/<run>/manifest.json")

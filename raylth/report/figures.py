@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raylth.arms import short_name
+from raylth.report.labels import short_names
 from raylth.report.statistics import CONFIDENCE, contrast
 from raylth.report.style import (
     ARM_COLOURS,
@@ -21,7 +21,7 @@ from raylth.report.style import (
     spread,
     tidy,
 )
-from raylth.report.tables import accuracy_table, dense_networks, finished_arms
+from raylth.report.tables import accuracy_table, dense_networks, finished_arms, lost_arms
 
 __all__ = ["accuracy_vs_rewind", "accuracy_vs_sparsity", "difference_plot"]
 
@@ -56,7 +56,9 @@ def _with_finder(cells: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
     if arms["mask_finder"].nunique() < 2:
         return cells.assign(finder="")
     cells = cells.merge(arms, on=["arm", "label"], how="left")
-    finders = cells["mask_finder"].fillna("").map(short_name)
+    lost = lost_arms(results).reindex(columns=["mask_finder"])["mask_finder"]
+    names = short_names([*arms["mask_finder"].dropna(), *lost.dropna()])  # of all that have labels
+    finders = cells["mask_finder"].map(names).fillna("")
     labels = [label.replace(f" {finder}", "", 1) for label, finder in zip(cells["label"], finders, strict=True)]
     return cells.assign(finder=finders, label=labels)
 

@@ -48,6 +48,8 @@ def curve_points(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     arms = finished_arms(results).drop_duplicates(["key", "label"])
     kinds = {"sparsity": float, "rewind_epoch": "Int64", "arm": "string"}
     networks = pd.concat([rows[[*NAMES, "key"]].astype(kinds) for rows in (dense, arms)])
+    if networks.empty or curves.empty:  # columns without values have no type, and do not merge
+        return pd.DataFrame(columns=[*NAMES, "measure", "epoch", "mean", "std", "n"])
     points = curves.reindex(columns=["key", "epoch", *MEASURES]).drop_duplicates(["key", "epoch"])
     long = points.melt(["key", "epoch"], var_name="measure").dropna(subset=["value"])
     long = long[long.groupby(["key", "measure"])["epoch"].transform("size") > 1]

@@ -1,7 +1,7 @@
 """Loads the results of a store or of one run as data frames."""
 
-import contextlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from raylth.common.omit import LATER, without_later
 from raylth.report.measurements import wide_measurements
-from raylth.store import Location, locate
+from raylth.store import Location, StorageUnreachable, locate
+from raylth.store.run_files import MANIFEST, read_run_file
 from raylth.store.tables import read_table
 
 __all__ = [
@@ -42,16 +43,24 @@ VARIED = {  # sections that decide what a sparse network is, and their keys that
 def find_run(store: str | Path, sweep: str) -> Location:
     """Return the folder of a sweep's run in a store, by the sweep's name: of several the last written.
 
-    Raises FileNotFoundError, with the sweeps that are there, when there is none.
+    Raises FileNotFoundError, with the sweeps that are there, when there is none. A run whose manifest is harmed is left out,
+    with a warning that names the file.
     """
     place = locate(store)
     runs = {}
-    for name in (place / "runs").names():
-        with contextlib.suppress(FileNotFoundError):
-            runs[name] = json.loads((place / "runs" / name / "manifest.json").read())
-    found = [(manifest["written"], name) for name, manifest in runs.items() if manifest["config"]["name"] == sweep]
+    for name in (place / "runs").names(also_empty=True):
+        try:
+            manifest = load_manifest(place / "runs" / name)
+            runs[name] = (str(manifest.get("written", "")), str(manifest["config"].get("name")))
+        except FileNotFoundError:
+            continue
+        except StorageUnreachable:
+            raise
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{error}: left out", stacklevel=2)
+    found = [(written, name) for name, (written, of) in runs.items() if of == sweep]
     if not found:
-        there = ", ".join(sorted({manifest["config"]["name"] for manifest in runs.values()})) or "none"
+        there = ", ".join(sorted({of for _, of in runs.values()})) or "none"
         raise FileNotFoundError(f"{place}: no run of the sweep {sweep!r} here; there are: {there}")
     return place / "runs" / max(found)[1]
 
@@ -59,14 +68,13 @@ def find_run(store: str | Path, sweep: str) -> Location:
 def load_manifest(run_dir: str | Path | Location) -> dict[str, Any]:
     """Load the manifest of one run's folder, `<store>/runs/<run>`: settings, versions, what was done and what was not.
 
-    Raises FileNotFoundError when nothing was written there yet.
+    Raises FileNotFoundError when nothing was written there yet, ValueError, which names the file, when it is harmed.
     """
     run = run_dir if isinstance(run_dir, Location) else locate(run_dir)
     try:
-        found: dict[str, Any] = json.loads((run / "manifest.json").read())
+        return read_run_file(run / "manifest.json", MANIFEST, needed=("config",))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{run}: no manifest.json here, so no sweep has written anything yet") from error
-    return found
 
 
 def load_results(run_dir: str | Path | Location) -> pd.DataFrame:

@@ -1,8 +1,5 @@
 """What a search tried and found: its table, its figure, and a sentence."""
 
-import json
-from typing import Any
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,6 +8,7 @@ from raylth.report.repeats import Difference, difference_of
 from raylth.report.style import SINGLE, new_figure, tidy
 from raylth.report.tables import CELL, finished_arms
 from raylth.store import Location
+from raylth.store.run_files import read_run_file
 
 __all__ = ["load_search", "search_figure", "search_findings", "search_table"]
 
@@ -27,7 +25,7 @@ def load_search(run: Location) -> pd.DataFrame:
     trial trained of its arms, `edges` the settings of a best trial that lie at the end of their range, as text.
     """
     try:
-        found: dict[str, Any] = json.loads((run / "search.json").read())
+        found = read_run_file(run / "search.json", needed=("studies", "holdout"))
     except FileNotFoundError:
         return pd.DataFrame(columns=COLUMNS)
     rows = []

@@ -5,10 +5,10 @@ import re
 import pandas as pd
 from matplotlib.figure import Figure
 
-from raylth.arms import short_name
 from raylth.report.contents import FIGURES, TABLES
 from raylth.report.display import View, as_view
 from raylth.report.entry import Entry, FigureEntry, Frames, TableEntry
+from raylth.report.labels import short_names
 from raylth.report.lost import lost_note
 from raylth.report.measurements import analyses_in, measurement_figure, measurement_table, summary_of
 from raylth.report.searches import search_findings
@@ -28,26 +28,26 @@ def findings_of(frames: Frames) -> list[str]:
 
 def figures_of(frames: Frames) -> list[FigureEntry]:
     """Return the figures that a page of these has a place for, those of analyses of one's own last."""
-    own = [_figure_of(name) for name in analyses_in(frames.measurements)]
+    own = [_figure_of(*names) for names in short_names(analyses_in(frames.measurements)).items()]
     return [entry for entry in (*FIGURES, *own) if entry.has_place(frames)]
 
 
 def tables_of(frames: Frames) -> list[TableEntry]:
     """Return all tables, those of analyses of one's own last."""
-    return [*TABLES, *(_table_of(name) for name in analyses_in(frames.measurements))]
+    return [*TABLES, *(_table_of(*names) for names in short_names(analyses_in(frames.measurements)).items())]
 
 
-def _figure_of(name: str) -> FigureEntry:
+def _figure_of(name: str, title: str) -> FigureEntry:
     def make(frames: Frames, title: str) -> Figure:
         return measurement_figure(frames.measurements, name, title)
 
-    return Entry(_file_of(name), short_name(name), summary_of(name), make, analysis=name)
+    return Entry(_file_of(name), title, summary_of(name), make, analysis=name)
 
 
-def _table_of(name: str) -> TableEntry:
+def _table_of(name: str, title: str) -> TableEntry:
     return Entry(
         _file_of(name),
-        short_name(name),
+        title,
         summary_of(name),
         lambda frames: measurement_table(frames.measurements, name),
         analysis=name,

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from raylth import __version__
 from raylth.report.templates import template
-from raylth.serve.answers import Kept, answer, as_json, tag_of, version_of
+from raylth.serve.answers import RECENT, Kept, Recent, answer, as_json, tag_of, version_of
 from raylth.serve.data import curves_data, run_data
 from raylth.serve.figures import figures_data
 from raylth.serve.guard import Guard
@@ -30,10 +30,10 @@ FOREVER = "private, max-age=31536000, immutable"  # a file whose address has its
 
 
 class Pages:
-    """The answers for one store."""
+    """The answers for one store, of which nothing is older than `recent` seconds."""
 
-    def __init__(self, store: Location) -> None:
-        self.store, self.kept = store, Kept()
+    def __init__(self, store: Location, recent: float) -> None:
+        self.store, self.kept, self.recent = store, Kept(), Recent(recent)
 
     def sweeps_page(self, request: Request) -> Response:
         """Return the page with all sweeps; it asks for their progress by itself."""
@@ -46,12 +46,12 @@ class Pages:
 
     def sweeps(self, request: Request) -> Response:
         """Return the progress of all runs."""
-        content = as_json(sweeps_of(self.store))
+        content = self.recent.read("sweeps", lambda: as_json(sweeps_of(self.store)))
         return answer(request, tag_of(content), lambda: content)
 
     def progress(self, request: Request) -> Response:
         """Return the progress of one run."""
-        content = as_json(progress_of(self._run(request)))
+        content = as_json(self._progress(self._run(request)))
         return answer(request, tag_of(content), lambda: content)
 
     def data(self, request: Request) -> Response:
@@ -80,21 +80,28 @@ class Pages:
         self, request: Request, name: str, make: Callable[[Location], Any], then: Callable[[Any], bytes] = lambda made: made
     ) -> Response:
         run = self._run(request)
-        version = version_of(run)
+        version = self.recent.read(f"version/{run.name}", lambda: version_of(run))
         return answer(request, version, lambda: then(self.kept.get(f"{name}/{run.name}", version, lambda: make(run))))
 
     def _run(self, request: Request) -> Location:
         """Return the folder of the run that an address names; 404 where there is none."""
         name = request.path_params["run"]
         run = self.store / "runs" / name
-        if not re.fullmatch(r"[^./\\\0][^/\\\0]*", name) or progress_of(run) is None:
+        if not re.fullmatch(r"[^./\\\0][^/\\\0]*", name) or self._progress(run) is None:
             raise HTTPException(404, f"no run {name!r} in this store")
         return run
 
+    def _progress(self, run: Location) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.recent.read(f"progress/{run.name}", lambda: progress_of(run))
+        return found
 
-def make_app(store: Location, token: str) -> Guard:
-    """Return the application that serves a store, read-only, to whoever has the token."""
-    pages = Pages(store)
+
+def make_app(store: Location, token: str, *, recent: float = RECENT) -> Guard:
+    """Return the application that serves a store, read-only, to whoever has the token.
+
+    All readers together have the store read once in `recent` seconds.
+    """
+    pages = Pages(store, recent)
     routes = [
         Route("/", pages.sweeps_page),
         Route("/sweeps.json", pages.sweeps),

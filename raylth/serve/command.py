@@ -6,14 +6,17 @@ import ipaddress
 import socket
 import sys
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from raylth.common import signals
 from raylth.common.exit_codes import ExitCode, describe
 from raylth.common.importing import uncollected
-from raylth.store import locate
+from raylth.store import DiskLocation, Location, locate
+from raylth.store.run_files import is_run
 
 __all__ = ["main", "make_parser"]
 
+FOLDERS = ("runs", "artefacts", "states", "searches", "results")  # a sweep makes one of these before all else
 PACKAGES = ("starlette", "uvicorn", "plotly")
 LAST_PORT = 65535
 OPEN = (
@@ -38,7 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=describe({ExitCode.OK: "ended by Ctrl-C", ExitCode.BAD_INPUT: "no such store, or an address that is taken"}),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("store", metavar="STORE", help="the store's folder or bucket (`storage` in the sweep file)")
+    text = "the store's folder or bucket (`storage` in the sweep file), or one run of it: <store>/runs/<run>"
+    parser.add_argument("store", metavar="STORE", help=text)
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on (default: this machine alone, %(default)s)"
     )
@@ -50,9 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command until Ctrl-C and return its exit status: 0, or 2 when there is nothing to serve or no such address."""
     options = make_parser().parse_args(arguments)
     try:
-        store = locate(options.store)
-        if not (store.exists() or (store / "runs").names()):
-            raise ValueError("no store here; expected a folder or a bucket that a sweep writes to (`storage` in its file)")
+        store, page = _store_and_page(options.store)
     except (OSError, ValueError) as error:
         print(f"{options.store}: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT
@@ -82,13 +84,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with listening, contextlib.suppress(KeyboardInterrupt):
         if not _is_loopback(options.host):
             print(OPEN.format(host=options.host), file=sys.stderr, flush=True)
-        print(f"http://{_named(options.host)}:{listening.getsockname()[1]}/?token={token}", flush=True)
+        print(f"http://{_named(options.host)}:{listening.getsockname()[1]}/{page}?token={token}", flush=True)
         settings = uvicorn.Config(
-            make_app(store.absolute(), token), log_level="warning", access_log=False, lifespan="off", ws="none",
+            make_app(store, token), log_level="warning", access_log=False, lifespan="off", ws="none",
             server_header=False, timeout_graceful_shutdown=1,
         )  # fmt: skip
         uvicorn.Server(settings).run(sockets=[listening])
     return ExitCode.OK
+
+
+def _store_and_page(text: str) -> tuple[Location, str]:
+    """Return the store that is named, or that the run is in which is named, and the page's address to begin with.
+
+    Raises ValueError where there is neither; a folder in which nothing is yet may become a store.
+    """
+    place = locate(text.rstrip("/") or "/").absolute()
+    if place.parent.name == "runs" and is_run(place):
+        return place.parent.parent, f"runs/{quote(place.name)}"
+    is_empty = isinstance(place, DiskLocation) and place.path.is_dir() and not place.names()
+    if is_empty or any((place / name).exists() for name in FOLDERS) or (place / "runs").names(also_empty=True):
+        return place, ""
+    if place.name == "runs" and any(is_run(place / name) for name in place.names(also_empty=True)):
+        raise ValueError(f"the runs of a store: name the store itself, {place.parent}")
+    raise ValueError("no store here; expected a folder or a bucket that a sweep writes to (`storage` in its file)")
 
 
 def _port(text: str) -> int:

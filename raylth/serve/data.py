@@ -1,5 +1,6 @@
 """What the page of a run shows of its results: points of figures and tables, as plain objects made by raylth.report."""
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from raylth.report.style import CORRECTION_STYLES, looks_of
 from raylth.report.tables import CELL
 from raylth.store import Location
 
-__all__ = ["MARKS", "cell_id", "columns_of", "curves_data", "read_frames", "run_data"]
+__all__ = ["MARKS", "cell_id", "columns_of", "curves_data", "read_frames", "reason_of", "run_data"]
 
 MARKS = {  # matplotlib's marker -> Plotly's symbol, and a character for legends
     "o": ("circle", "●"), "s": ("square", "■"), "^": ("triangle-up", "▲"), "v": ("triangle-down", "▼"), "x": ("x", "✕"),
@@ -30,60 +31,59 @@ MARKS = {  # matplotlib's marker -> Plotly's symbol, and a character for legends
 }  # fmt: skip
 DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 OTHER_MARK, OTHER_DASH = ("diamond-open", "◇"), "longdashdot"
+READING = threading.Lock()  # what is recorded of warnings is of the whole process
+NO_CELLS: dict[str, list[Any]] = {name: [] for name in (*CELL, "id")}
 LINE_KIND = [*LINE, "match_epoch", "match_samples", "mask_finder"]
 LOST = ["stage", "network", "arm", "width", "sparsity", "rewind_epoch", "replicate", "status", "error"]
 
 
 def read_frames(run: Location) -> tuple[Frames | None, list[str]]:
     """Return what a run has written, and what could not be read of it, a line each; None where nothing can be shown yet."""
-    with warnings.catch_warnings(record=True) as caught:
+    with READING, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             frames = Frames.load(run)
         except FileNotFoundError:
             return None, ["No network has finished yet: figures and tables appear here when one has."]
-        except (ValueError, KeyError) as error:  # a newer version's, or harmed
-            return None, [f"The results cannot be read: {error}"]
+        except OSError:  # the store does not answer
+            raise
+        except Exception as error:  # a newer version's, or harmed
+            return None, [f"The results cannot be read: {reason_of(error)}"]
     return frames, list(dict.fromkeys(str(one.message) for one in caught if one.category is UserWarning))
 
 
 def run_data(run: Location) -> dict[str, Any]:
     """Return all but the learning curves: what can be chosen, points of figures by column, findings and tables.
 
-    A part that cannot be made is empty, and `notes` has the reason. Values that are missing are None.
+    A part that cannot be made, whatever the reason, is empty, and `notes` has the reason. Values that are missing are None.
     """
     frames, notes = read_frames(run)
     is_empty = frames is None
     frames = frames or _no_frames()
     results = frames.results
-    empty = pd.DataFrame()
 
-    def part(make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    def part(make: Callable[[], Any], otherwise: Any) -> Any:
         try:
             return make()
-        except ValueError as error:
-            if str(error) not in notes:
-                notes.append(str(error))
-            return empty
+        except Exception as error:  # a fault of one part hides no other one
+            if (why := reason_of(error)) not in notes:
+                notes.append(why)
+            return otherwise
 
-    accuracy = part(lambda: accuracy_points(results))
-    effects = part(lambda: mean_effects(results))
-    lines = part(lambda: _lines(frames.lines))
-    tables, missing = ([], []) if is_empty else _tables(frames)
+    accuracy = part(lambda: accuracy_points(results), pd.DataFrame())
     return {
-        "arms": _arms(accuracy),
+        "arms": part(lambda: _arms(accuracy), []),
         "corrections": [{"label": name, **_look(*look)} for name, look in CORRECTION_STYLES.items()],
         "choices": {name: _distinct(accuracy, name) for name in CELL},
-        "accuracy": columns_of(_with_bars(accuracy, "mean")),
-        "dense": columns_of(part(lambda: dense_points(results))),
-        "effects": columns_of(effects),
-        "contrasts": columns_of(_with_bars(part(lambda: _contrasts(results)), "difference")),
-        "lines": columns_of(lines),
-        "curve_cells": columns_of(_curve_cells(part(lambda: curve_points(results, frames.curves)))),
-        "findings": _findings(frames, notes),
-        "lost": _view(lost_networks(results).reindex(columns=LOST) if len(results) else empty),
-        "tables": tables,
-        "missing": missing,
+        "accuracy": part(lambda: columns_of(_with_bars(accuracy, "mean")), {}),
+        "dense": part(lambda: columns_of(dense_points(results)), {}),
+        "effects": part(lambda: columns_of(mean_effects(results)), {}),
+        "contrasts": part(lambda: columns_of(_with_bars(_contrasts(results), "difference")), {}),
+        "lines": part(lambda: columns_of(_lines(frames.lines)), {}),
+        "curve_cells": part(lambda: columns_of(_curve_cells(curve_points(results, frames.curves))), NO_CELLS),
+        "findings": part(lambda: _findings(frames), []),
+        "lost": part(lambda: _view(lost_networks(results).reindex(columns=LOST)) if len(results) else None, None),
+        **({"tables": [], "missing": []} if is_empty else _tables(frames)),
         "notes": notes,
     }
 
@@ -98,7 +98,7 @@ def curves_data(run: Location) -> dict[str, dict[str, Any]]:
         return {}
     try:
         points = curve_points(frames.results, frames.curves)
-    except ValueError:  # `run_data` has the reason
+    except Exception:  # `run_data` has the reason
         return {}
     points = points.assign(lower=points["mean"] - points["std"], upper=points["mean"] + points["std"])
     found = {}
@@ -195,34 +195,37 @@ def _distinct(frame: pd.DataFrame, name: str) -> Sequence[Any]:
     return sorted(frame[name].dropna().unique().tolist()) if name in frame else []
 
 
-def _findings(frames: Frames, notes: list[str]) -> list[list[str]]:
+def _findings(frames: Frames) -> list[list[str]]:
     """Return each finding as its sentence and the details below it."""
-    try:
-        return [readable(sentence).split("\n") for sentence in findings_of(frames)]
-    except ValueError as error:
-        if str(error) not in notes:
-            notes.append(str(error))
-        return []
+    return [readable(sentence).split("\n") for sentence in findings_of(frames)]
 
 
-def _tables(frames: Frames) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def reason_of(error: Exception) -> str:
+    """Return why a part cannot be made, in one line: a ValueError's text says it, of others the class is a part of it."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def _tables(frames: Frames) -> dict[str, list[dict[str, Any]]]:
     """Return the report's tables as text, and what it has none of, with the reason."""
     shown, missing = [], []
     for entry in tables_of(frames):
         try:
             with entry.guarded("table"):
                 made, nothing = made_table(entry, frames), entry.nothing
+            if made is not None:
+                notes = [readable(note) for note in notes_of(entry, frames)]
+                about = {"name": entry.name, "title": readable(entry.title), "text": readable(entry.text), "notes": notes}
+                shown.append({**about, **_view_of(made[1])})
+            elif nothing and entry.has_place(frames):
+                missing.append({"title": readable(entry.title), "reason": readable(nothing)})
         except NothingToShow as error:
-            made, nothing = None, str(error)
+            missing.append({"title": readable(entry.title), "reason": readable(str(error))})
         except ValueError:  # of runs that cannot be averaged: `notes` has the reason
             continue
-        if made is not None:
-            notes = [readable(note) for note in notes_of(entry, frames)]
-            about = {"name": entry.name, "title": readable(entry.title), "text": readable(entry.text), "notes": notes}
-            shown.append({**about, **_view_of(made[1])})
-        elif nothing and entry.has_place(frames):
-            missing.append({"title": readable(entry.title), "reason": readable(nothing)})
-    return shown, missing
+        except Exception as error:  # a fault of one table hides no other one
+            missing.append({"title": readable(entry.title), "reason": reason_of(error)})
+    return {"tables": shown, "missing": missing}
 
 
 def _view(frame: pd.DataFrame) -> dict[str, Any] | None:

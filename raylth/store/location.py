@@ -82,8 +82,11 @@ class Location(ABC):
         """Raise OSError unless files can be written here; leaves nothing behind."""
 
     @abstractmethod
-    def names(self) -> list[str]:
-        """Return the names of a folder's files and folders but hidden ones, sorted; none when it is not there."""
+    def names(self, *, also_empty: bool = False) -> list[str]:
+        """Return the names of a folder's files and folders but hidden ones, sorted; none when it is not there.
+
+        With `also_empty` folders from which all was removed may be among them: S3 is then not asked for all that lies below.
+        """
 
     @abstractmethod
     def files(self) -> dict[str, int]:
@@ -152,7 +155,7 @@ class DiskLocation(Location):
             folder = folder.parent
         tempfile.TemporaryFile(dir=folder).close()
 
-    def names(self) -> list[str]:
+    def names(self, *, also_empty: bool = False) -> list[str]:
         try:
             return sorted(filter(_is_ours, os.listdir(self._path)))
         except (FileNotFoundError, NotADirectoryError):
@@ -242,15 +245,20 @@ class BucketLocation(Location):
         probe.write(b"")
         probe.remove()
 
-    def names(self) -> list[str]:
+    def names(self, *, also_empty: bool = False) -> list[str]:
+        if also_empty and self.system.type_name == "s3":  # others do not list folders; S3 keeps those that are empty by now
+            return sorted(filter(_is_ours, (info.base_name for info in self._list(recursive=False))))
         return sorted(filter(_is_ours, {path.partition("/")[0] for path in self.files()}))
 
     def files(self) -> dict[str, int]:
+        return {info.path[len(self.path) + 1 :]: info.size for info in self._list(recursive=True) if info.is_file}
+
+    def _list(self, *, recursive: bool) -> list[Any]:
         from pyarrow.fs import FileSelector
 
-        selector = FileSelector(self.path, recursive=True, allow_not_found=True)  # only S3 lists folders reliably
-        found = self._ask(lambda: self.system.get_file_info(selector))
-        return {info.path[len(self.path) + 1 :]: info.size for info in found if info.is_file}
+        selector = FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        found: list[Any] = self._ask(lambda: self.system.get_file_info(selector))
+        return found
 
     def remove(self) -> None:
         for path in [f"{self.path}/{name}" for name in self.files()] or [self.path]:

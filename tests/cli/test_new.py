@@ -1,6 +1,8 @@
 """`raylth new` and `raylth quickstart`: a sweep file of one's own, and the finding, from the package's files."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,44 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch, capsys):
     assert new.main(["mine"]) == 2
     assert capsys.readouterr().err == "mine.yaml is there already: choose another name, or remove it\n"
     assert Path("mine.yaml").read_text() == "precious"
+
+
+def test_a_schema_that_differs_is_left_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    schema = Path("raylth-schema.json")
+    schema.write_text("precious")
+    assert new.main(["mine"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("raylth-schema.json is there already with other content")
+    assert said.count("\n") == 1
+    assert schema.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == [schema.name]
+    schema.unlink()
+    for name in ("mine", "other"):
+        assert new.main([name]) == 0, "the same schema is no obstacle"
+    assert json.loads(schema.read_text())
+
+
+@pytest.mark.parametrize("which", ["raylth-schema.json", "mine.yaml"])
+def test_what_cannot_be_written_leaves_nothing_half_written(which, tmp_path, monkeypatch, capsys):
+    def full(path, data):
+        if path.name == which:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f".{path}.tmp")
+        path.write_bytes(data)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(new, "write_atomically", full)
+    assert new.main(["mine"]) == 2
+    assert capsys.readouterr().err == f"{which}: No space left on device\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_schemas_place_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("raylth-schema.json").mkdir()
+    assert new.main(["mine"]) == 2
+    assert capsys.readouterr().err == "raylth-schema.json: Is a directory\n"
+    assert not Path("mine.yaml").exists()
 
 
 def test_the_quickstart_is_the_packages_file(tmp_path, monkeypatch, capsys):

@@ -101,12 +101,46 @@ def test_two_drivers_of_one_run_lose_no_rows(tmp_path):
     assert set(frame["status"]) == {"done"}, "the later row of a stage counts"
 
 
+HARMED = {
+    "a-1": (b'{"sta', "not whole JSON"),
+    "b-2": (b"[]", "should be an object"),
+    "d-4": (b'{"state": "finished", "time": null}', "time should be a number, found null"),
+    "e-5": (b'{"state": "running", "time": 1.0, "stages": null}', "stages should be "),
+    "f-6": (b'{"state": "running", "time": 1.0, "process": {}}', "process should be "),
+    "g-7": (b'{"state": "finished"}', "has no time"),
+}
+
+
 def test_a_harmed_status_hides_no_other(tmp_path, capsys):
-    for name, content in (("a-1", b'{"sta'), ("b-2", b"[]")):
+    for name, (content, _) in HARMED.items():
         (locate(tmp_path) / "runs" / name / "status.json").write(content)
-    StatusFile(locate(tmp_path) / "runs" / "c-3").update(Graph([]), 0)
+    (tmp_path / "runs" / "h-8" / "status.json").mkdir(parents=True)
+    for alone in (True, False):
+        if not alone:
+            StatusFile(locate(tmp_path) / "runs" / "c-3").update(Graph([]), 0)
+        for words in ((), ("--json",)):
+            assert main([str(tmp_path), *words]) == (2 if alone else 0)
+            told = capsys.readouterr()
+            assert ("c-3" in told.out) is not alone
+            lines = told.err.splitlines()
+            for name, (_, text) in HARMED.items():
+                (line,) = [line for line in lines if line.startswith(f"{name}: ")]
+                assert line.startswith(f"{name}: cannot be read: {tmp_path}/runs/{name}/status.json: {text}")
+            assert lines[-1] == f"h-8: cannot be read: [Errno 21] Is a directory: '{tmp_path}/runs/h-8/status.json'"
+            assert len(lines) == len(HARMED) + 1
+    assert main([str(tmp_path / "runs" / "a-1")]) == 2
+    assert capsys.readouterr().err.startswith(f"a-1: cannot be read: {tmp_path}/runs/a-1/status.json: not whole JSON")
+
+
+def test_an_older_status_with_few_fields_is_shown(tmp_path, capsys):
+    (locate(tmp_path) / "runs/a-1/status.json").write(
+        b'{"state": "finished", "time": 1.0, "errors": [{"error": "no"}], "num_errors": 2}'
+    )
     assert main([str(tmp_path)]) == 0
-    assert "c-3: running" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert "a-1: finished, reported " in told.out
+    assert "and 1 more" in told.out
 
 
 def test_one_run_is_shown_alone(finished, tmp_path, capsys):

@@ -157,6 +157,23 @@ def test_a_run_that_is_not_there_is_named(store, capsys):
     assert capsys.readouterr().err == f"{store.root}: no run 'none' (there are {', '.join(sorted(names(store)))})\n"
 
 
+def test_what_is_no_run_is_neither_listed_nor_removed(store, capsys):
+    runs = store.root / "runs"
+    (runs / "afile.txt").write(b"precious")
+    (runs / "notes" / "readme.txt").write(b"precious")
+    (runs / names(store)[0] / "status.json").write(b'{"state": null}')
+    assert ask(store, "list", "--json") == 0
+    rows = {row["run"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert set(rows) == set(names(store))
+    assert rows[names(store)[0]]["state"] == "unreadable"
+    assert ask(store, "list") == 0
+    assert "afile.txt" not in capsys.readouterr().out
+    for stray in ("afile.txt", "notes"):
+        assert ask(store, "rm", stray, "--yes") == 2
+        assert capsys.readouterr().err.startswith(f"{store.root}: no run '{stray}' (there are ")
+    assert (runs / "afile.txt").read() == (runs / "notes" / "readme.txt").read() == b"precious"
+
+
 def test_an_empty_place_is_named(tmp_path, capsys):
     assert main(["list", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"{tmp_path}: no sweep has run here; expected {tmp_path}/runs/<run>\n"

@@ -17,12 +17,12 @@ uvicorn = pytest.importorskip("uvicorn")
 class Served:
     """A server of one store on loopback."""
 
-    def __init__(self, store):
+    def __init__(self, store, recent):
         from raylth.serve.app import make_app
         from raylth.serve.guard import new_token
 
         self.token = new_token()
-        self.app = make_app(store, self.token)
+        self.app = make_app(store, self.token, recent=recent)
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
@@ -43,8 +43,9 @@ class Served:
 
 
 @contextmanager
-def serving(store):
-    served = Served(store)
+def serving(store, recent=0.0):
+    """Serve a store; tests that write to it want to see it at once."""
+    served = Served(store, recent)
     served.thread.start()
     try:
         deadline = time.monotonic() + 60

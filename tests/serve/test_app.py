@@ -171,6 +171,51 @@ def test_the_command_serves_until_ctrl_c(store):
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("run", [STUDY, LIVE, BEGUN])
+@pytest.mark.parametrize("form", ["absolute", "slash", "relative", "here"])
+def test_a_run_is_served_with_its_store_and_opened(store, run, form, capsys, monkeypatch):
+    import uvicorn
+
+    from raylth.serve import app
+
+    folder, made = store.path / "runs" / run, []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    monkeypatch.setattr(app, "make_app", lambda place, token: made.append(place))
+    monkeypatch.chdir(folder if form == "here" else folder.parent)
+    words = {"absolute": str(folder), "slash": f"{folder}/", "relative": run, "here": "."}
+    assert main([words[form]]) == 0
+    assert re.fullmatch(rf"http://127\.0\.0\.1:\d+/runs/{run}\?token=[\w-]{{43}}\n", capsys.readouterr().out)
+    assert list(map(str, made)) == [str(store.absolute())]
+
+
+def test_a_run_in_a_bucket_is_opened(bucket_servers, capsys, monkeypatch):
+    import uvicorn
+
+    place = locate(bucket_servers["s3"].url("opened"))
+    stores.write_study(place)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    address, _, options = str(place).partition("?")
+    assert main([f"{address}/runs/{STUDY}?{options}"]) == 0
+    assert f"/runs/{STUDY}?token=" in capsys.readouterr().out
+    assert main([f"{address}?{options}"]) == 0
+    assert "/?token=" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_store_is_one_line(store, tmp_path, capsys, monkeypatch):
+    import uvicorn
+
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    (tmp_path / "photographs" / "one").mkdir(parents=True)
+    none = "no store here; expected a folder or a bucket that a sweep writes to (`storage` in its file)"
+    for folder in (tmp_path / "photographs", store.path / "runs" / STUDY / "manifest.json"):
+        assert main([str(folder)]) == 2
+        assert capsys.readouterr().err == f"{folder}: {none}\n"
+    assert main([str(store.path / "runs")]) == 2
+    assert capsys.readouterr().err == f"{store.path}/runs: the runs of a store: name the store itself, {store.absolute()}\n"
+    (tmp_path / "new").mkdir()
+    assert main([str(tmp_path / "new")]) == 0, "a sweep may begin there"
+
+
 def test_mistakes_are_one_line(tmp_path, store, capsys):
     assert main([str(tmp_path / "none")]) == 2
     assert "no store here; expected a folder" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What the page is given equals the Parquet, by an independent computation; runs with little to show are shown."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -211,3 +212,108 @@ def test_rows_that_cannot_be_averaged_are_a_note(tmp_path):
     assert "differ in a setting" in found["notes"][0]
     assert found["accuracy"] == {}
     assert len(found["lines"]["mean"]) == 40
+
+
+def broken(*_, **__):
+    raise AttributeError("'DataFrame' object has no\nattribute 'tolist'")
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy_points", "dense_points", "mean_effects", "contrast_cells", "line_points", "curve_points",
+             "findings_of", "lost_networks", "looks_of"]
+)  # fmt: skip
+def test_a_part_that_cannot_be_made_is_a_note_whatever_the_exception(store, monkeypatch, name):
+    from raylth.serve import data
+
+    monkeypatch.setattr(data, name, broken)
+    found = json.loads(json.dumps(run_data(store / "runs" / STUDY), allow_nan=False))
+    assert found["notes"] == ["AttributeError: 'DataFrame' object has no attribute 'tolist'"]
+    assert found["tables"], "the rest is shown"
+    assert curves_data(store / "runs" / STUDY).keys() == ({} if name == "curve_points" else dict.fromkeys(curve_ids())).keys()
+
+
+def curve_ids():
+    return [cell_id(width, sparsity, rewind) for width in stores.WIDTHS for sparsity in stores.SPARSITIES
+            for rewind in stores.REWINDS]  # fmt: skip
+
+
+def test_a_table_or_figure_that_cannot_be_made_hides_no_other(store, monkeypatch):
+    from raylth.report import contents
+    from raylth.serve import data, figures
+
+    harmed = [dataclasses.replace(entry, make=broken) if entry.name == "effects" else entry for entry in contents.TABLES]
+    monkeypatch.setattr(data, "tables_of", lambda frames: harmed)
+    found = run_data(store / "runs" / STUDY)
+    assert [table["name"] for table in found["tables"]] == ["accuracy", "difference", "recovered", "barriers", "lines"]
+    assert "AttributeError: 'DataFrame' object has no attribute 'tolist'" in [one["reason"] for one in found["missing"]]
+    harmed = [dataclasses.replace(entry, make=broken) if entry.name == "planes" else entry for entry in contents.FIGURES]
+    monkeypatch.setattr(figures, "figures_of", lambda frames: harmed)
+    shown = figures_data(store / "runs" / STUDY)
+    assert [figure["name"] for figure in shown["figures"]] == ["barrier_vs_width"]
+    assert any(one["reason"].startswith("AttributeError: ") for one in shown["missing"])
+
+
+def test_results_that_cannot_be_read_are_a_note_whatever_the_exception(tmp_path):
+    store = locate(tmp_path)
+    stores.write_study(store)
+    (store / "runs" / STUDY / "search.json").write(b'{"studies": null, "holdout": 0.1}')
+    (note,) = run_data(store / "runs" / STUDY)["notes"]
+    assert note.startswith("The results cannot be read: TypeError: ")
+
+
+@pytest.mark.parametrize("has_curves", [True, False])
+def test_a_run_whose_stages_all_failed_has_no_note(tmp_path, has_curves):
+    store = locate(tmp_path)
+    rows = [{**row, "status": "failed", "error": "RuntimeError: no", "test_accuracy": None}
+            for row in stores.study_rows(STUDY) if row["stage"] == "dense"]  # fmt: skip
+    run = store / "runs" / STUDY
+    for lost in (rows, []):
+        write_table(store, "results", STUDY, lost, stores.manifest_of(STUDY))
+        if has_curves:
+            write_table(store, "curves", STUDY, [], stores.manifest_of(STUDY))
+        stores.write_json(run / "manifest.json", stores.manifest_of(STUDY))
+        found = json.loads(json.dumps(run_data(run), allow_nan=False))
+        assert found["notes"] == []
+        assert found["curve_cells"]["id"] == []
+        assert curves_data(run) == {}
+        assert (found["lost"] is not None) is bool(lost)
+        assert figures_data(run)["figures"] == []
+
+
+ODD = {
+    "null-config": {"manifest.json": b'{"config": null}'},
+    "null-status": {"status.json": b'{"state": "running", "time": null}'},
+    "null-stages": {"status.json": b'{"state": "running", "time": 1.0, "stages": {"dense": null}}'},
+    "half": {"manifest.json": b'{"config": {"na'},
+    "endless": {"status.json": b'{"state": "running", "time": Infinity}'},
+}
+
+
+def test_one_odd_run_is_listed_and_hides_no_other(tmp_path):
+    store = locate(tmp_path)
+    stores.write_study(store)
+    for name, files in ODD.items():
+        for file, content in files.items():
+            (store / "runs" / name / file).write(content)
+    (tmp_path / "runs" / "folder" / "status.json").mkdir(parents=True)
+    found = {run["run"]: run for run in json.loads(json.dumps(sweeps_of(store), allow_nan=False))}
+    assert set(found) == {STUDY, "folder", *ODD}
+    assert found[STUDY]["state"] == "finished"
+    for name, files in ODD.items():
+        assert found[name]["state"] == "cannot be read"
+        assert found[name]["note"].startswith(f"{tmp_path}/runs/{name}/{next(iter(files))}: ")
+    assert found["folder"]["note"] == f"[Errno 21] Is a directory: '{tmp_path}/runs/folder/status.json'"
+    assert progress_of(store / "runs" / "half")["note"] == found["half"]["note"]
+
+
+def test_a_store_that_does_not_answer_is_no_odd_run(tmp_path, monkeypatch):
+    from raylth.serve import progress
+    from raylth.store import StorageUnreachable
+
+    def silent(run):
+        raise StorageUnreachable("s3://bucket: no answer")
+
+    stores.write_study(locate(tmp_path))
+    monkeypatch.setattr(progress, "load_status", silent)
+    with pytest.raises(StorageUnreachable):
+        sweeps_of(locate(tmp_path))

@@ -171,3 +171,31 @@ def test_a_path_is_a_path(tmp_path):
     assert isinstance(locate(tmp_path), DiskLocation)
     assert isinstance(locate("raylth-store"), DiskLocation)
     assert isinstance(locate("s3://bucket/x?region=us-east-1"), BucketLocation)
+
+
+def test_a_list_that_may_have_empty_folders_goes_no_deeper_on_s3(place):
+    root = locate(place)
+    for name in ("runs/a/b/c", "runs/a/d", "runs/e/f", "runs/g", "runs/.hidden/h", "runs/i.tmp"):
+        (root / name).write(b"")
+    selected = []
+
+    class Watched:
+        def __init__(self, system):
+            self.system = system
+
+        def __getattr__(self, name):
+            return getattr(self.system, name)
+
+        def get_file_info(self, selector):
+            selected.append(selector.recursive)
+            return self.system.get_file_info(selector)
+
+    runs = root / "runs"
+    if hasattr(runs, "system"):
+        runs.system = Watched(runs.system)
+    assert runs.names(also_empty=True) == ["a", "e", "g"]
+    assert (root / "none").names(also_empty=True) == []
+    assert selected == {"s3": [False], "gcs": [True]}.get(getattr(getattr(runs, "system", None), "type_name", ""), [])
+    (root / "runs" / "e").remove()
+    assert runs.names() == ["a", "g"]
+    assert {"a", "g"} <= set(runs.names(also_empty=True)) <= {"a", "e", "g"}

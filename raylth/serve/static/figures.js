@@ -258,7 +258,10 @@ function banded(look, rows, x, low, high, text) {
 function drawCurves(picked) {
   const cells = rowsOf(data.curve_cells);
   byId("section-curves").hidden = cells.length === 0;
-  if (!cells.length) return;
+  if (!cells.length) {
+    followCurves(null);
+    return;
+  }
   const text = (cell) => (is(cell.sparsity) ? `width ${cell.width}, sparsity ${cell.sparsity}, k = ${cell.rewind_epoch}`
     : `dense, width ${cell.width}`);
   const id = drawSelect("cell", cells.map((cell) => [cell.id, text(cell)]), cells.at(-1).id);
@@ -280,11 +283,14 @@ function drawCurves(picked) {
   ], curvePoints.filter((row) => looks.some((look) => look.label === row.label)));
 }
 
-/** Ask for the curves of a cell from now on, instead of those of another one. */
+/** Ask for the curves of a cell from now on, instead of those of another one, which are gone at once; null: of none. */
 function followCurves(id) {
-  const url = `${encodeURIComponent(byId("progress").dataset.run)}/curves/${encodeURIComponent(id)}.json`;
+  const url = id === null ? null : `${encodeURIComponent(byId("progress").dataset.run)}/curves/${encodeURIComponent(id)}.json`;
   if (curves?.url === url) return;
   if (curves) sources.splice(sources.indexOf(curves), 1);
+  curvePoints = [];
+  curves = null;
+  if (url === null) return;
   curves = new Source(url, (columns) => {
     curvePoints = rowsOf(columns);
     drawCurves(chosen());

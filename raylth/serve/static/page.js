@@ -2,7 +2,8 @@
 // Reads the server's JSON every few seconds, shows progress and tables, and keeps the reader's choices in the address's hash.
 
 const EVERY = 5000; // milliseconds between two looks at what is shown
-const BAD = ["failed", "lost", "diverged"];
+const UNREADABLE = "cannot be read"; // the state of a run with a harmed file; its note says which
+const BAD = ["failed", "lost", "diverged", UNREADABLE];
 
 const byId = (id) => document.getElementById(id);
 
@@ -33,14 +34,29 @@ class Source {
     this.tag = null;
   }
 
+  /** Ask the server and show what it has; what was asked for before another source took this one's place is not shown. */
   async read() {
     const headers = this.tag === null ? {} : { "If-None-Match": this.tag };
-    const response = await fetch(this.url, { cache: "no-store", headers });
-    if (response.status === 304) return;
-    if (!response.ok) throw new Error((await response.text()).trim());
-    const found = await response.json();
-    this.tag = response.headers.get("ETag");
-    this.use(found);
+    const [response, text] = await answerTo(this.url, { cache: "no-store", headers });
+    if (!sources.includes(this) || response.status === 304) return;
+    if (!response.ok) throw new Error(text.trim());
+    try {
+      this.use(JSON.parse(text));
+    } catch (error) {
+      console.warn(error);
+      throw new Error(`this page cannot show ${this.url} (${error.name}: ${error.message})`);
+    }
+    this.tag = response.headers.get("ETag"); // only now: what could not be shown is asked for again
+  }
+}
+
+/** Return a response and its text; an Error that says so where the server does not answer. */
+async function answerTo(url, options) {
+  try {
+    const response = await fetch(url, options);
+    return [response, await response.text()];
+  } catch {
+    throw new Error("the server does not answer");
   }
 }
 
@@ -61,10 +77,10 @@ async function follow() {
       let problem = "";
       for (const source of [...sources]) {
         try {
-          await source.read();
+          if (sources.includes(source)) await source.read();
         } catch (error) {
-          const silent = error instanceof TypeError ? "the server does not answer" : error.message;
-          problem = `${silent}. Shown is what was read last; it is asked for again.`;
+          if (!sources.includes(source)) continue;
+          problem = `${error.message}. Shown is what was read last; it is asked for again.`;
         }
       }
       byId("alert").hidden = !problem;
@@ -99,11 +115,14 @@ const choice = {
 };
 
 function stateOf(run) {
+  if (run.state === UNREADABLE) return [make("strong", { text: run.state, class: "bad" }), `: ${run.note}`];
   const parts = [`${run.done.toLocaleString("en")} of ${run.total.toLocaleString("en")} stages are done`];
   if (run.left) parts.push(`about ${run.left} left`);
   if (run.num_failures) parts.push(`${run.num_failures} failed or diverged`);
   return [make("strong", { text: run.state, class: BAD.includes(run.state) ? "bad" : null }), `: ${parts.join(", ")}`];
 }
+
+const noteOf = (run) => (run.state === UNREADABLE ? "" : run.note);
 
 function reported(run) {
   if (!run.reported) return "";
@@ -117,7 +136,7 @@ function showSweeps(runs) {
       make("a", { href: `runs/${encodeURIComponent(run.run)}`, text: run.run }),
       make("p", {}, ...stateOf(run)),
       make("progress", { max: run.total || 1, value: run.done, "aria-label": `Stages of ${run.run} that are done` }),
-      make("p", { class: "soft", text: [reported(run), run.note].filter(Boolean).join("; ") })));
+      make("p", { class: "soft", text: [reported(run), noteOf(run)].filter(Boolean).join("; ") })));
   const focused = document.activeElement.getAttribute?.("href");
   byId("sweeps").replaceChildren(...rows);
   if (focused) byId("sweeps").querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
@@ -132,7 +151,7 @@ function showProgress(run) {
   const pace = [run.speed, run.elapsed && `elapsed ${run.elapsed}`, run.used && `used so far: ${run.used}`];
   if (run.ended_workers) pace.push(`workers that ended: ${run.ended_workers}`);
   byId("pace").textContent = [...pace, reported(run)].filter(Boolean).join("; ");
-  byId("note").textContent = run.note;
+  byId("note").textContent = noteOf(run);
   const headings = run.stages.length ? Object.keys(run.stages[0]) : [];
   const rows = run.stages.map((stage) => headings.map((name) => String(stage[name])));
   byId("stages").replaceChildren(tableOf({ headings, are_numbers: headings.map((_, column) => column > 0), rows }));
