@@ -239,8 +239,8 @@ def test_a_check_tries_the_loader_that_is_named(converted, monkeypatch, capsys, 
     monkeypatch.chdir(tmp_path)
     data = {"name": "imagenet", "root": str(converted), "num_train": NUM_TRAIN, "num_test": NUM_VAL, "resolution": 32}
     settings = {
-        "data": {**data, "loader": "torchcodec"}, "model": {"name": "resnet50", "widths": [0.125]}, "dense": {"batch_size": 8},
-        "sparse": {"arms": ["naive"], "batch_size": 8}, "connect": None, "match": {"samples": 16},
+        "data": {**data, "loader": "torchcodec"}, "model": {"name": "resnet50", "widths": [0.125]},
+        "dense": {"batch_size": 8}, "sparse": {"arms": ["naive"], "batch_size": 8}, "connect": None, "match": {"samples": 16},
     }  # fmt: skip
     sweep = tiny_sweep(**settings)
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(sweep.model_dump(mode="json", exclude_defaults=True)))
