@@ -4,6 +4,7 @@ import io
 import re
 
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
