@@ -21,7 +21,7 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(MAKE) --no-print-directory -j 2 lint ffcv-if-possible
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/faults --ignore tests/clouds/test_local.py --ignore tests/clouds/test_slurm.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults --ignore tests/clouds/test_local.py --ignore tests/clouds/test_slurm.py
 
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 tests/faults
