@@ -144,8 +144,8 @@ def _parts(name: str, status: dict[str, Any]) -> Iterator[RenderableType]:
     errors = status.get("errors", [])
     for entry in errors:
         blocks = f"; blocks {entry['blocks']}" if entry.get("blocks") else ""
-        said = ": ".join(str(entry.get(name, "")) for name in ("state", "stage", "error"))
-        yield Text(f"{said}{blocks}", style="red")
+        text = ": ".join(str(entry.get(name, "")) for name in ("state", "stage", "error"))
+        yield Text(f"{text}{blocks}", style="red")
     if (more := status.get("num_errors", 0) - len(errors)) > 0:
         yield Text(f"and {more} more")
     if state == "lost":

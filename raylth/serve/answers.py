@@ -88,7 +88,7 @@ class Kept:
 
 
 class Recent(Kept):
-    """What was read of the store last, by name: read once in so many seconds, whoever asks how often."""
+    """What was read of the store last, by name: read at most once in so many seconds, for all readers."""
 
     def __init__(self, seconds: float, most: int = 1000) -> None:
         super().__init__(most)

@@ -97,7 +97,7 @@ class Pages:
 
 
 def make_app(store: Location, token: str, *, recent: float = RECENT) -> Guard:
-    """Return the application that serves a store, read-only, to whoever has the token.
+    """Return the application that serves a store, read-only, to readers who have the token.
 
     All readers together have the store read once in `recent` seconds.
     """

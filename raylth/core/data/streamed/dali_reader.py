@@ -71,7 +71,7 @@ class DaliImages:
             (images,) = pipeline.run(**inputs)  # waits until they are there
             found = from_dlpack(images.as_tensor()).clone()  # DALI writes its next batch there
             if found.is_cuda:
-                torch.cuda.current_stream(found.device).synchronize()  # whoever takes it has another stream
+                torch.cuda.current_stream(found.device).synchronize()  # the consumer runs on another stream
             self.pipeline = pipeline
         return found
 

@@ -13,4 +13,4 @@ class PilImages(ThreadedImages):
 
     def pixels(self, index: int) -> Tensor:
         """Return a sample's pixels (H, W, 3) uint8; DataError when it cannot be decoded."""
-        return torch.from_numpy(self.beton.image(index).copy())  # torch wants memory that can be written
+        return torch.from_numpy(self.beton.image(index).copy())  # torch needs writable memory
